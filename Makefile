@@ -1,0 +1,49 @@
+# Each target prepares .venv by itself, with nothing but Python and pip.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test soak lint bench lock
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/.installed ## Prepare .venv: the locked packages and the wattline command
+
+demo: .venv/.installed ## Start a database, the service and a simulated fleet, until Ctrl-C
+	$(BIN)/wattline demo
+
+test: .venv/.installed ## Run the tests, on every engine that this machine has
+	$(BIN)/pytest
+
+# Soak tests and benchmarks load millions of readings: they may take longer than the limit in pyproject.toml.
+soak: .venv/.installed ## Run the long proofs: kill rounds, large imports
+	$(BIN)/pytest -m soak --timeout 3600
+
+bench: .venv/.installed ## Run the benchmarks
+	$(BIN)/pytest tests/benchmarks --benchmark-only --timeout 3600
+
+lint: .venv/.installed ## Check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# --universal: one lock for every Python, system and processor that pyproject.toml allows.
+UV_COMPILE = .venv/lock/bin/uv pip compile pyproject.toml --group build --universal --python-version 3.11 \
+	--generate-hashes --no-header --annotation-style line --quiet
+
+lock: ## Resolve requirements/*.txt again (make lock UPGRADE=--upgrade takes newer versions)
+	$(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/pip install --quiet uv==0.13.8
+	$(UV_COMPILE) $(UPGRADE) --output-file requirements/runtime.txt
+	$(UV_COMPILE) $(UPGRADE) --group dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
+
+# The stamp is written last, so an installation that broke off is taken up again.
+.venv/.installed: pyproject.toml requirements/runtime.txt requirements/dev.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Wattline needs Python 3.11 or newer; there is no $(PYTHON) here. Another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Wattline needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) lacks its venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,61 @@
+"""What a pairing says about a vehicle's efficiency: the ratio, the verdict on it, and the sentence of an alert."""
+
+from enum import StrEnum
+
+from app.analytics.pairing import Pairing
+
+ENOUGH_AC_MILLIWH = 500_000
+POSSIBLE_RATIO = 1.02
+"""Above it, measuring errors no longer explain a ratio: one of the two devices is wrong."""
+
+
+class Status(StrEnum):
+    """The verdict on an efficiency. The first that fits, in this order, is the vehicle's."""
+
+    NO_METER = "no_meter"
+    INSUFFICIENT_DATA = "insufficient_data"
+    IMPOSSIBLE = "impossible"
+    LOW_EFFICIENCY = "low_efficiency"
+    OK = "ok"
+
+
+def efficiency_ratio(pairing: Pairing) -> float | None:
+    """The share of the paired AC energy that reached the battery; never clamped, None when there is no AC energy."""
+    if pairing.paired_ac_milliwh == 0:
+        return None
+    return pairing.paired_dc_milliwh / pairing.paired_ac_milliwh
+
+
+def judge(pairing: Pairing, *, low_efficiency: float) -> tuple[Status, str | None]:
+    """The status, with an alert sentence for the two that call for one. Ratios below `low_efficiency` are low."""
+    # Python divides integers to the nearest float, so a ratio of exactly 85/100 is the very float that 0.85 is:
+    # comparing floats is exact at the limits.
+    ratio = efficiency_ratio(pairing)
+    if not pairing.has_meter:
+        return Status.NO_METER, None
+    if ratio is None or pairing.paired_ac_milliwh < ENOUGH_AC_MILLIWH or 2 * pairing.paired < pairing.minutes:
+        return Status.INSUFFICIENT_DATA, None
+    if ratio > POSSIBLE_RATIO:
+        return Status.IMPOSSIBLE, _impossible_sentence(pairing)
+    if ratio < low_efficiency:
+        return Status.LOW_EFFICIENCY, _low_sentence(pairing, low_efficiency)
+    return Status.OK, None
+
+
+# The percentages are rounded away from the limit, so that no sentence says "85.0 % is below 85 %".
+
+
+def _impossible_sentence(pairing: Pairing) -> str:
+    ac, dc = pairing.paired_ac_milliwh, pairing.paired_dc_milliwh
+    percent, limit = -(-1000 * dc // ac) / 10, 100 * POSSIBLE_RATIO
+    return f"Efficiency {percent:.1f} % is above {limit:g} %: {_kwh(dc)} DC cannot come from {_kwh(ac)} AC"
+
+
+def _low_sentence(pairing: Pairing, low_efficiency: float) -> str:
+    ac, dc = pairing.paired_ac_milliwh, pairing.paired_dc_milliwh
+    percent, limit = 1000 * dc // ac / 10, 100 * low_efficiency
+    return f"Efficiency {percent:.1f} % is below {limit:g} %: {_kwh(ac - dc)} of {_kwh(ac)} AC lost"
+
+
+def _kwh(milliwh: int) -> str:
+    return f"{milliwh / 1_000_000:.2f} kWh"

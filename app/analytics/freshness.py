@@ -1,0 +1,71 @@
+"""How fresh the answers are."""
+
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.tables import aggregate_freshness, meter, meter_state, vehicle, vehicle_state
+
+# Ten intervals of about a minute without a reading: the device is silent.
+REPORTING_MINUTES = 10
+
+
+class Aggregate(msgspec.Struct, frozen=True, rename="camel"):
+    """How far an aggregate is materialised; what is newer is computed from the level below when asked."""
+
+    name: str
+    materialized_through: datetime | None
+    lag_seconds: float | None
+
+
+class Freshness(msgspec.Struct, frozen=True, rename="camel"):
+    """Every reading committed before `as_of` is in every answer; null when no refresh has succeeded yet."""
+
+    as_of: datetime | None
+    aggregates: list[Aggregate]
+    devices_reporting: int
+    devices_expected: int
+
+
+async def as_of(connection: AsyncConnection, *aggregates: str) -> datetime | None:
+    """Every reading committed before it is in those aggregates, for a statement that starts later.
+
+    None when one of them was never refreshed. To be asked before the data.
+    """
+    freshness = aggregate_freshness()
+    rows = await connection.scalars(select(freshness.c.as_of).where(freshness.c.name.in_(aggregates)))
+    instants = rows.all()
+    return None if None in instants else min(instants, default=None)
+
+
+async def fetch_freshness(connection: AsyncConnection) -> Freshness:
+    """Freshness of all aggregates, and how many devices report."""
+    freshness = aggregate_freshness()
+    statement = select(
+        freshness.c.name,
+        freshness.c.materialized_through,
+        freshness.c.as_of,
+        func.extract("epoch", func.now() - freshness.c.materialized_through),
+    ).order_by(freshness.c.name)
+    rows = (await connection.execute(statement)).all()
+    reporting, expected = (await connection.execute(_DEVICES)).one()
+    instants = [instant for _, _, instant, _ in rows]
+    return Freshness(
+        None if None in instants else min(instants),
+        [Aggregate(name, through, None if lag is None else float(lag)) for name, through, _, lag in rows],
+        reporting,
+        expected,
+    )
+
+
+_recent = func.now() - text(f"INTERVAL '{REPORTING_MINUTES} minutes'")
+
+
+_DEVICES = select(
+    select(func.count()).select_from(meter_state).where(meter_state.c.ts > _recent).scalar_subquery()
+    + select(func.count()).select_from(vehicle_state).where(vehicle_state.c.ts > _recent).scalar_subquery(),
+    select(func.count()).select_from(meter).scalar_subquery()
+    + select(func.count()).select_from(vehicle).scalar_subquery(),
+)

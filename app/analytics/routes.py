@@ -1,0 +1,56 @@
+"""Answers over HTTP."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from litestar import get
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import Parameter
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.analytics.freshness import Freshness, fetch_freshness
+from app.analytics.performance import Performance, fetch_performance
+from app.analytics.window import window_of
+from app.database import translated_errors
+from app.errors import Problem
+from app.settings import Settings
+
+
+@get(
+    "/v1/analytics/performance/{vehicle_id:str}",
+    responses={
+        404: ResponseSpec(
+            Problem,
+            description="No readings in the window, or an unknown vehicle.",
+            generate_examples=False,
+            media_type="application/problem+json",
+        )
+    },
+)
+async def get_performance(
+    vehicle_id: str,
+    pool: AsyncEngine,
+    settings: Settings,
+    start: Annotated[datetime | None, Parameter(query="from", description="Start of the window.")] = None,
+    end: Annotated[datetime | None, Parameter(query="to", description="Its end; 5 minutes from now if not given.")] = None,
+    hours: Annotated[int | None, Parameter(description="Its length instead of `from`, 1 to 2160; 24 if not given.")] = None,
+) -> Performance:
+    """How much of the AC energy reached the vehicle's battery, with the evidence for it."""
+    window = window_of(start, end, hours, now=datetime.now(UTC))
+    with translated_errors():
+        async with pool.connect() as connection:
+            return await fetch_performance(
+                connection,
+                vehicle_id,
+                window,
+                gap_minutes=settings.pairing_gap_minutes,
+                low_efficiency=settings.low_efficiency,
+            )
+
+
+@get("/v1/analytics/freshness")
+async def get_freshness(pool: AsyncEngine) -> Freshness:
+    """How fresh the answers are, and how many of the devices report."""
+    with translated_errors():
+        async with pool.connect() as connection:
+            return await fetch_freshness(connection)

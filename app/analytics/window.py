@@ -1,0 +1,55 @@
+"""The time window of a question."""
+
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from app.errors import InvalidTimeRange
+
+# Devices' clocks may be that far ahead, and their readings are taken.
+AHEAD = timedelta(minutes=5)
+MAX_HOURS = 2160
+_MINUTE = timedelta(minutes=1)
+
+
+class Window(NamedTuple):
+    """[start, end), as asked for."""
+
+    start: datetime
+    end: datetime
+
+    @property
+    def hours(self) -> float:
+        """Its length."""
+        return (self.end - self.start) / timedelta(hours=1)
+
+    @property
+    def first_minute(self) -> datetime:
+        """The start of the minute that `start` lies in."""
+        return self.start.replace(second=0, microsecond=0)
+
+    @property
+    def end_minute(self) -> datetime:
+        """The start of the first minute that is not touched."""
+        floor = self.end.replace(second=0, microsecond=0)
+        return floor if floor == self.end else floor + _MINUTE
+
+
+def window_of(start: datetime | None, end: datetime | None, hours: int | None, *, now: datetime) -> Window:
+    """The window from `start`, or `hours` (24) long, to `end`, or 5 minutes from now.
+
+    Raises InvalidTimeRange when it is empty, longer than 2160 hours, has both `start` and `hours`, or a time has no zone.
+    """
+    if start is not None and hours is not None:
+        raise InvalidTimeRange("Give either `from` or `hours`.")
+    if any(instant is not None and instant.tzinfo is None for instant in (start, end)):
+        raise InvalidTimeRange("`from` and `to` need a time zone.")
+    if hours is not None and not 1 <= hours <= MAX_HOURS:
+        raise InvalidTimeRange(f"`hours` must lie between 1 and {MAX_HOURS}.")
+    try:
+        end = now + AHEAD if end is None else end.astimezone(UTC)
+        start = end - timedelta(hours=hours or 24) if start is None else start.astimezone(UTC)
+    except OverflowError:
+        raise InvalidTimeRange("`from` or `to` lies outside of what can be counted.") from None
+    if not timedelta(0) < end - start <= timedelta(hours=MAX_HOURS):
+        raise InvalidTimeRange(f"`to` must lie after `from`, by at most {MAX_HOURS} hours.")
+    return Window(start, end)

@@ -1,0 +1,95 @@
+"""Connections to the database, and the one place where the driver's errors become Wattline's."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, cast
+
+import psycopg
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from app.errors import MappingOverlap, StoreBusy, StoreUnavailable
+
+# Worth another try with the same data: the transaction lost against another one.
+TRANSIENT = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable)
+
+RETRY_AFTER = {"Retry-After": "1"}
+
+_CONNECT_TIMEOUT_S = 5
+
+
+async def connect(url: str) -> psycopg.AsyncConnection:
+    """A connection of its own for the writer or a loop. Statements are never prepared, so that pooling proxies work."""
+    return await psycopg.AsyncConnection.connect(
+        url, autocommit=True, prepare_threshold=None, connect_timeout=_CONNECT_TIMEOUT_S, application_name="wattline"
+    )
+
+
+def create_pool(url: str, max_size: int) -> AsyncEngine:
+    """The pool behind all answers.
+
+    Statements are not prepared: a generic plan would no longer exclude chunks and partitions.
+    """
+
+    async def creator() -> psycopg.AsyncConnection:
+        return await psycopg.AsyncConnection.connect(
+            url, prepare_threshold=None, connect_timeout=_CONNECT_TIMEOUT_S, application_name="wattline"
+        )
+
+    # A ping costs 0.1 ms and finds the connections that a restart of the database has broken.
+    return create_async_engine(
+        "postgresql+psycopg://",
+        isolation_level="AUTOCOMMIT",
+        async_creator=creator,
+        pool_size=max_size,
+        max_overflow=0,
+        pool_timeout=_CONNECT_TIMEOUT_S,
+        pool_pre_ping=True,
+    )
+
+
+@asynccontextmanager
+async def driver_connection(pool: AsyncEngine) -> AsyncIterator[psycopg.AsyncConnection]:
+    """A connection of the pool as psycopg's own, for what is more than a SELECT."""
+    async with pool.connect() as connection:
+        raw = await connection.get_raw_connection()
+        yield cast("psycopg.AsyncConnection[tuple[Any, ...]]", raw.driver_connection)
+
+
+def create_sync_engine(url: str) -> Engine:
+    """For commands: migrations, policies."""
+    return create_engine(
+        "postgresql+psycopg://",
+        creator=lambda: psycopg.connect(
+            url, prepare_threshold=None, connect_timeout=_CONNECT_TIMEOUT_S, application_name="wattline"
+        ),
+    )
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Raises what the driver raised inside as one of ours; what has no translation is a bug and passes."""
+    try:
+        yield
+    except Exception as error:
+        ours = translated(error)
+        if ours is error:
+            raise
+        raise ours from error
+
+
+def translated(error: BaseException) -> BaseException:
+    """Our error for one of the driver's, else the error itself."""
+    match error.orig if isinstance(error, DBAPIError) else error:
+        case psycopg.errors.ExclusionViolation():
+            return MappingOverlap()
+        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedFunction():
+            return StoreUnavailable("The database is not migrated: run `wattline migrate`.", headers=RETRY_AFTER)
+        case psycopg.OperationalError() | psycopg.InterfaceError():
+            return StoreUnavailable(headers=RETRY_AFTER)
+        case PoolTimeout():
+            return StoreBusy("All database connections are in use.", headers=RETRY_AFTER)
+        case _:
+            return error

@@ -1,0 +1,153 @@
+"""The error tree: what can go wrong, under which code and status, and the public sentence for it.
+
+    WattlineError
+      SetupError            a command cannot run: one line for the operator, exit status 1
+      ServiceError          a request cannot be served: one problem document (RFC 9457)
+        MalformedBody, EmptyBatch, InvalidTimeRange, InvalidParameter          400
+        NotFound, NoChargingData                                               404
+        MethodNotAllowed                                                       405
+        MappingOverlap                                                         409
+        BodyTooLarge, BatchTooLarge                                            413
+        UnsupportedMediaType                                                   415
+        AllRejected                                                            422
+        InternalError                                                          500
+        StoreBusy, StoreUnavailable                                            503
+
+A class's docstring is its public sentence; `detail` says what was wrong this time.
+Duplicates, late readings and single bad readings are no errors: the receipt counts them.
+"""
+
+from typing import Any, ClassVar
+
+import msgspec
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A problem document (RFC 9457). `code` is stable, `title` its sentence, `detail` what was wrong this time."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+
+
+class WattlineError(Exception):
+    """Everything that Wattline raises on purpose."""
+
+
+class SetupError(WattlineError):
+    """A command cannot run. The message is the one line that the operator reads: what is wrong and what to do."""
+
+
+class ServiceError(WattlineError):
+    """A request cannot be served."""
+
+    code: ClassVar[str]
+    status: ClassVar[int]
+
+    def __init__(self, detail: str | None = None, *, headers: dict[str, str] | None = None, **members: Any) -> None:
+        super().__init__(detail or self.title())
+        self.detail = detail or self.title()
+        self.headers = headers or {}
+        self.members = members
+
+    @classmethod
+    def title(cls) -> str:
+        """The class's public sentence."""
+        return (cls.__doc__ or "").strip()
+
+    def problem(self) -> dict[str, Any]:
+        """The members of the problem document, with those that this error adds."""
+        document = Problem(f"urn:wattline:problem:{self.code}", self.title(), self.status, self.code, self.detail)
+        return msgspec.to_builtins(document) | self.members
+
+
+class MalformedBody(ServiceError):
+    """The body cannot be decoded."""
+
+    code, status = "malformed_body", 400
+
+
+class EmptyBatch(ServiceError):
+    """The batch holds no reading."""
+
+    code, status = "empty_batch", 400
+
+
+class InvalidTimeRange(ServiceError):
+    """The time range is not valid."""
+
+    code, status = "invalid_time_range", 400
+
+
+class InvalidParameter(ServiceError):
+    """A parameter or member of the request is not valid."""
+
+    code, status = "invalid_parameter", 400
+
+
+class NotFound(ServiceError):
+    """There is nothing at this path."""
+
+    code, status = "not_found", 404
+
+
+class NoChargingData(ServiceError):
+    """No charging data found in the window."""
+
+    code, status = "no_charging_data", 404
+
+
+class MethodNotAllowed(ServiceError):
+    """The path does not take this method."""
+
+    code, status = "method_not_allowed", 405
+
+
+class MappingOverlap(ServiceError):
+    """The vehicle is already mapped to a meter in a part of that time."""
+
+    code, status = "mapping_overlap", 409
+
+
+class BodyTooLarge(ServiceError):
+    """The decoded body is larger than 16 MiB."""
+
+    code, status = "body_too_large", 413
+
+
+class BatchTooLarge(ServiceError):
+    """The batch holds more than 50,000 readings."""
+
+    code, status = "batch_too_large", 413
+
+
+class UnsupportedMediaType(ServiceError):
+    """The content type or content encoding is not supported."""
+
+    code, status = "unsupported_media_type", 415
+
+
+class AllRejected(ServiceError):
+    """Every reading of the batch was rejected."""
+
+    code, status = "all_rejected", 422
+
+
+class InternalError(ServiceError):
+    """Something went wrong in the service; the log names the request id."""
+
+    code, status = "internal_error", 500
+
+
+class StoreBusy(ServiceError):
+    """More readings are waiting than the service holds; send the batch again."""
+
+    code, status = "store_busy", 503
+
+
+class StoreUnavailable(ServiceError):
+    """The database cannot be reached; send the batch again."""
+
+    code, status = "store_unavailable", 503

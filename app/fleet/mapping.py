@@ -1,0 +1,84 @@
+"""Which vehicle charges at which meter, and since when: for vehicles whose readings do not name their meter."""
+
+from datetime import datetime
+
+import msgspec
+import psycopg
+from psycopg.rows import class_row
+
+from app.errors import InvalidTimeRange
+from app.fleet.registry import register
+from app.telemetry.reading import Stream
+
+
+class Mapping(msgspec.Struct, frozen=True, rename="camel"):
+    """A vehicle charges at a meter from `valid_from` until before `valid_to`; null is without limit."""
+
+    vehicle_id: str
+    meter_id: str
+    valid_from: datetime | None
+    valid_to: datetime | None
+
+
+# Both statements are read as Mapping, by column name.
+_HISTORY = """
+    SELECT vehicle.external_id AS vehicle_id, meter.external_id AS meter_id,
+           lower(valid) AS valid_from, upper(valid) AS valid_to
+    FROM vehicle_meter
+    JOIN vehicle ON vehicle.id = vehicle_meter.vehicle_id
+    JOIN meter ON meter.id = vehicle_meter.meter_id
+    WHERE vehicle.external_id = %s
+    ORDER BY valid
+"""
+
+
+async def mapping_history(connection: psycopg.AsyncConnection, vehicle_id: str) -> list[Mapping]:
+    """All mappings of the vehicle, oldest first; empty for a vehicle that is not known."""
+    cursor = connection.cursor(row_factory=class_row(Mapping))
+    return await (await cursor.execute(_HISTORY, [vehicle_id])).fetchall()
+
+
+async def map_vehicle(connection: psycopg.AsyncConnection, wanted: Mapping) -> Mapping:
+    """Maps the vehicle, registers both devices, ends the vehicle's open mapping; returns the stored mapping.
+
+    Without `valid_from`, a vehicle's first mapping holds from the beginning of time and a later one from now. What the
+    open mapping says already changes nothing. Raises InvalidTimeRange, and MappingOverlap for any other overlap.
+    """
+    vehicle = (await register(connection, Stream.VEHICLE, [wanted.vehicle_id]))[wanted.vehicle_id]
+    meter = (await register(connection, Stream.METER, [wanted.meter_id]))[wanted.meter_id]
+    async with connection.transaction():
+        # One change of a vehicle's mapping at a time.
+        await connection.execute("SELECT FROM vehicle WHERE id = %s FOR UPDATE", [vehicle])
+        history = await mapping_history(connection, wanted.vehicle_id)
+        now = await _now(connection)
+        valid_from = wanted.valid_from or (now if history else None)
+        if wanted.valid_to is not None and valid_from is not None and wanted.valid_to <= valid_from:
+            raise InvalidTimeRange("validTo must lie after validFrom, which is now where it is not given.")
+
+        still_open = next((mapping for mapping in history if mapping.valid_to is None), None)
+        if still_open is not None and _covers(still_open, wanted, valid_from):
+            return still_open
+        # Only an open mapping that began earlier can end there; any other overlap meets the exclusion constraint.
+        await connection.execute(
+            """
+            UPDATE vehicle_meter SET valid = tstzrange(lower(valid), %(start)s)
+            WHERE vehicle_id = %(vehicle)s AND upper_inf(valid) AND (lower_inf(valid) OR lower(valid) < %(start)s)
+            """,
+            {"vehicle": vehicle, "start": valid_from},
+        )
+        await connection.execute(
+            "INSERT INTO vehicle_meter (vehicle_id, meter_id, valid) VALUES (%s, %s, tstzrange(%s, %s))",
+            [vehicle, meter, valid_from, wanted.valid_to],
+        )
+    return Mapping(wanted.vehicle_id, wanted.meter_id, valid_from, wanted.valid_to)
+
+
+def _covers(still_open: Mapping, wanted: Mapping, valid_from: datetime | None) -> bool:
+    same = still_open.meter_id == wanted.meter_id and wanted.valid_to is None
+    return same and (still_open.valid_from is None or (valid_from is not None and still_open.valid_from <= valid_from))
+
+
+async def _now(connection: psycopg.AsyncConnection) -> datetime:
+    row = await (await connection.execute("SELECT now()")).fetchone()
+    assert row is not None
+    return row[0]  # type: ignore[no-any-return]

@@ -1,0 +1,64 @@
+"""The latest state of every device."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import Select, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.tables import meter, meter_state, vehicle, vehicle_state
+
+
+class MeterState(msgspec.Struct, frozen=True, rename="camel"):
+    """A meter's latest reading: energy since the one before in kWh, voltage in V."""
+
+    meter_id: str
+    kwh_consumed_ac: float
+    voltage: float | None
+    last_updated: datetime
+
+
+class VehicleState(msgspec.Struct, frozen=True, rename="camel"):
+    """A vehicle's latest reading: state of charge in percent, energy since the one before in kWh, temperature in °C."""
+
+    vehicle_id: str
+    soc: float | None
+    kwh_delivered_dc: float
+    battery_temp: float | None
+    last_updated: datetime
+
+
+async def meter_states(connection: AsyncConnection, *, limit: int | None, after: str | None) -> list[MeterState]:
+    """Meters that have reported, by id: all, or at most `limit` of those that follow the id `after`."""
+    statement = select(
+        meter.c.external_id, meter_state.c.ac_milliwh, meter_state.c.voltage_centiv, meter_state.c.ts
+    ).join_from(meter_state, meter)
+    rows = await connection.execute(_page(statement, meter.c.external_id, limit, after))
+    return [MeterState(name, energy / 1_000_000, _hundredth(voltage), ts) for name, energy, voltage, ts in rows]
+
+
+async def vehicle_states(connection: AsyncConnection, *, limit: int | None, after: str | None) -> list[VehicleState]:
+    """Vehicles that have reported, by id: all, or at most `limit` of those that follow the id `after`."""
+    statement = select(
+        vehicle.c.external_id,
+        vehicle_state.c.soc_centipercent,
+        vehicle_state.c.dc_milliwh,
+        vehicle_state.c.battery_temp_centic,
+        vehicle_state.c.ts,
+    ).join_from(vehicle_state, vehicle)
+    rows = await connection.execute(_page(statement, vehicle.c.external_id, limit, after))
+    return [
+        VehicleState(name, _hundredth(soc), energy / 1_000_000, _hundredth(temperature), ts)
+        for name, soc, energy, temperature, ts in rows
+    ]
+
+
+def _page(statement: Select[Any], external_id: Any, limit: int | None, after: str | None) -> Select[Any]:
+    if after is not None:
+        statement = statement.where(external_id > after)
+    return statement.order_by(external_id).limit(limit)
+
+
+def _hundredth(value: int | None) -> float | None:
+    return None if value is None else value / 100

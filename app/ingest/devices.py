@@ -1,0 +1,25 @@
+"""The writer's cache of device ids."""
+
+import psycopg
+
+from app.fleet.registry import register
+from app.ingest.decode import Batch
+from app.telemetry.reading import Stream
+
+
+class DeviceIds:
+    """External id -> id, for each stream. An id enters only after the COMMIT of its registration; none ever changes."""
+
+    def __init__(self) -> None:
+        self.meter: dict[str, int] = {}
+        self.vehicle: dict[str, int] = {}
+
+    async def learn(self, connection: psycopg.AsyncConnection, batches: list[Batch]) -> None:
+        """Makes the ids of all devices that the batches name known, registering new devices."""
+        meters = {reading.meter_id for batch in batches for reading in batch.meter}
+        meters |= {reading.meter_id for batch in batches for reading in batch.vehicle if reading.meter_id}
+        vehicles = {reading.vehicle_id for batch in batches for reading in batch.vehicle}
+        if unknown := meters - self.meter.keys():
+            self.meter |= await register(connection, Stream.METER, unknown)
+        if unknown := vehicles - self.vehicle.keys():
+            self.vehicle |= await register(connection, Stream.VEHICLE, unknown)

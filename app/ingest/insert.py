@@ -1,0 +1,234 @@
+"""The SQL of one store transaction: readings, latest states, touched hours, always in this order.
+
+Instants are integers here, microseconds since 2000-01-01 UTC: PostgreSQL's own binary form of timestamptz, so that they
+pass as int8 both ways. Rows stand in the order of their COPY's columns, `ts` first and the device second.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg.types.numeric import Int8BinaryLoader
+
+from app.telemetry.reading import Stream
+
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+EPOCH_US = 946_684_800_000_000  # in microseconds since 1970, as readings count
+HOUR_US = 3_600_000_000
+DAY_US = 24 * HOUR_US
+
+Row = tuple[Any, ...]
+Connection = psycopg.AsyncConnection[Row]
+#: Devices by stream and hour since 2000-01-01.
+Touched = dict[tuple[Stream, int], set[int]]
+
+
+class StreamSql(NamedTuple):
+    """What differs between the streams."""
+
+    copy_types: Sequence[str]
+    copy: str
+    stage: str
+    insert_staged: str
+    conflicting: str
+    copy_states: str
+    merge_states: str
+
+
+METER = StreamSql(
+    copy_types=("int8", "int4", "int4", "int4"),
+    copy="COPY meter_reading (ts, meter_id, ac_milliwh, voltage_centiv) FROM STDIN (FORMAT binary)",
+    stage="COPY staged_meter_reading (ts, meter_id, ac_milliwh, voltage_centiv, n) FROM STDIN (FORMAT binary)",
+    # The first of several with the same key wins, as if their batches had come one after the other.
+    insert_staged="""
+        INSERT INTO meter_reading (ts, meter_id, ac_milliwh, voltage_centiv)
+        SELECT DISTINCT ON (meter_id, ts) ts, meter_id, ac_milliwh, voltage_centiv
+        FROM staged_meter_reading
+        ORDER BY meter_id, ts, n
+        ON CONFLICT DO NOTHING
+        RETURNING ts, meter_id
+    """,
+    # Which staged readings differ from what is stored under their key. The bounds exclude chunks at planning.
+    conflicting="""
+        SELECT staged.n
+        FROM staged_meter_reading AS staged
+        JOIN meter_reading AS stored USING (meter_id, ts)
+        WHERE stored.ts BETWEEN %(first)s::timestamptz AND %(last)s::timestamptz
+            AND (staged.ac_milliwh, staged.voltage_centiv) IS DISTINCT FROM (stored.ac_milliwh, stored.voltage_centiv)
+    """,
+    copy_states="COPY new_meter_state (ts, meter_id, ac_milliwh, voltage_centiv) FROM STDIN (FORMAT binary)",
+    merge_states="""
+        INSERT INTO meter_state AS state (meter_id, ts, ac_milliwh, voltage_centiv)
+        SELECT meter_id, ts, ac_milliwh, voltage_centiv FROM new_meter_state ORDER BY meter_id
+        ON CONFLICT (meter_id) DO UPDATE SET
+            ts = excluded.ts, ac_milliwh = excluded.ac_milliwh, voltage_centiv = excluded.voltage_centiv
+        WHERE state.ts < excluded.ts
+    """,
+)
+
+VEHICLE = StreamSql(
+    copy_types=("int8", "int4", "int4", "int4", "int2", "int2"),
+    copy="""
+        COPY vehicle_reading (ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic)
+        FROM STDIN (FORMAT binary)
+    """,
+    stage="""
+        COPY staged_vehicle_reading (ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic, n)
+        FROM STDIN (FORMAT binary)
+    """,
+    insert_staged="""
+        INSERT INTO vehicle_reading (ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic)
+        SELECT DISTINCT ON (vehicle_id, ts) ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic
+        FROM staged_vehicle_reading
+        ORDER BY vehicle_id, ts, n
+        ON CONFLICT DO NOTHING
+        RETURNING ts, vehicle_id
+    """,
+    conflicting="""
+        SELECT staged.n
+        FROM staged_vehicle_reading AS staged
+        JOIN vehicle_reading AS stored USING (vehicle_id, ts)
+        WHERE stored.ts BETWEEN %(first)s::timestamptz AND %(last)s::timestamptz
+            AND (staged.meter_id, staged.dc_milliwh, staged.soc_centipercent, staged.battery_temp_centic)
+                IS DISTINCT FROM
+                (stored.meter_id, stored.dc_milliwh, stored.soc_centipercent, stored.battery_temp_centic)
+    """,
+    copy_states="""
+        COPY new_vehicle_state (ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic)
+        FROM STDIN (FORMAT binary)
+    """,
+    merge_states="""
+        INSERT INTO vehicle_state AS state (vehicle_id, ts, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic)
+        SELECT vehicle_id, ts, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic
+        FROM new_vehicle_state
+        ORDER BY vehicle_id
+        ON CONFLICT (vehicle_id) DO UPDATE SET
+            ts = excluded.ts, meter_id = excluded.meter_id, dc_milliwh = excluded.dc_milliwh,
+            soc_centipercent = excluded.soc_centipercent, battery_temp_centic = excluded.battery_temp_centic
+        WHERE state.ts < excluded.ts
+    """,
+)
+
+SQL = {Stream.METER: METER, Stream.VEHICLE: VEHICLE}
+
+# Temporary tables are the one thing that a session keeps; made when missing, they work behind a pooling proxy too.
+# No store transaction runs longer: that is how far answers stay behind a refresh (as_of).
+TRANSACTION_SECONDS = 5
+_BEGIN = """
+    SET LOCAL client_min_messages = warning;
+    SET LOCAL {timeout} = '{seconds}s';
+    CREATE TEMP TABLE IF NOT EXISTS new_meter_state (LIKE meter_state) ON COMMIT DELETE ROWS;
+    CREATE TEMP TABLE IF NOT EXISTS new_vehicle_state (LIKE vehicle_state) ON COMMIT DELETE ROWS;
+    CREATE TEMP TABLE IF NOT EXISTS new_touched_hour (LIKE touched_hour) ON COMMIT DELETE ROWS;
+"""
+_BEGIN_STAGED = """
+    CREATE TEMP TABLE IF NOT EXISTS staged_meter_reading (
+        ts timestamptz, meter_id int, ac_milliwh int, voltage_centiv int, n int) ON COMMIT DELETE ROWS;
+    CREATE TEMP TABLE IF NOT EXISTS staged_vehicle_reading (
+        ts timestamptz, vehicle_id int, meter_id int, dc_milliwh int,
+        soc_centipercent smallint, battery_temp_centic smallint, n int) ON COMMIT DELETE ROWS;
+"""
+
+_MERGE_TOUCHED = """
+    INSERT INTO touched_hour AS known (stream, device_id, hour, at)
+    SELECT stream, device_id, hour, at FROM new_touched_hour ORDER BY stream, device_id, hour
+    ON CONFLICT (stream, device_id, hour) DO UPDATE SET at = excluded.at
+    WHERE known.at < excluded.at
+"""
+
+
+def prepare_connection(connection: Connection) -> None:
+    """Makes instants load as integers too."""
+    connection.adapters.register_loader("timestamptz", Int8BinaryLoader)
+
+
+def instant(ts: int) -> datetime:
+    """The instant that many microseconds after 2000-01-01 UTC."""
+    return EPOCH + timedelta(microseconds=ts)
+
+
+async def begin(connection: Connection, *, staged: bool) -> None:
+    """The transaction's limits and temporary tables, in one round trip."""
+    # PostgreSQL 16 cannot limit a transaction; there, the limit is a statement's, and COPY is the only long one.
+    timeout = "transaction_timeout" if connection.info.server_version >= 170000 else "statement_timeout"
+    statements = _BEGIN.format(timeout=timeout, seconds=TRANSACTION_SECONDS) + (_BEGIN_STAGED if staged else "")
+    await connection.execute(statements.encode())
+
+
+async def prepare_days(connection: Connection, days: range) -> None:
+    """Makes sure that there is a partition for each of the UTC days, counted from 2000-01-01."""
+    await connection.execute(
+        "SELECT prepare_days(%s, %s)", (instant(days[0] * DAY_US), instant(days[-1] * DAY_US))
+    )
+
+
+class Outcome(NamedTuple):
+    """Positions of rows: those inserted, and those whose key was stored already with other values."""
+
+    inserted: Collection[int]
+    conflicting: Collection[int]
+
+
+async def insert_direct(connection: Connection, stream: Stream, rows: list[Row]) -> Outcome:
+    """Inserts all rows. Raises UniqueViolation when a key is there already."""
+    await _copy(connection, SQL[stream].copy, SQL[stream].copy_types, rows)
+    return Outcome(range(len(rows)), ())
+
+
+async def insert_staged(connection: Connection, stream: Stream, rows: list[Row]) -> Outcome:
+    """Inserts the rows whose keys are not there yet, the first of each key."""
+    statements = SQL[stream]
+    numbered = ((*row, n) for n, row in enumerate(rows))
+    await _copy(connection, statements.stage, (*statements.copy_types, "int4"), numbered)
+    cursor = connection.cursor(binary=True)
+    keys = set(await (await cursor.execute(statements.insert_staged.encode())).fetchall())
+    if len(keys) == len(rows):
+        return Outcome(range(len(rows)), ())
+
+    inserted = [n for n, row in enumerate(rows) if row[:2] in keys and not keys.remove(row[:2])]
+    instants = [row[0] for row in rows]
+    bounds = {"first": instant(min(instants)), "last": instant(max(instants))}
+    await cursor.execute(statements.conflicting.encode(), bounds)
+    return Outcome(frozenset(inserted), frozenset(n for (n,) in await cursor.fetchall()))
+
+
+async def merge_states(connection: Connection, stream: Stream, inserted: list[Row]) -> None:
+    """Moves the latest states forward to the newest of the inserted rows, which are ordered by time; never backwards."""
+    if not inserted:
+        return
+    statements = SQL[stream]
+    latest = {row[1]: row for row in inserted}
+    await _copy(connection, statements.copy_states, statements.copy_types, latest.values())
+    await connection.execute(statements.merge_states.encode())
+
+
+async def merge_touched(connection: Connection, touched: Touched, *, valid_seconds: int) -> None:
+    """Notes the hours as touched, for as long as the caller will not note them again.
+
+    `at` lies at the end of that time and of the longest transaction: no later reading is covered by the note.
+    """
+    if not touched:
+        return
+    at = await clock(connection) + (valid_seconds + TRANSACTION_SECONDS) * 1_000_000
+    await _copy(
+        connection,
+        "COPY new_touched_hour (stream, device_id, hour, at) FROM STDIN (FORMAT binary)",
+        ("text", "int4", "int8", "int8"),
+        ((stream, device, hour * HOUR_US, at) for (stream, hour), devices in touched.items() for device in devices),
+    )
+    await connection.execute(_MERGE_TOUCHED.encode())
+
+
+async def clock(connection: Connection) -> int:
+    """The database's clock."""
+    row = await (await connection.cursor(binary=True).execute("SELECT clock_timestamp()")).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def _copy(connection: Connection, statement: str, types: Sequence[str], rows: Iterable[Row]) -> None:
+    async with connection.cursor().copy(statement.encode()) as copy:
+        copy.set_types(types)
+        for row in rows:
+            await copy.write_row(row)

@@ -1,0 +1,96 @@
+"""What /schema says of the body of a batch, which the service reads itself."""
+
+from dataclasses import dataclass
+
+from litestar.openapi.spec import Example, OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
+
+_ID = Schema(type=OpenAPIType.STRING, pattern="^[A-Za-z0-9._:-]{1,64}$", description="The device's own name.")
+_TIMESTAMP = Schema(
+    type=OpenAPIType.STRING,
+    format="date-time",
+    description="RFC 3339 with a zone; at most 7 days back and 5 minutes ahead.",
+)
+
+
+def _number(minimum: int, maximum: int, description: str, *, required: bool = False) -> Schema:
+    types = OpenAPIType.NUMBER if required else [OpenAPIType.NUMBER, OpenAPIType.NULL]
+    return Schema(type=types, minimum=minimum, maximum=maximum, description=description)
+
+
+METER_READING = Schema(
+    type=OpenAPIType.OBJECT,
+    title="MeterReading",
+    required=["meterId", "timestamp", "kwhConsumedAc"],
+    properties={
+        "meterId": _ID,
+        "timestamp": _TIMESTAMP,
+        "kwhConsumedAc": _number(0, 1000, "AC energy since the meter's previous reading, kWh.", required=True),
+        "voltage": _number(0, 1000, "Volt."),
+    },
+)
+VEHICLE_READING = Schema(
+    type=OpenAPIType.OBJECT,
+    title="VehicleReading",
+    required=["vehicleId", "timestamp", "kwhDeliveredDc"],
+    properties={
+        "vehicleId": _ID,
+        "meterId": Schema(one_of=[_ID, Schema(type=OpenAPIType.NULL)], description="Where it charges, if it knows."),
+        "timestamp": _TIMESTAMP,
+        "kwhDeliveredDc": _number(0, 1000, "DC energy since the vehicle's previous reading, kWh.", required=True),
+        "soc": _number(0, 100, "State of charge, percent."),
+        "batteryTemp": _number(-60, 150, "Battery temperature, degrees Celsius."),
+    },
+)
+
+METER_EXAMPLE = {"meterId": "M1", "timestamp": "2026-02-10T14:47:24.841Z", "kwhConsumedAc": 0.4796, "voltage": 232.0}
+VEHICLE_EXAMPLE = {
+    "vehicleId": "V1",
+    "meterId": "M1",
+    "timestamp": "2026-02-10T14:47:24.841Z",
+    "kwhDeliveredDc": 0.4227,
+    "soc": 20.7,
+    "batteryTemp": 30.1,
+}
+
+
+def _request_body(*readings: Schema, examples: list[dict[str, object]]) -> RequestBody:
+    reading = readings[0] if len(readings) == 1 else Schema(any_of=list(readings))
+    batch = Schema(any_of=[reading, Schema(type=OpenAPIType.ARRAY, items=reading, min_items=1, max_items=50_000)])
+    binary = Schema(type=OpenAPIType.STRING, format="binary")
+    named = {"batch": Example(summary="A batch", value=examples), "single": Example(summary="One", value=examples[0])}
+    return RequestBody(
+        required=True,
+        description="One reading or a batch, at most 16 MiB decoded and 50,000 readings; "
+        "`Content-Encoding` may be gzip or zstd.",
+        content={
+            "application/json": OpenAPIMediaType(schema=batch, examples={**named}),
+            "application/x-ndjson": OpenAPIMediaType(schema=binary),
+            "application/msgpack": OpenAPIMediaType(schema=binary),
+        },
+    )
+
+
+@dataclass
+class MixedBatch(Operation):
+    """A batch of both streams, told apart by `vehicleId`."""
+
+    def __post_init__(self) -> None:
+        self.request_body = _request_body(
+            VEHICLE_READING, METER_READING, examples=[METER_EXAMPLE, VEHICLE_EXAMPLE]
+        )
+
+
+@dataclass
+class MeterBatch(Operation):
+    """A batch of meter readings."""
+
+    def __post_init__(self) -> None:
+        self.request_body = _request_body(METER_READING, examples=[METER_EXAMPLE])
+
+
+@dataclass
+class VehicleBatch(Operation):
+    """A batch of vehicle readings."""
+
+    def __post_init__(self) -> None:
+        self.request_body = _request_body(VEHICLE_READING, examples=[VEHICLE_EXAMPLE])

@@ -1,0 +1,109 @@
+"""Which rows go into which transaction: a pure function of the batches and the clock."""
+
+import asyncio
+from collections import defaultdict
+from typing import NamedTuple
+
+from app.ingest.decode import Batch
+from app.ingest.devices import DeviceIds
+from app.ingest.insert import DAY_US, EPOCH_US, HOUR_US, Row, instant
+from app.ingest.quarantine import Source
+from app.ingest.receipt import Receipt, Rejection
+from app.telemetry.reading import Stream
+
+LATE_US = 600_000_000
+AHEAD_US = 300_000_000
+
+
+class Pending:
+    """A batch in flight, and what has become of its readings so far."""
+
+    def __init__(self, batch: Batch, source: Source) -> None:
+        self.batch = batch
+        self.source = source
+        self.rows: dict[Stream, list[Row]] = {}
+        self.answered: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        self.inserted = self.duplicates = self.conflicts = self.late = 0
+        self.committed_at = 0
+
+    def receipt(self) -> Receipt:
+        """The receipt, once every part is committed."""
+        rejected = [Rejection(r.index, r.code, r.field, r.message) for r in self.batch.rejected]
+        return Receipt(
+            self.batch.received,
+            self.inserted,
+            self.duplicates,
+            self.conflicts,
+            self.late,
+            rejected,
+            instant(self.committed_at),
+        )
+
+
+class Slice(NamedTuple):
+    """The rows of one batch in one part."""
+
+    pending: Pending
+    rows: dict[Stream, list[Row]]
+
+
+class Part(NamedTuple):
+    """What goes into one transaction; `first` and `last` bound its instants."""
+
+    late: bool
+    first: int
+    last: int
+    slices: list[Slice]
+
+    def rows(self, stream: Stream) -> list[Row]:
+        """The stream's rows of all batches, in the order of the batches."""
+        return [row for one in self.slices for row in one.rows[stream]]
+
+    def days(self) -> range:
+        """The UTC days that the part may touch, counted from 2000-01-01."""
+        return range(self.first // DAY_US, self.last // DAY_US + 1)
+
+
+def split(group: list[Pending], now_us: int) -> list[Part]:
+    """One part for the readings up to 10 minutes old, then one for each UTC hour of late ones.
+
+    On TimescaleDB, an old and a new row in one transaction invalidate the aggregates over the whole span between them.
+    """
+    now = now_us - EPOCH_US
+    fresh = Part(False, now - LATE_US, now + AHEAD_US, [])
+    late: dict[int, dict[Pending, Slice]] = defaultdict(dict)
+    for pending in group:
+        rows = pending.rows
+        young = {stream: [row for row in rows[stream] if row[0] >= fresh.first] for stream in Stream}
+        if any(young.values()):
+            fresh.slices.append(Slice(pending, young))
+        for stream in Stream:
+            if len(young[stream]) < len(rows[stream]):
+                for row in rows[stream]:
+                    if row[0] < fresh.first:
+                        empty = Slice(pending, {every: [] for every in Stream})
+                        late[row[0] // HOUR_US].setdefault(pending, empty).rows[stream].append(row)
+    hours = [
+        Part(True, hour * HOUR_US, (hour + 1) * HOUR_US - 1, list(slices.values()))
+        for hour, slices in sorted(late.items())
+    ]
+    return [fresh, *hours] if fresh.slices else hours
+
+
+def rows_of(batch: Batch, ids: DeviceIds) -> dict[Stream, list[Row]]:
+    """The batch's readings in the order of COPY's columns. Raises KeyError for a device whose id is not known yet."""
+    meter, vehicle = ids.meter, ids.vehicle
+    return {
+        Stream.METER: [(r.ts_us - EPOCH_US, meter[r.meter_id], r.ac_milliwh, r.voltage_centiv) for r in batch.meter],
+        Stream.VEHICLE: [
+            (
+                r.ts_us - EPOCH_US,
+                vehicle[r.vehicle_id],
+                meter[r.meter_id] if r.meter_id else None,
+                r.dc_milliwh,
+                r.soc_centipercent,
+                r.battery_temp_centic,
+            )
+            for r in batch.vehicle
+        ],
+    }

@@ -1,0 +1,48 @@
+"""Rejected readings, kept with their reason until someone looks at them or drives them again."""
+
+import hashlib
+from collections import Counter
+from enum import StrEnum
+
+import psycopg
+
+from app.ingest.decode import Rejected
+from app.ingest.insert import clock
+
+PAYLOAD_LIMIT_BYTES = 64 * 1024
+
+
+class Source(StrEnum):
+    """The way in by which a reading came."""
+
+    HTTP = "http"
+    MQTT = "mqtt"
+    IMPORT = "import"
+
+
+async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rejected: list[Rejected]) -> int:
+    """Stores the rejected readings in one short transaction; one that is there already counts up.
+
+    Returns the database's clock in microseconds since 2000-01-01 UTC.
+    """
+    by_key = {(_digest(reading.payload), reading.code): reading for reading in rejected}
+    times = Counter((_digest(reading.payload), reading.code) for reading in rejected)
+    # Sorted by key, so that two processes which refuse the same readings cannot deadlock.
+    rows = [
+        (source, reading.stream, reading.code, reading.field, reading.message, reading.payload[:PAYLOAD_LIMIT_BYTES], digest, times[digest, code])
+        for (digest, code), reading in sorted(by_key.items(), key=lambda item: item[0])
+    ]
+    await connection.execute(
+        """
+        INSERT INTO quarantine AS kept (source, stream, code, field, message, payload, hash, times)
+        SELECT * FROM unnest(
+            %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[], %s::bytea[], %s::integer[])
+        ON CONFLICT (hash, code) DO UPDATE SET times = kept.times + excluded.times, last_at = now()
+        """,
+        [list(column) for column in zip(*rows, strict=True)],
+    )
+    return await clock(connection)
+
+
+def _digest(payload: bytes) -> bytes:
+    return hashlib.blake2b(payload, digest_size=16).digest()

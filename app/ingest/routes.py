@@ -1,0 +1,101 @@
+"""POST of readings: body -> decode_batch -> store -> receipt."""
+
+import time
+from typing import Any
+
+import msgspec
+from litestar import Request, post
+from litestar.openapi.datastructures import ResponseSpec
+
+from app.errors import AllRejected, Problem, UnsupportedMediaType
+from app.ingest.body import drain, read_body
+from app.ingest.decode import MediaType, decode_batch
+from app.ingest.openapi import MeterBatch, MixedBatch, VehicleBatch
+from app.ingest.quarantine import Source
+from app.ingest.receipt import Receipt
+from app.ingest.writer import Writer
+from app.telemetry.reading import Stream
+
+Incoming = Request[Any, Any, Any]
+
+RESPONSES = {
+    status: ResponseSpec(Problem, description=description, generate_examples=False, media_type="application/problem+json")
+    for status, description in {
+        400: "The body cannot be decoded, or holds no reading.",
+        413: "More than 16 MiB decoded, or more than 50,000 readings.",
+        415: "The content type or content encoding is not supported.",
+        422: "Every reading was rejected; the receipt's members are added.",
+        503: "The database is away or too many readings wait; send the batch again after `Retry-After`.",
+    }.items()
+}
+
+
+@post(
+    ["/v1/telemetry", "/v1/ingest", "/v1/ingestion"],
+    status_code=200,
+    request_max_body_size=None,
+    operation_class=MixedBatch,
+    responses=RESPONSES,
+)
+async def post_batch(request: Incoming, writer: Writer) -> Receipt:
+    """Stores a batch of readings of either stream. The receipt is sent after COMMIT: what it counts is safe."""
+    return await receive_batch(request, writer, None)
+
+
+@post(
+    "/v1/telemetry/meter",
+    status_code=200,
+    request_max_body_size=None,
+    operation_class=MeterBatch,
+    responses=RESPONSES,
+)
+async def post_meter_batch(request: Incoming, writer: Writer) -> Receipt:
+    """Stores a batch of meter readings."""
+    return await receive_batch(request, writer, Stream.METER)
+
+
+@post(
+    "/v1/telemetry/vehicle",
+    status_code=200,
+    request_max_body_size=None,
+    operation_class=VehicleBatch,
+    responses=RESPONSES,
+)
+async def post_vehicle_batch(request: Incoming, writer: Writer) -> Receipt:
+    """Stores a batch of vehicle readings."""
+    return await receive_batch(request, writer, Stream.VEHICLE)
+
+
+async def receive_batch(request: Incoming, writer: Writer, stream: Stream | None) -> Receipt:
+    """From the request's bytes to the receipt; raises the errors of `RESPONSES`."""
+    media_type = await _media_type(request)
+    body = await read_body(
+        request.stream(),
+        content_encoding=request.headers.get("content-encoding", ""),
+        content_length=_content_length(request),
+    )
+    batch = decode_batch(body, media_type, now_us=time.time_ns() // 1000, stream=stream)
+    del body  # up to 16 MiB, no longer needed while the batch waits for its commit
+    receipt = await writer.store(batch, Source.HTTP)
+    if len(receipt.rejected) == receipt.received:
+        raise AllRejected(
+            f"All {receipt.received} readings were rejected; the first: {receipt.rejected[0].message}",
+            **msgspec.to_builtins(receipt),
+        )
+    return receipt
+
+
+async def _media_type(request: Incoming) -> MediaType:
+    given = request.headers.get("content-type", MediaType.JSON).partition(";")[0].strip().lower()
+    try:
+        return MediaType(given)
+    except ValueError:
+        await drain(request.stream())
+        raise UnsupportedMediaType(
+            f"The content type must be one of {', '.join(MediaType)}; curl needs -H 'Content-Type: application/json'."
+        ) from None
+
+
+def _content_length(request: Incoming) -> int | None:
+    value = request.headers.get("content-length", "")
+    return int(value) if value.isdecimal() else None

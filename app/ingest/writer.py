@@ -1,0 +1,208 @@
+"""The writer: batches in flight become one transaction, and each gets its own receipt after the COMMIT.
+
+A process has one. While a group is being stored the next batches gather, so that groups grow with the load and a lone
+batch does not wait.
+
+1. The group's unknown devices are registered, in a transaction of their own.
+2. Its readings are split into parts (parts.py), each one transaction: readings, latest states, touched hours (insert.py).
+3. COPY goes direct. When a key is there already, the part is done again through a temporary table, and so is every part
+   of the next half minute: retries come in runs, and an aborted COPY leaves dead rows behind.
+4. When a part fails on its data, its batches are stored singly: one batch never fails another.
+5. Rejected readings go to quarantine, in a transaction of their own; then the receipts go out.
+"""
+
+import asyncio
+import random
+import time
+from collections import defaultdict, deque
+from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
+
+import psycopg
+
+from app.database import RETRY_AFTER, TRANSIENT, connect, translated
+from app.errors import StoreBusy
+from app.ingest import insert
+from app.ingest.decode import Batch
+from app.ingest.devices import DeviceIds
+from app.ingest.insert import HOUR_US, Row, Touched
+from app.ingest.parts import Part, Pending, rows_of, split
+from app.ingest.quarantine import Source, keep_rejected
+from app.ingest.receipt import Receipt
+from app.telemetry.reading import Stream
+
+# Large enough that a transaction's fixed costs vanish; what waits meanwhile gets decoded.
+GROUP_READINGS = 20_000
+STAGED_SECONDS = 30
+TRANSIENT_ATTEMPTS = 6
+# A device's touched hour is written once in this time, not with each reading.
+TOUCH_SECONDS = 60
+
+
+class Writer:
+    """Stores batches while `run()` runs."""
+
+    def __init__(self, url: str, *, queue_max_readings: int) -> None:
+        self._url = url
+        self._queue_max_readings = queue_max_readings
+        self._queue: deque[Pending] = deque()
+        self._waiting_readings = 0
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._connection: insert.Connection | None = None
+        self._ids = DeviceIds()
+        self._staged_until = 0.0
+        self._prepared_days: set[int] = set()
+        self._touched: defaultdict[tuple[Stream, int], set[int]] = defaultdict(set)
+        self._touched_until = 0.0
+
+    async def store(self, batch: Batch, source: Source) -> Receipt:
+        """The receipt, after COMMIT. Raises StoreBusy or StoreUnavailable; the batch may then be sent again.
+
+        Cancelling the caller cancels nothing: the batch is stored all the same.
+        """
+        if self._closing or (self._queue and self._waiting_readings + batch.received > self._queue_max_readings):
+            raise StoreBusy(headers=RETRY_AFTER)
+        pending = Pending(batch, source)
+        # Here and not with the group, so that it happens while the database works on the group before.
+        with suppress(KeyError):
+            pending.rows = rows_of(batch, self._ids)
+        self._queue.append(pending)
+        self._waiting_readings += batch.received
+        self._wake.set()
+        return await pending.answered
+
+    async def run(self) -> None:
+        """Stores group after group; returns when `close()` was called and nothing is in flight any more."""
+        while self._queue or not self._closing:
+            if self._queue:
+                await self._store_group(self._take_group())
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+        if self._connection is not None:
+            await self._connection.close()
+
+    def close(self) -> None:
+        """Takes no more batches."""
+        self._closing = True
+        self._wake.set()
+
+    def _take_group(self) -> list[Pending]:
+        group = [self._queue.popleft()]
+        readings = group[0].batch.received
+        while self._queue and readings + self._queue[0].batch.received <= GROUP_READINGS:
+            group.append(self._queue.popleft())
+            readings += group[-1].batch.received
+        self._waiting_readings -= readings
+        return group
+
+    async def _store_group(self, group: list[Pending]) -> None:
+        try:
+            connection = await self._connected()
+            if strangers := [pending for pending in group if not pending.rows]:
+                await self._ids.learn(connection, [pending.batch for pending in strangers])
+                for pending in strangers:
+                    pending.rows = rows_of(pending.batch, self._ids)
+            for part in split(group, time.time_ns() // 1000):
+                await self._store_part(connection, part)
+            for pending in group:
+                if pending.batch.rejected:
+                    pending.committed_at = await keep_rejected(connection, pending.source, pending.batch.rejected)
+        except Exception as error:
+            # Whatever happens to a group, the writer goes on; its batches are answered with what happened.
+            for pending in group:
+                _fail(pending, error)
+        for pending in group:
+            if not pending.answered.done():
+                pending.answered.set_result(pending.receipt())
+
+    async def _connected(self) -> insert.Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = await connect(self._url)
+            insert.prepare_connection(self._connection)
+        return self._connection
+
+    async def _store_part(self, connection: insert.Connection, part: Part) -> None:
+        try:
+            await self._prepare_days(connection, part.days())
+            await self._commit_with_retries(connection, part)
+        except psycopg.OperationalError:
+            raise
+        except psycopg.Error as error:
+            if len(part.slices) == 1:
+                _fail(part.slices[0].pending, error)
+                return
+            for one in part.slices:
+                await self._store_part(connection, part._replace(slices=[one]))
+
+    async def _prepare_days(self, connection: insert.Connection, days: range) -> None:
+        if not self._prepared_days.issuperset(days):
+            await insert.prepare_days(connection, days)
+            self._prepared_days.update(days)
+
+    async def _commit_with_retries(self, connection: insert.Connection, part: Part) -> None:
+        for attempt in range(1, TRANSIENT_ATTEMPTS + 1):
+            staged = time.monotonic() < self._staged_until
+            try:
+                return await self._commit(connection, part, staged=staged)
+            except psycopg.errors.UniqueViolation:
+                if staged:
+                    raise
+                self._staged_until = time.monotonic() + STAGED_SECONDS
+            except TRANSIENT:
+                if attempt == TRANSIENT_ATTEMPTS:
+                    raise
+                await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))
+
+    async def _commit(self, connection: insert.Connection, part: Part, *, staged: bool) -> None:
+        rows = {stream: rows for stream in Stream if (rows := part.rows(stream))}
+        outcomes: dict[Stream, insert.Outcome] = {}
+        inserted: dict[Stream, list[Row]] = {}
+        async with connection.transaction():
+            await insert.begin(connection, staged=staged)
+            store = insert.insert_staged if staged else insert.insert_direct
+            for stream in rows:
+                outcomes[stream] = await store(connection, stream, rows[stream])
+                inserted[stream] = sorted((rows[stream][n] for n in outcomes[stream].inserted), key=itemgetter(0))
+            for stream in rows:
+                await insert.merge_states(connection, stream, inserted[stream])
+            touched = self._newly_touched(inserted)
+            await insert.merge_touched(connection, touched, valid_seconds=TOUCH_SECONDS)
+            committed_at = await insert.clock(connection)
+        for hour, devices in touched.items():
+            self._touched[hour] |= devices
+        for one in part.slices:
+            one.pending.committed_at = committed_at
+        for stream, outcome in outcomes.items():
+            _count(part, stream, outcome)
+
+    def _newly_touched(self, inserted: dict[Stream, list[Row]]) -> Touched:
+        """Hours touched by the inserted rows, which are ordered by time, less those that are noted already."""
+        if time.monotonic() >= self._touched_until:
+            self._touched.clear()
+            self._touched_until = time.monotonic() + TOUCH_SECONDS
+        return {
+            (stream, hour): new
+            for stream, rows in inserted.items()
+            for hour, of_hour in groupby(rows, key=lambda row: row[0] // HOUR_US)
+            if (new := set(map(itemgetter(1), of_hour)) - self._touched[stream, hour])
+        }
+
+
+def _count(part: Part, stream: Stream, outcome: insert.Outcome) -> None:
+    """Gives each batch its share of what became of the part's rows, which stand in the order of the batches."""
+    position = 0
+    for pending, rows in part.slices:
+        span = range(position, position := position + len(rows[stream]))
+        inserted = sum(map(outcome.inserted.__contains__, span))
+        pending.inserted += inserted
+        pending.late += inserted if part.late else 0
+        pending.duplicates += len(span) - inserted
+        pending.conflicts += sum(map(outcome.conflicting.__contains__, span)) if outcome.conflicting else 0
+
+
+def _fail(pending: Pending, error: BaseException) -> None:
+    if not pending.answered.done():
+        pending.answered.set_exception(translated(error))

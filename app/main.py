@@ -1,0 +1,130 @@
+"""The service: the one place where all parts meet."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+from litestar import Litestar, Request, Response
+from litestar.di import Provide
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException, SerializationException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+
+from app import __version__
+from app.analytics.routes import get_freshness, get_performance
+from app.database import create_pool
+from app.errors import (
+    InternalError,
+    InvalidParameter,
+    MalformedBody,
+    MethodNotAllowed,
+    NotFound,
+    ServiceError,
+    SetupError,
+)
+from app.fleet.routes import get_mappings, get_meter_states, get_vehicle_states, post_mapping
+from app.ingest.routes import post_batch, post_meter_batch, post_vehicle_batch
+from app.ingest.writer import Writer
+from app.ops.health import get_live, get_ready
+from app.ops.logging import configure_logging, log_requests
+from app.ops.maintenance import maintain_forever
+from app.settings import Settings
+
+_log = structlog.get_logger()
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The application on the database of `settings.database_url`, which must be set."""
+    url = settings.database_url
+    if url is None:
+        raise SetupError("DATABASE_URL is not set.")
+    pool = create_pool(url, settings.pool_max_size)
+    # Made here, not in the lifespan: both are harmless until used, and the handlers below are given them.
+    writer = Writer(url, queue_max_readings=settings.queue_max_readings)
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        writing = asyncio.create_task(writer.run())
+        maintaining = asyncio.create_task(maintain_forever(url))
+        yield
+        # Batches in flight are finished and answered; then nothing needs the database any more.
+        writer.close()
+        await writing
+        maintaining.cancel()
+        with suppress(asyncio.CancelledError):
+            await maintaining
+        await pool.dispose()
+
+    return Litestar(
+        route_handlers=[
+            post_batch,
+            post_meter_batch,
+            post_vehicle_batch,
+            post_mapping,
+            get_mappings,
+            get_meter_states,
+            get_vehicle_states,
+            get_performance,
+            get_freshness,
+            get_live,
+            get_ready,
+        ],
+        dependencies={
+            "writer": Provide(lambda: writer, sync_to_thread=False),
+            "pool": Provide(lambda: pool, sync_to_thread=False),
+            "settings": Provide(lambda: settings, sync_to_thread=False),
+        },
+        lifespan=[lifespan],
+        middleware=[log_requests],
+        exception_handlers={Exception: answer_problem},
+        openapi_config=OpenAPIConfig(
+            title="Wattline",
+            version=__version__,
+            description="Telemetry for electric-vehicle charging: readings in, efficiency with its evidence out.",
+            path="/schema",
+            render_plugins=[JsonRenderPlugin(path="/", media_type="application/json")],  # type: ignore[arg-type]
+            use_handler_docstrings=True,
+        ),
+        logging_config=None,
+    )
+
+
+def answer_problem(_: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+    """The one error response: a problem document, whatever went wrong wherever."""
+    ours = error if isinstance(error, ServiceError) else _as_service_error(error)
+    if isinstance(ours, InternalError):
+        _log.error("unexpected_error", exc_info=error)
+    return Response(
+        ours.problem(), status_code=ours.status, headers=ours.headers, media_type="application/problem+json"
+    )
+
+
+def _as_service_error(error: Exception) -> ServiceError:
+    match error:
+        case NotFoundException():
+            return NotFound()
+        case MethodNotAllowedException():
+            return MethodNotAllowed(headers=dict(error.headers or {}))
+        case SerializationException():
+            return MalformedBody(str(error))
+        case HTTPException(status_code=400):
+            return InvalidParameter(_first_fault(error))
+        case _:
+            return InternalError()
+
+
+def _first_fault(error: HTTPException) -> str:
+    match error.extra:
+        case [{"message": message, "key": key}, *_]:
+            return f"{key}: {message}"
+        case _:
+            return error.detail
+
+
+def from_environ() -> Litestar:
+    """The application for the server's process, configured by the environment."""
+    configure_logging()
+    return create_app(Settings.from_environ(os.environ))

@@ -1,0 +1,39 @@
+"""Brings a database to this version of Wattline: the migrations, then the policies."""
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from app.database import create_sync_engine
+from app.policies.apply import apply_policies
+from app.policies.desired import read_policies
+
+ALEMBIC_INI = Path(__file__).resolve().parent.parent / "alembic.ini"
+
+
+def migrate(url: str, *, engine: Literal["auto", "timescale", "plain"] = "auto") -> list[str]:
+    """Migrates to the newest revision and applies timescale/policies.toml; returns a line for each changed policy.
+
+    Raises SetupError when the engine that is asked for cannot be had.
+    """
+    policies = read_policies()
+    database = create_sync_engine(url)
+    try:
+        with database.connect() as connection:
+            config = Config(ALEMBIC_INI)
+            config.attributes.update(connection=connection, engine=engine)
+            command.upgrade(config, "head")
+        with database.begin() as connection:
+            return apply_policies(connection, policies)
+    finally:
+        database.dispose()
+
+
+@cache
+def newest_revision() -> str:
+    """The revision that this version of Wattline needs."""
+    return ScriptDirectory.from_config(Config(ALEMBIC_INI)).get_current_head() or ""

@@ -1,0 +1,68 @@
+"""Is the service alive, and can it serve?"""
+
+import msgspec
+from litestar import Response, get
+from litestar.openapi.datastructures import ResponseSpec
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import __version__
+from app.database import translated_errors
+from app.errors import ServiceError
+from app.migrate import newest_revision
+
+
+class Live(msgspec.Struct, frozen=True):
+    """The process runs."""
+
+    status: str
+    version: str
+
+
+class Ready(msgspec.Struct, frozen=True, rename="camel"):
+    """The service can serve: its database answers and is migrated to the revision that this version needs."""
+
+    status: str
+    version: str
+    needed_revision: str
+    revision: str | None = None
+    engine: str | None = None
+    postgresql: str | None = None
+    timescaledb: str | None = None
+
+
+@get("/health/live")
+async def get_live() -> Live:
+    """Answers as long as the process runs."""
+    return Live("ok", __version__)
+
+
+@get(
+    "/health/ready",
+    responses={503: ResponseSpec(Ready, description="The service cannot serve; `status` says why.", generate_examples=False)},
+)
+async def get_ready(pool: AsyncEngine) -> Response[Ready]:
+    """200 when the service can serve, else 503; with engine, versions and migration state."""
+    ready = await _look(pool)
+    return Response(ready, status_code=200 if ready.status == "ok" else 503)
+
+
+async def _look(pool: AsyncEngine) -> Ready:
+    needed = newest_revision()
+    try:
+        with translated_errors():
+            async with pool.connect() as connection:
+                postgresql, timescaledb, migrated = (await connection.execute(_VERSIONS)).one()
+                engine, revision = (await connection.execute(_MIGRATION)).one() if migrated else (None, None)
+    except ServiceError:
+        return Ready("database_away", __version__, needed)
+    status = "ok" if revision == needed else "not_migrated"
+    return Ready(status, __version__, needed, revision, engine, postgresql, timescaledb)
+
+
+_VERSIONS = text("""
+    SELECT current_setting('server_version'),
+           (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'),
+           to_regclass('installation') IS NOT NULL
+""")
+_MIGRATION = text("SELECT (SELECT engine FROM installation), (SELECT version_num FROM alembic_version)")

@@ -1,0 +1,62 @@
+"""The maintenance loop: partitions for the coming days, and an end to what is too old."""
+
+import asyncio
+
+import psycopg
+import structlog
+
+from app.database import connect
+
+PERIOD_SECONDS = 60
+QUARANTINE_ROWS = 100_000
+QUARANTINE_DAYS = 30
+# Alerts look back 24 hours, readings arrive up to 7 days late: older notes concern nobody.
+TOUCHED_DAYS = 9
+
+_log = structlog.get_logger()
+
+
+async def maintain_forever(url: str) -> None:
+    """Maintains the database each minute, whatever happens; to be cancelled."""
+    while True:
+        try:
+            connection = await connect(url)
+            try:
+                while True:
+                    await maintain(connection)
+                    await asyncio.sleep(PERIOD_SECONDS)
+            finally:
+                await connection.close()
+        except psycopg.Error as error:
+            _log.warning("maintenance_failed", error=str(error))
+            await asyncio.sleep(PERIOD_SECONDS)
+
+
+async def maintain(connection: psycopg.AsyncConnection) -> bool:
+    """One round; false when another process is at it. Each step is a transaction, so that none undoes another."""
+    for statement, parameters in _STEPS:
+        async with connection.transaction():
+            row = await (
+                await connection.execute("SELECT pg_try_advisory_xact_lock(hashtext('wattline maintenance'))")
+            ).fetchone()
+            if row is None or not row[0]:
+                return False
+            await connection.execute(statement.encode(), parameters)
+    return True
+
+
+_STEPS: list[tuple[str, dict[str, int]]] = [
+    # Tomorrow's partitions, before the first reading of the day has to wait for them.
+    ("SELECT prepare_days(now(), now() + INTERVAL '2 days')", {}),
+    (
+        """
+        DELETE FROM quarantine
+        WHERE last_at < now() - make_interval(days => %(days)s)
+            OR id <= (SELECT id FROM quarantine ORDER BY id DESC OFFSET %(rows)s LIMIT 1)
+        """,
+        {"days": QUARANTINE_DAYS, "rows": QUARANTINE_ROWS},
+    ),
+    ("DELETE FROM touched_hour WHERE hour < now() - make_interval(days => %(days)s)", {"days": TOUCHED_DAYS}),
+    # Last, for it may be refused its locks.
+    ("SELECT drop_expired()", {}),
+]

@@ -1,0 +1,70 @@
+"""Every knob of Wattline: unit, default and reason. Read once, from the environment."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self, get_type_hints
+
+import msgspec
+
+from app.errors import SetupError
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings in force. A field is the environment variable WATTLINE_<FIELD>; `database_url` is DATABASE_URL."""
+
+    #: Without it, Wattline runs its own PostgreSQL under `data_dir`.
+    database_url: str | None = None
+    #: Where the embedded PostgreSQL keeps its data.
+    data_dir: Path = Path(".wattline")
+    #: The `bin` directory of the PostgreSQL 16-18 to run, when it shall not be searched for.
+    pg_bin: Path | None = None
+    #: Taken when the database is first migrated; `auto` is TimescaleDB Community where the server has it.
+    engine: Literal["auto", "timescale", "plain"] = "auto"
+    #: There are no tokens yet: any address but loopback needs `off`, said out loud.
+    auth: Literal["on", "off"] = "on"
+    #: Connections for answers; the writer and the background loops have one each besides.
+    pool_max_size: int = 8
+    #: Readings that may wait for the writer, 200 bytes each; a batch beyond them is answered with 503.
+    queue_max_readings: int = 200_000
+    #: Two readings at most this far apart cover the minutes between them: devices report up to every two minutes.
+    pairing_gap_minutes: int = 5
+    #: An efficiency below it is reported as low: a charger's losses are 10 to 15 %.
+    low_efficiency: float = 0.85
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Self:
+        """Reads the variables that are set. Raises SetupError for an unknown WATTLINE_ name or a bad value."""
+        names = {variable_of(field): field for field in cls.__struct_fields__}
+        if unknown := sorted(name for name in environ if name.startswith("WATTLINE_") and name not in names):
+            raise SetupError(f"{unknown[0]} is not a setting of Wattline. Known: {', '.join(sorted(names))}.")
+        types = get_type_hints(cls)
+        return cls(
+            **{field: _parse(name, environ[name], types[field]) for name, field in names.items() if environ.get(name)}
+        )
+
+    def __post_init__(self) -> None:
+        for field, low, high in (
+            ("pool_max_size", 1, 1_000),
+            ("queue_max_readings", 50_000, 10_000_000),
+            ("pairing_gap_minutes", 1, 60),
+            ("low_efficiency", 0, 1),
+        ):
+            if not low <= getattr(self, field) <= high:
+                raise SetupError(f"{variable_of(field)} is {getattr(self, field)}; it must lie between {low} and {high}.")
+
+
+def variable_of(field: str) -> str:
+    """The environment variable that sets a field."""
+    return "DATABASE_URL" if field == "database_url" else f"WATTLINE_{field.upper()}"
+
+
+_KINDS = {int: "a whole number", float: "a number", Path: "a path", str: "a text"}
+
+
+def _parse(name: str, value: str, kind: object) -> object:
+    try:
+        return msgspec.convert(value, kind, strict=False, dec_hook=lambda to, text: to(text))
+    except msgspec.ValidationError:
+        options = getattr(kind, "__args__", ())
+        expected = _KINDS.get(kind) or "one of " + ", ".join(map(str, options))  # type: ignore[call-overload]
+        raise SetupError(f"{name} is {value!r}; it must be {expected}.") from None

@@ -1,0 +1,193 @@
+"""The tables and SQL functions of the database: what Alembic compares and what reads select from.
+
+Keys and indexes of the readings differ between the engines and stand in `timescale/` and `timescale/plain/`.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    TableValuedAlias,
+    Text,
+    UniqueConstraint,
+    func,
+    literal,
+)
+from sqlalchemy.dialects.postgresql import TIMESTAMP, TSTZRANGE, ExcludeConstraint
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "excl": "%(table_name)s_%(constraint_name)s_excl",
+    }
+)
+
+Moment = DateTime(timezone=True)
+
+
+def _device_table(name: str) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("id", Integer, Identity(), primary_key=True),
+        Column("external_id", Text, nullable=False, unique=True),
+        Column("registered_at", Moment, nullable=False, server_default=func.now()),
+        CheckConstraint("external_id ~ '^[A-Za-z0-9._:-]{1,64}$'", name="external_id"),
+    )
+
+
+meter = _device_table("meter")
+vehicle = _device_table("vehicle")
+
+# No foreign key from the readings: a new chunk would lock the device table.
+meter_reading = Table(
+    "meter_reading",
+    metadata,
+    Column("ts", Moment, nullable=False),
+    Column("received_at", TIMESTAMP(timezone=True, precision=0), nullable=False, server_default=func.now()),
+    Column("meter_id", Integer, nullable=False),
+    Column("ac_milliwh", Integer, nullable=False),
+    Column("voltage_centiv", Integer),
+)
+vehicle_reading = Table(
+    "vehicle_reading",
+    metadata,
+    Column("ts", Moment, nullable=False),
+    Column("received_at", TIMESTAMP(timezone=True, precision=0), nullable=False, server_default=func.now()),
+    Column("vehicle_id", Integer, nullable=False),
+    Column("meter_id", Integer),
+    Column("dc_milliwh", Integer, nullable=False),
+    Column("soc_centipercent", SmallInteger),
+    Column("battery_temp_centic", SmallInteger),
+)
+
+meter_state = Table(
+    "meter_state",
+    metadata,
+    Column("meter_id", ForeignKey("meter.id"), primary_key=True, autoincrement=False),
+    Column("ts", Moment, nullable=False),
+    Column("ac_milliwh", Integer, nullable=False),
+    Column("voltage_centiv", Integer),
+)
+vehicle_state = Table(
+    "vehicle_state",
+    metadata,
+    Column("vehicle_id", ForeignKey("vehicle.id"), primary_key=True, autoincrement=False),
+    Column("ts", Moment, nullable=False),
+    Column("meter_id", Integer),
+    Column("dc_milliwh", Integer, nullable=False),
+    Column("soc_centipercent", SmallInteger),
+    Column("battery_temp_centic", SmallInteger),
+)
+
+vehicle_meter = Table(
+    "vehicle_meter",
+    metadata,
+    Column("id", Integer, Identity(), primary_key=True),
+    Column("vehicle_id", ForeignKey("vehicle.id"), nullable=False),
+    Column("meter_id", ForeignKey("meter.id"), nullable=False),
+    Column("valid", TSTZRANGE, nullable=False),
+    CheckConstraint("NOT isempty(valid)", name="valid"),
+    ExcludeConstraint(("vehicle_id", "="), ("valid", "&&"), name="one_meter_at_a_time", using="gist"),
+    Index(None, "meter_id"),
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("stream", Text),
+    Column("code", Text, nullable=False),
+    Column("field", Text),
+    Column("message", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("times", Integer, nullable=False, server_default="1"),
+    Column("first_at", Moment, nullable=False, server_default=func.now()),
+    Column("last_at", Moment, nullable=False, server_default=func.now()),
+    UniqueConstraint("hash", "code"),
+    Index(None, "last_at"),
+)
+
+touched_hour = Table(
+    "touched_hour",
+    metadata,
+    Column("stream", Text, primary_key=True),
+    Column("device_id", Integer, primary_key=True, autoincrement=False),
+    Column("hour", Moment, primary_key=True),
+    Column("at", Moment, nullable=False),
+    CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
+)
+
+installation = Table(
+    "installation",
+    metadata,
+    Column("engine", Text, nullable=False),
+    Column("installed_at", Moment, nullable=False, server_default=func.now()),
+    CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),
+)
+
+METER_BUCKET_COLUMNS = (
+    Column("meter_id", Integer),
+    Column("bucket", Moment),
+    Column("ac_milliwh", BigInteger),
+    Column("readings", BigInteger),
+    Column("voltage_centiv_sum", BigInteger),
+    Column("voltage_readings", BigInteger),
+    Column("voltage_centiv_min", Integer),
+    Column("voltage_centiv_max", Integer),
+)
+VEHICLE_BUCKET_COLUMNS = (
+    Column("vehicle_id", Integer),
+    Column("bucket", Moment),
+    Column("dc_milliwh", BigInteger),
+    Column("readings", BigInteger),
+    Column("soc_centipercent_sum", BigInteger),
+    Column("soc_readings", BigInteger),
+    Column("soc_centipercent_min", SmallInteger),
+    Column("soc_centipercent_max", SmallInteger),
+    Column("battery_temp_centic_sum", BigInteger),
+    Column("battery_temp_readings", BigInteger),
+    Column("battery_temp_centic_min", SmallInteger),
+    Column("battery_temp_centic_max", SmallInteger),
+)
+
+
+def meter_minute(range_from: datetime, range_to: datetime) -> TableValuedAlias:
+    """Sums of each meter and minute; the range is [range_from, range_to), in whole minutes."""
+    return _buckets("meter_minute", range_from, range_to, METER_BUCKET_COLUMNS)
+
+
+def vehicle_minute(range_from: datetime, range_to: datetime) -> TableValuedAlias:
+    """Sums of each vehicle, minute and meter named by the readings, NULL for none; in whole minutes."""
+    return _buckets("vehicle_minute", range_from, range_to, (*VEHICLE_BUCKET_COLUMNS, Column("meter_id", Integer)))
+
+
+def aggregate_freshness() -> TableValuedAlias:
+    """Each aggregate's `materialized_through` and `as_of`: every reading committed before as_of is in the aggregate."""
+    columns = Column("name", Text), Column("materialized_through", Moment), Column("as_of", Moment)
+    return func.aggregate_freshness().table_valued(*columns, name="freshness")
+
+
+def _buckets(
+    function: str, range_from: datetime, range_to: datetime, columns: tuple[Column[Any], ...]
+) -> TableValuedAlias:
+    bounds = literal(range_from, Moment), literal(range_to, Moment)
+    return getattr(func, function)(*bounds).table_valued(*columns, name=function)

@@ -1,0 +1,1 @@
+"""What is measured: readings of meters (AC, grid side) and of vehicles (DC, battery side)."""

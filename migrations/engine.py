@@ -1,0 +1,66 @@
+"""Which engine a database has, and the SQL files that only that engine understands."""
+
+from pathlib import Path
+from typing import Literal, cast
+
+from alembic import op
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from app.errors import SetupError
+
+Engine = Literal["timescale", "plain"]
+
+SQL_DIRECTORY = Path(__file__).resolve().parent.parent / "timescale"
+
+
+def recorded_engine(connection: Connection) -> Engine | None:
+    """The engine that the database was migrated for; None before the first migration."""
+    if connection.scalar(text("SELECT to_regclass('installation')")) is None:
+        return None
+    return cast("Engine | None", connection.scalar(text("SELECT engine FROM installation")))
+
+
+def choose_engine(connection: Connection, wanted: Literal["auto", "timescale", "plain"]) -> Engine:
+    """The recorded engine, else the wanted one, else TimescaleDB Community where the server has it.
+
+    Raises SetupError when `wanted` contradicts the record or the server lacks it.
+    """
+    recorded = recorded_engine(connection)
+    if recorded is not None:
+        if wanted not in ("auto", recorded):
+            raise SetupError(f"This database was migrated for the engine '{recorded}'; WATTLINE_ENGINE asks for '{wanted}'.")
+        return recorded
+    if wanted == "plain":
+        return "plain"
+    if _create_extension(connection):
+        return "timescale"
+    if wanted == "timescale":
+        raise SetupError("WATTLINE_ENGINE asks for 'timescale', but this server does not offer TimescaleDB Community.")
+    return "plain"
+
+
+def _create_extension(connection: Connection) -> bool:
+    """Creates the extension and looks at its licence: before it is loaded, the server does not tell."""
+    preloaded = text("SELECT 1 FROM pg_settings WHERE name = 'timescaledb.max_background_workers'")
+    if connection.scalar(preloaded) is None:
+        return False
+    savepoint = connection.begin_nested()
+    try:
+        connection.execute(text("CREATE EXTENSION IF NOT EXISTS timescaledb"))
+        licence = connection.scalar(text("SELECT current_setting('timescaledb.license', true)"))
+    except DBAPIError:
+        licence = None
+    if licence == "timescale":
+        savepoint.commit()
+        return True
+    savepoint.rollback()
+    return False
+
+
+def run_sql(name: str) -> None:
+    """Runs the statements of timescale/NAME, or of its twin timescale/plain/NAME, whichever fits the database."""
+    connection = op.get_bind()
+    directory = SQL_DIRECTORY if recorded_engine(connection) == "timescale" else SQL_DIRECTORY / "plain"
+    # Without parameters, several statements go in one call and a percent sign is itself.
+    connection.execution_options(no_parameters=True).exec_driver_sql((directory / name).read_text())

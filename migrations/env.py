@@ -1,0 +1,57 @@
+"""Runs the migrations: one transaction each, under an advisory lock, with time limits.
+
+`wattline migrate` hands over a connection; `alembic` by hand uses DATABASE_URL and WATTLINE_ENGINE.
+"""
+
+import os
+import re
+from typing import Any
+
+from alembic import context
+from sqlalchemy import Connection, text
+
+from app.database import create_sync_engine
+from app.tables import metadata
+
+# Partitions and the tables that one engine keeps for itself: made by its SQL files, unknown to the metadata.
+ENGINE_OWNED = re.compile(r"(meter|vehicle)_reading_\d{8}|fleet_(meter|vehicle)_minute|(meter|vehicle)_hour_kept|retention|full_refresh")
+
+
+def include_object(item: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:
+    """Leaves to the engines' SQL files what they own: their tables, and the indexes of the readings."""
+    if kind == "table":
+        return not (reflected and ENGINE_OWNED.fullmatch(name or ""))
+    return not (kind == "index" and item.table.name in ("meter_reading", "vehicle_reading"))
+
+
+def run_migrations(connection: Connection) -> None:
+    # A migration waits briefly for locks, since every insert would queue behind it, and does no long work.
+    connection.execute(text("SET lock_timeout = '5s'"))
+    connection.execute(text("SET statement_timeout = '60s'"))
+    # Held by the session, over all transactions: two deployments at once migrate one after the other.
+    connection.execute(text("SELECT pg_advisory_lock(hashtext('wattline migrate'))"))
+    connection.commit()
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        include_object=include_object,
+        transaction_per_migration=True,
+        compare_type=True,
+        compare_server_default=False,
+    )
+    try:
+        with context.begin_transaction():
+            context.run_migrations()
+    finally:
+        connection.rollback()
+        connection.execute(text("SELECT pg_advisory_unlock(hashtext('wattline migrate'))"))
+        connection.commit()
+
+
+if (given := context.config.attributes.get("connection")) is not None:
+    run_migrations(given)
+else:
+    engine = create_sync_engine(os.environ["DATABASE_URL"])
+    with engine.connect() as own:
+        run_migrations(own)
+    engine.dispose()

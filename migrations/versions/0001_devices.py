@@ -1,0 +1,105 @@
+"""Devices, their latest states and mapping, quarantine, touched hours; the choice of the engine."""
+
+import os
+
+import sqlalchemy as sa
+from alembic import context, op
+from sqlalchemy.dialects import postgresql
+
+from migrations.engine import choose_engine
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    wanted = context.config.attributes.get("engine") or os.environ.get("WATTLINE_ENGINE", "auto")
+    engine = choose_engine(op.get_bind(), wanted)
+    op.create_table(
+        "installation",
+        sa.Column("engine", sa.Text, nullable=False),
+        sa.Column("installed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),
+    )
+    op.execute(f"INSERT INTO installation (engine) VALUES ('{engine}')")
+
+    for device in ("meter", "vehicle"):
+        op.create_table(
+            device,
+            sa.Column("id", sa.Integer, sa.Identity(), primary_key=True),
+            sa.Column("external_id", sa.Text, nullable=False, unique=True),
+            sa.Column("registered_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+            sa.CheckConstraint("external_id ~ '^[A-Za-z0-9._:-]{1,64}$'", name="external_id"),
+        )
+
+    # One row a device, rewritten with every batch: the free space keeps the new version on the same page, off the index.
+    op.create_table(
+        "meter_state",
+        sa.Column("meter_id", sa.Integer, sa.ForeignKey("meter.id"), primary_key=True, autoincrement=False),
+        sa.Column("ts", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("ac_milliwh", sa.Integer, nullable=False),
+        sa.Column("voltage_centiv", sa.Integer),
+        postgresql_with={"fillfactor": 50},
+    )
+    op.create_table(
+        "vehicle_state",
+        sa.Column("vehicle_id", sa.Integer, sa.ForeignKey("vehicle.id"), primary_key=True, autoincrement=False),
+        sa.Column("ts", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("meter_id", sa.Integer),
+        sa.Column("dc_milliwh", sa.Integer, nullable=False),
+        sa.Column("soc_centipercent", sa.SmallInteger),
+        sa.Column("battery_temp_centic", sa.SmallInteger),
+        postgresql_with={"fillfactor": 50},
+    )
+
+    # Equality of integers inside a GiST exclusion constraint; a trusted extension of PostgreSQL's own.
+    op.execute("CREATE EXTENSION IF NOT EXISTS btree_gist")
+    op.create_table(
+        "vehicle_meter",
+        sa.Column("id", sa.Integer, sa.Identity(), primary_key=True),
+        sa.Column("vehicle_id", sa.Integer, sa.ForeignKey("vehicle.id"), nullable=False),
+        sa.Column("meter_id", sa.Integer, sa.ForeignKey("meter.id"), nullable=False, index=True),
+        sa.Column("valid", postgresql.TSTZRANGE, nullable=False),
+        sa.CheckConstraint("NOT isempty(valid)", name="valid"),
+        postgresql.ExcludeConstraint(
+            ("vehicle_id", "="), ("valid", "&&"), name="one_meter_at_a_time", using="gist"
+        ),
+    )
+
+    op.create_table(
+        "quarantine",
+        sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+        sa.Column("source", sa.Text, nullable=False),
+        sa.Column("stream", sa.Text),
+        sa.Column("code", sa.Text, nullable=False),
+        sa.Column("field", sa.Text),
+        sa.Column("message", sa.Text, nullable=False),
+        sa.Column("payload", sa.LargeBinary, nullable=False),
+        sa.Column("hash", sa.LargeBinary, nullable=False),
+        sa.Column("times", sa.Integer, nullable=False, server_default="1"),
+        sa.Column("first_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("last_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now(), index=True),
+        sa.UniqueConstraint("hash", "code"),
+    )
+    op.create_table(
+        "touched_hour",
+        sa.Column("stream", sa.Text, primary_key=True),
+        sa.Column("device_id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("hour", sa.DateTime(timezone=True), primary_key=True),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
+    )
+
+
+def downgrade() -> None:
+    for table in (
+        "touched_hour",
+        "quarantine",
+        "vehicle_meter",
+        "vehicle_state",
+        "meter_state",
+        "vehicle",
+        "meter",
+        "installation",
+    ):
+        op.drop_table(table)

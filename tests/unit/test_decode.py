@@ -1,0 +1,376 @@
+"""Bytes to readings: what is accepted, what is rejected and why, and what a hostile body costs."""
+
+import json
+import tracemalloc
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.errors import BatchTooLarge, EmptyBatch, MalformedBody
+from app.ingest.decode import MAX_READINGS, REJECTIONS, Batch, MediaType, Rejected, decode_batch
+from app.telemetry.reading import MeterReading, Stream, VehicleReading
+
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+NOW_US = 1_777_636_800_000_000
+JSON, NDJSON, MSGPACK = MediaType
+
+METER = {"meterId": "M1", "timestamp": "2026-05-01T12:00:00Z", "kwhConsumedAc": 0.4227, "voltage": 230.1}
+VEHICLE = {
+    "vehicleId": "V1",
+    "meterId": "M1",
+    "timestamp": "2026-05-01T12:00:00Z",
+    "kwhDeliveredDc": 0.36,
+    "soc": 55.5,
+    "batteryTemp": -3.25,
+}
+
+
+def decode(body: bytes | Any, media_type: MediaType = JSON, stream: Stream | None = None) -> Batch:
+    if not isinstance(body, bytes):
+        body = json.dumps(body).encode()
+    return decode_batch(body, media_type, now_us=NOW_US, stream=stream)
+
+
+def rejection(reading: Any, stream: Stream | None = None) -> tuple[str, str | None]:
+    """Code and field of the only reading; the fast path and the path that takes the body apart must agree."""
+    alone = decode([reading], stream=stream).rejected
+    beside = decode([reading, 1], stream=stream).rejected[:1]
+    assert alone == beside
+    assert alone[0].message == REJECTIONS[alone[0].code]
+    return alone[0].code, alone[0].field
+
+
+def without(reading: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in reading.items() if name not in names}
+
+
+def test_a_meter_reading_in_stored_units() -> None:
+    assert decode(METER) == Batch(1, [MeterReading("M1", NOW_US, 422_700, 23_010)], [], [])
+
+
+def test_a_vehicle_reading_in_stored_units() -> None:
+    assert decode([VEHICLE]) == Batch(1, [], [VehicleReading("V1", NOW_US, 360_000, "M1", 5_550, -325)], [])
+
+
+def test_both_streams_in_one_batch() -> None:
+    batch = decode([METER, VEHICLE, METER])
+    assert (batch.received, len(batch.meter), len(batch.vehicle)) == (3, 2, 1)
+
+
+def test_optional_numbers_may_be_absent_or_null() -> None:
+    bare = decode([without(METER, "voltage"), without(VEHICLE, "soc", "batteryTemp", "meterId")])
+    assert bare == decode([METER | {"voltage": None}, VEHICLE | {"soc": None, "batteryTemp": None, "meterId": None}])
+    assert bare.meter[0].voltage_centiv is None
+    assert bare.vehicle[0] == VehicleReading("V1", NOW_US, 360_000)
+
+
+def test_unknown_fields_and_those_of_the_other_stream_are_ignored() -> None:
+    assert decode([METER | {"soc": 500, "firmware": {"a": [1]}}]) == decode([METER])
+    assert decode([METER | {"soc": "x", "kwhDeliveredDc": []}]) == decode([METER])
+
+
+def test_a_null_vehicle_id_makes_a_meter_reading() -> None:
+    assert decode([METER | {"vehicleId": None}]) == decode([METER])
+    assert rejection(METER | {"vehicleId": None, "voltage": "x"}) == ("malformed", "voltage")
+
+
+def test_the_route_may_force_the_stream() -> None:
+    assert decode([METER | {"vehicleId": 7}], stream=Stream.METER) == decode([METER])
+    assert rejection(METER, Stream.VEHICLE) == ("missing_field", "vehicleId")
+    assert decode([1], stream=Stream.VEHICLE).rejected[0].stream is Stream.VEHICLE
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "scaled"),
+    [
+        ("kwhConsumedAc", "0.0000025", 2),
+        ("kwhConsumedAc", "0.0000035", 4),
+        ("kwhConsumedAc", "0.4227", 422_700),
+        ("kwhConsumedAc", "999.9999995", 1_000_000_000),
+        ("kwhConsumedAc", "1000", 1_000_000_000),
+        ("kwhConsumedAc", "-0.0", 0),
+        ("kwhConsumedAc", "1e-400", 0),
+        ("voltage", "230.005", 23_000),
+        ("voltage", "230.015", 23_002),
+        ("voltage", "1.005", 100),
+        ("voltage", "1e2", 10_000),
+    ],
+)
+def test_numbers_are_rounded_half_even_as_written(field: str, text: str, scaled: int) -> None:
+    body = json.dumps(METER | {field: "@"}).replace('"@"', text).encode()
+    reading = decode(body).meter[0]
+    assert (reading.ac_milliwh if field == "kwhConsumedAc" else reading.voltage_centiv) == scaled
+
+
+@pytest.mark.parametrize(
+    ("reading", "field", "low", "high", "code"),
+    [
+        (METER, "kwhConsumedAc", 0, 1000, "energy_out_of_range"),
+        (METER, "voltage", 0, 1000, "voltage_out_of_range"),
+        (VEHICLE, "kwhDeliveredDc", 0, 1000, "energy_out_of_range"),
+        (VEHICLE, "soc", 0, 100, "soc_out_of_range"),
+        (VEHICLE, "batteryTemp", -60, 150, "battery_temp_out_of_range"),
+    ],
+)
+def test_ranges_are_inclusive_and_hold_before_rounding(
+    reading: dict[str, Any], field: str, low: int, high: int, code: str
+) -> None:
+    for inside in (low, high):
+        assert decode([reading | {field: inside}]).rejected == []
+    for outside in (low - 1e-9, high + 1e-9, 1e300):
+        assert rejection(reading | {field: outside}) == (code, field)
+    for infinite in (b"1e999", b"-1e999", b"9" * 400):
+        body = json.dumps([reading | {field: "@"}]).encode().replace(b'"@"', infinite)
+        assert [(r.code, r.field) for r in decode(body).rejected] == [(code, field)]
+    for not_finite in (float("nan"), float("inf")):
+        body = msgspec.msgpack.encode(reading | {field: not_finite})
+        assert [(r.code, r.field) for r in decode(body, MSGPACK).rejected] == [(code, field)]
+
+
+@pytest.mark.parametrize("field", ["meterId", "timestamp", "kwhConsumedAc"])
+def test_a_meter_reading_needs_id_timestamp_and_energy(field: str) -> None:
+    assert rejection(without(METER, field)) == ("missing_field", field)
+    assert rejection(METER | {field: None}) == ("missing_field", field)
+
+
+@pytest.mark.parametrize("field", ["timestamp", "kwhDeliveredDc"])
+def test_a_vehicle_reading_needs_timestamp_and_energy(field: str) -> None:
+    assert rejection(without(VEHICLE, field)) == ("missing_field", field)
+
+
+@pytest.mark.parametrize("field", ["vehicleId", "meterId"])
+def test_ids_are_1_to_64_of_a_small_alphabet(field: str) -> None:
+    for good in ("a", "A-Za.z_0:9", "x" * 64):
+        assert decode([VEHICLE | {field: good}]).rejected == []
+    for bad in ("", "x" * 65, "a b", "a\n", "ä", "a/b", "\u0661", "\x00"):
+        assert rejection(VEHICLE | {field: bad}) == ("invalid_id", field)
+
+
+@pytest.mark.parametrize("field", list(VEHICLE))
+@pytest.mark.parametrize("wrong", [True, [], {}, "not a number"])
+def test_a_field_of_a_wrong_type_is_named(field: str, wrong: Any) -> None:
+    if isinstance(wrong, str) and field.endswith("Id"):
+        wrong = 1
+    assert rejection(VEHICLE | {field: wrong}) == ("malformed", field)
+
+
+@pytest.mark.parametrize("element", [1, None, "x", [], [METER], True])
+def test_an_element_that_is_no_object_is_rejected_alone(element: Any) -> None:
+    batch = decode([METER, element, VEHICLE])
+    assert (len(batch.meter), len(batch.vehicle)) == (1, 1)
+    assert batch.rejected == [
+        Rejected(1, "malformed", None, REJECTIONS["malformed"], None, json.dumps(element).encode())
+    ]
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "ts_us"),
+    [
+        ("2026-05-01T12:00:00Z", NOW_US),
+        ("2026-05-01t12:00:00z", NOW_US),
+        ("2026-05-01 12:00:00+00:00", NOW_US),
+        ("2026-05-01T14:00:00+02:00", NOW_US),
+        ("2026-04-30T12:01:00-23:59", NOW_US),
+        ("2026-05-01T11:59:59.999999Z", NOW_US - 1),
+        ("2026-05-01T12:05:00Z", NOW_US + 300_000_000),
+        ("2026-04-24T12:00:00Z", NOW_US - 7 * 86_400_000_000),
+    ],
+)
+def test_timestamps_become_exact_microseconds(timestamp: str, ts_us: int) -> None:
+    assert decode([METER | {"timestamp": timestamp}]).meter[0].ts_us == ts_us
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "code"),
+    [
+        ("2026-05-01T12:00:00", "timestamp_without_zone"),
+        ("2026-05-01T12:05:00.000001Z", "in_the_future"),
+        ("9999-12-31T23:59:59-23:59", "in_the_future"),
+        ("2026-04-24T11:59:59.999999Z", "too_old"),
+        ("0001-01-01T00:00:00+23:59", "too_old"),
+        ("2026-05-01", "malformed"),
+        ("2026-13-01T12:00:00Z", "malformed"),
+        ("2026-05-01T12:00:00+24:00", "malformed"),
+        ("now", "malformed"),
+        (1_777_636_800, "malformed"),
+        (1_777_636_800.5, "malformed"),
+    ],
+)
+def test_timestamps_that_are_refused(timestamp: str | float, code: str) -> None:
+    assert rejection(METER | {"timestamp": timestamp}) == (code, "timestamp")
+
+
+def test_msgpack_takes_its_own_timestamps() -> None:
+    body = msgspec.msgpack.encode([METER | {"timestamp": NOW - timedelta(microseconds=1)}])
+    assert decode(body, MSGPACK).meter[0].ts_us == NOW_US - 1
+
+
+def test_the_first_failing_check_counts() -> None:
+    everything = {"vehicleId": "", "meterId": "", "timestamp": "2020-01-01T00:00:00", "kwhDeliveredDc": -1, "soc": -1}
+    repaired = [
+        ("invalid_id", "vehicleId", "V1"),
+        ("invalid_id", "meterId", "M1"),
+        ("timestamp_without_zone", "timestamp", "2020-01-01T00:00:00Z"),
+        ("too_old", "timestamp", "2026-05-01T12:00:00Z"),
+        ("energy_out_of_range", "kwhDeliveredDc", 1),
+        ("soc_out_of_range", "soc", 1),
+    ]
+    assert rejection(everything | {"batteryTemp": "x"}) == ("malformed", "batteryTemp")
+    for code, field, good in repaired:
+        assert rejection(everything) == (code, field)
+        everything[field] = good
+    assert decode([everything]).rejected == []
+
+
+def test_a_message_never_echoes_what_the_client_wrote() -> None:
+    for reading in (METER | {"meterId": "<script>" * 99}, METER | {"timestamp": "<script>" * 99}):
+        assert "<script>" not in decode([reading]).rejected[0].message
+
+
+def test_every_code_can_happen() -> None:
+    bad: list[Any] = [
+        1,
+        {},
+        METER | {"meterId": ""},
+        METER | {"timestamp": "2026-05-01T12:00:00"},
+        METER | {"timestamp": "2027-05-01T12:00:00Z"},
+        METER | {"timestamp": "2025-05-01T12:00:00Z"},
+        METER | {"kwhConsumedAc": -1},
+        METER | {"voltage": -1},
+        VEHICLE | {"soc": -1},
+        VEHICLE | {"batteryTemp": -61},
+    ]
+    assert {r.code for r in decode(bad).rejected} == set(REJECTIONS)
+
+
+def test_the_payload_is_the_readings_own_bytes() -> None:
+    good, bad = json.dumps(METER).encode(), b'{"timestamp" :  null,"x":"\\u00e4\xc3\xa4"}'
+    assert [r.payload for r in decode(b" [ " + good + b", " + bad + b" ]").rejected] == [bad]
+    assert [r.payload for r in decode(b"  " + bad + b"\n").rejected] == [bad]
+    assert [r.payload for r in decode(good + b"\r\n " + bad + b" \r\n", NDJSON).rejected] == [bad]
+    packed = msgspec.msgpack.encode(VEHICLE | {"soc": 101})
+    assert [r.payload for r in decode(b"\x92" + packed + b"\xc0", MSGPACK).rejected] == [packed, b"\xc0"]
+
+
+def test_bad_utf8_rejects_only_its_reading() -> None:
+    bad = json.dumps(METER | {"meterId": "@"}).encode().replace(b"@", b"\xff")
+    batch = decode(b"[" + bad + b"," + json.dumps(METER).encode() + b"]")
+    assert (len(batch.meter), batch.rejected[0].field, batch.rejected[0].payload) == (1, "meterId", bad)
+
+
+def test_ndjson_counts_lines_that_are_not_blank() -> None:
+    line = json.dumps(METER).encode()
+    batch = decode(b"\n\r\n \t\n" + line + b"\r\n\n{]\n[]\n" + line, NDJSON)
+    assert (batch.received, len(batch.meter)) == (4, 2)
+    assert [(r.index, r.code, r.payload) for r in batch.rejected] == [(1, "malformed", b"{]"), (2, "malformed", b"[]")]
+
+
+def test_a_deeply_nested_line_is_rejected_alone() -> None:
+    batch = decode(json.dumps(METER).encode() + b"\n" + b"[" * 100_000, NDJSON)
+    assert (len(batch.meter), [r.code for r in batch.rejected]) == (1, ["malformed"])
+
+
+@pytest.mark.parametrize(
+    ("body", "media_type"),
+    [
+        (b"", JSON),
+        (b" \r\n\t", JSON),
+        (b"[]", JSON),
+        (b" [ ] ", JSON),
+        (b"", NDJSON),
+        (b"\n \n\r\n", NDJSON),
+        (b"", MSGPACK),
+        (b"\x90", MSGPACK),
+        (b"\xdc\0\0", MSGPACK),
+        (b"\xdd\0\0\0\0", MSGPACK),
+    ],
+)
+def test_an_empty_batch_is_an_error(body: bytes, media_type: MediaType) -> None:
+    with pytest.raises(EmptyBatch):
+        decode(body, media_type)
+
+
+@pytest.mark.parametrize(
+    ("body", "media_type"),
+    [
+        (b"1", JSON),
+        (b'"x"', JSON),
+        (b"null", JSON),
+        (b"[1", JSON),
+        (b"[1,]", JSON),
+        (b"[NaN]", JSON),
+        (b"{}{}", JSON),
+        (b"[]x", JSON),
+        (b'{"timestamp":', JSON),
+        (b"\xef\xbb\xbf[]", JSON),
+        (b"[" * 100_000 + b"]" * 100_000, JSON),
+        (b'{"a":' * 100_000, JSON),
+        (b"\x01", MSGPACK),
+        (b"\xa1a", MSGPACK),
+        (b"\xc1", MSGPACK),
+        (b"\x91", MSGPACK),
+        (b"\x90\x01", MSGPACK),
+        (b"\xdd\0\0", MSGPACK),
+        (b"\x80\x80", MSGPACK),
+        (b"\x91" * 100_000, MSGPACK),
+        (b"\x91\xdb\xff\xff\xff\xff", MSGPACK),
+    ],
+)
+def test_a_body_that_cannot_be_decoded_is_an_error(body: bytes, media_type: MediaType) -> None:
+    with pytest.raises(MalformedBody) as caught:
+        decode(body, media_type)
+    assert len(caught.value.detail) < 200
+
+
+def in_form(element: bytes, count: int, media_type: MediaType) -> bytes:
+    if media_type is MSGPACK:
+        return b"\xdd" + count.to_bytes(4) + element * count
+    return b"[" + b",".join([element] * count) + b"]" if media_type is JSON else b"\n".join([element] * count)
+
+
+@pytest.mark.parametrize("media_type", MediaType)
+@pytest.mark.parametrize("reading", [METER, {}])
+def test_50_000_readings_are_a_batch_and_one_more_is_not(media_type: MediaType, reading: dict[str, Any]) -> None:
+    element = (msgspec.msgpack if media_type is MSGPACK else msgspec.json).encode(reading)
+    assert decode(in_form(element, MAX_READINGS, media_type), media_type).received == MAX_READINGS
+    with pytest.raises(BatchTooLarge):
+        decode(in_form(element, MAX_READINGS + 1, media_type), media_type)
+
+
+SIZE = 16 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("prefix", "element", "suffix", "media_type"),
+    [
+        (b"[", b"1,", b"1]", JSON),
+        (b"[", b"{},", b"1]", JSON),
+        (b"[[", b"1,", b"1]]", JSON),
+        (b"[", b'{"timestamp":null},', b"{}]", JSON),
+        (b"[", b'{"timestamp":"2020-01-01T00:00:00+01:00"},', b"1]", JSON),
+        (b"[", b'{"t":"aaaaaaaa"},', b"1]", JSON),
+        (b'{"timestamp":null,"meterId":"', b"a", '😀"}'.encode(), JSON),
+        (b"", b"[", b"", JSON),
+        (b"", b"\n", b"1", NDJSON),
+        (b"", b"1\n", b"", NDJSON),
+        (b"\xdd\xff\xff\xff\xff", b"\x01", b"", MSGPACK),
+        (b"\xdd\x00\xff\xff\xf0", b"\x01", b"", MSGPACK),
+        (b"\x91\xdd\x00\xff\xff\xf0", b"\x01", b"", MSGPACK),
+        (b"", b"\x91", b"", MSGPACK),
+    ],
+)
+def test_a_hostile_body_costs_bounded_memory(
+    prefix: bytes, element: bytes, suffix: bytes, media_type: MediaType
+) -> None:
+    body = prefix + element * ((SIZE - len(prefix) - len(suffix)) // len(element)) + suffix
+    tracemalloc.start()
+    try:
+        decode(body, media_type)
+    except (MalformedBody, BatchTooLarge):
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 120e6

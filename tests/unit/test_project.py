@@ -1,0 +1,142 @@
+"""What the project's own files promise: locked packages, a closed compose file, an image that finds its tree."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCKS = ["requirements/runtime.txt", "requirements/dev.txt"]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+
+
+def dockerfile() -> list[list[str]]:
+    """The instructions of the Dockerfile, each split into words."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    return [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def copied() -> list[str]:
+    return [source for instruction, *words in dockerfile() if instruction == "COPY" for source in words[:-1]]
+
+
+def locked(lock: str) -> dict[str, Requirement]:
+    """Each package of a lock file. Its hashes stand on lines of their own, joined by backslashes."""
+    text = (ROOT / lock).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line.split(" --hash=")[0] for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+    return {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_locked_package_is_pinned_by_hash(lock: str) -> None:
+    text = (ROOT / lock).read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in text.splitlines():
+        if line and not line.lstrip().startswith("#"):
+            assert re.match(r"[a-z0-9-]+==\S+( ;[^\\]*?)?( +--hash=sha256:[0-9a-f]{64})+ *$", line), line[:80]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_no_lock_records_where_packages_come_from(lock: str) -> None:
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    for address in ("://", "index-url", "find-links", "trusted-host", " @ ", "file:"):
+        assert address not in text
+
+
+@pytest.mark.parametrize(
+    ("lock", "groups"), [("requirements/runtime.txt", ["build"]), ("requirements/dev.txt", ["build", "dev"])]
+)
+def test_each_lock_holds_what_the_project_asks_for(lock: str, groups: list[str]) -> None:
+    asked = [*PROJECT["project"]["dependencies"], *(line for g in groups for line in PROJECT["dependency-groups"][g])]
+    pins = locked(lock)
+    for requirement in map(Requirement, asked):
+        pin = pins[canonicalize_name(requirement.name)]
+        (version,) = pin.specifier
+        assert requirement.specifier.contains(version.version), f"{pin} does not fit {requirement}: run `make lock`"
+
+
+def test_both_locks_pin_the_same_versions() -> None:
+    runtime, dev = map(locked, LOCKS)
+    assert {name: str(pin.specifier) for name, pin in runtime.items()} == {
+        name: str(dev[name].specifier) for name in runtime
+    }
+
+
+def test_compose_publishes_on_loopback_only() -> None:
+    ports = {name: service["ports"] for name, service in COMPOSE["services"].items() if "ports" in service}
+    assert ports == {"wattline": ["127.0.0.1:8000:8000"]}
+    assert not any("network_mode" in service for service in COMPOSE["services"].values())
+
+
+def test_compose_says_out_loud_that_authentication_is_off() -> None:
+    assert COMPOSE["services"]["wattline"]["environment"]["WATTLINE_AUTH"] == "off"
+
+
+def test_compose_has_no_password_of_its_own() -> None:
+    secrets = [
+        value
+        for service in COMPOSE["services"].values()
+        for name, value in service["environment"].items()
+        if "PASS" in name
+    ]
+    assert len(secrets) == 3
+    assert all(re.fullmatch(r"\$\{POSTGRES_PASSWORD:\?.+\}", secret) for secret in secrets)
+    addresses = [service["environment"].get("DATABASE_URL", "") for service in COMPOSE["services"].values()]
+    assert not any(re.search(r"//[^/@]*:[^/@]*@", address) for address in addresses)
+
+
+def test_compose_migrates_before_it_serves() -> None:
+    services = COMPOSE["services"]
+    assert services["migrate"]["depends_on"] == {"database": {"condition": "service_healthy"}}
+    assert services["wattline"]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
+
+
+def test_compose_mounts_files_that_exist() -> None:
+    mounts = [volume.split(":")[0] for s in COMPOSE["services"].values() for volume in s.get("volumes", [])]
+    named = set(COMPOSE["volumes"])
+    assert named <= set(mounts)
+    assert [mount for mount in mounts if mount not in named and not (ROOT / mount).is_file()] == []
+
+
+@pytest.mark.parametrize("source", copied())
+def test_the_image_copies_what_exists_and_is_not_ignored(source: str) -> None:
+    assert (ROOT / source).exists()
+    assert f"!{source}" in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_image_holds_the_whole_service() -> None:
+    assert {"app", "migrations", "timescale", "alembic.ini"} <= set(copied())
+
+
+def test_the_image_installs_by_hash_and_drops_root() -> None:
+    instructions = dockerfile()
+    installs = [" ".join(words) for words in instructions if words[:3] == ["RUN", "pip", "install"]]
+    assert ["--require-hashes" in line or "--no-deps --no-build-isolation" in line for line in installs] == [True, True]
+    users = [words[1] for words in instructions if words[0] == "USER"]
+    assert users
+    assert users[-1] not in {"root", "0"}
+    assert ["ENTRYPOINT", '["wattline"]'] in instructions
+
+
+@pytest.mark.parametrize("target", ["setup", "demo", "test", "soak", "lint", "bench", "help"])
+def test_make_help_lists_the_target(target: str) -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.search(rf"^ +make {target} +\S", shown, re.MULTILINE)
+
+
+def test_the_changelog_begins_with_what_is_next() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[:2] in (["Unreleased"], ["Unreleased", PROJECT["project"]["version"]])
+
+
+def test_readme_and_ci_name_the_same_commands() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "make demo" in readme
+    assert "make test" in readme
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,127 @@
+-- Sums per minute, hour and day of each device, and per minute of the fleet, as continuous aggregates.
+-- They hold what adds up (sums, counts, extremes), never averages. Buckets are fixed UTC widths: those of a time zone or of
+-- months lose their last bucket in 2.29 (timescale/timescaledb issue 10296). Real-time reads are on: what is not yet
+-- materialised is added from the level below. Sums of sums are cast back, since sum(bigint) is numeric.
+
+CREATE MATERIALIZED VIEW meter_minute_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+SELECT
+    meter_id,
+    time_bucket(INTERVAL '1 minute', ts) AS bucket,
+    sum(ac_milliwh) AS ac_milliwh,
+    count(*) AS readings,
+    sum(voltage_centiv) AS voltage_centiv_sum,
+    count(voltage_centiv) AS voltage_readings,
+    min(voltage_centiv) AS voltage_centiv_min,
+    max(voltage_centiv) AS voltage_centiv_max
+FROM meter_reading
+GROUP BY meter_id, time_bucket(INTERVAL '1 minute', ts)
+WITH NO DATA;
+
+-- `bucket` stands second in every device aggregate: 2.29 refuses a third level above a parent that has it elsewhere.
+CREATE MATERIALIZED VIEW vehicle_minute_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+SELECT
+    vehicle_id,
+    time_bucket(INTERVAL '1 minute', ts) AS bucket,
+    meter_id,
+    sum(dc_milliwh) AS dc_milliwh,
+    count(*) AS readings,
+    sum(soc_centipercent) AS soc_centipercent_sum,
+    count(soc_centipercent) AS soc_readings,
+    min(soc_centipercent) AS soc_centipercent_min,
+    max(soc_centipercent) AS soc_centipercent_max,
+    sum(battery_temp_centic) AS battery_temp_centic_sum,
+    count(battery_temp_centic) AS battery_temp_readings,
+    min(battery_temp_centic) AS battery_temp_centic_min,
+    max(battery_temp_centic) AS battery_temp_centic_max
+FROM vehicle_reading
+GROUP BY vehicle_id, meter_id, time_bucket(INTERVAL '1 minute', ts)
+WITH NO DATA;
+
+-- One for each stream: an aggregate over two hypertables is refused.
+CREATE MATERIALIZED VIEW fleet_meter_minute_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+SELECT
+    time_bucket(INTERVAL '1 minute', bucket) AS bucket,
+    sum(ac_milliwh)::bigint AS ac_milliwh,
+    sum(readings)::bigint AS readings
+FROM meter_minute_cagg
+GROUP BY time_bucket(INTERVAL '1 minute', bucket)
+WITH NO DATA;
+
+CREATE MATERIALIZED VIEW fleet_vehicle_minute_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+SELECT
+    time_bucket(INTERVAL '1 minute', bucket) AS bucket,
+    sum(dc_milliwh)::bigint AS dc_milliwh,
+    sum(readings)::bigint AS readings
+FROM vehicle_minute_cagg
+GROUP BY time_bucket(INTERVAL '1 minute', bucket)
+WITH NO DATA;
+
+CREATE MATERIALIZED VIEW meter_hour_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+SELECT
+    meter_id,
+    time_bucket(INTERVAL '1 hour', bucket) AS bucket,
+    sum(ac_milliwh)::bigint AS ac_milliwh,
+    sum(readings)::bigint AS readings,
+    sum(voltage_centiv_sum)::bigint AS voltage_centiv_sum,
+    sum(voltage_readings)::bigint AS voltage_readings,
+    min(voltage_centiv_min) AS voltage_centiv_min,
+    max(voltage_centiv_max) AS voltage_centiv_max
+FROM meter_minute_cagg
+GROUP BY meter_id, time_bucket(INTERVAL '1 hour', bucket)
+WITH NO DATA;
+
+CREATE MATERIALIZED VIEW vehicle_hour_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+SELECT
+    vehicle_id,
+    time_bucket(INTERVAL '1 hour', bucket) AS bucket,
+    sum(dc_milliwh)::bigint AS dc_milliwh,
+    sum(readings)::bigint AS readings,
+    sum(soc_centipercent_sum)::bigint AS soc_centipercent_sum,
+    sum(soc_readings)::bigint AS soc_readings,
+    min(soc_centipercent_min) AS soc_centipercent_min,
+    max(soc_centipercent_max) AS soc_centipercent_max,
+    sum(battery_temp_centic_sum)::bigint AS battery_temp_centic_sum,
+    sum(battery_temp_readings)::bigint AS battery_temp_readings,
+    min(battery_temp_centic_min) AS battery_temp_centic_min,
+    max(battery_temp_centic_max) AS battery_temp_centic_max
+FROM vehicle_minute_cagg
+GROUP BY vehicle_id, time_bucket(INTERVAL '1 hour', bucket)
+WITH NO DATA;
+
+CREATE MATERIALIZED VIEW meter_day_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+SELECT
+    meter_id,
+    time_bucket(INTERVAL '1 day', bucket) AS bucket,
+    sum(ac_milliwh)::bigint AS ac_milliwh,
+    sum(readings)::bigint AS readings,
+    sum(voltage_centiv_sum)::bigint AS voltage_centiv_sum,
+    sum(voltage_readings)::bigint AS voltage_readings,
+    min(voltage_centiv_min) AS voltage_centiv_min,
+    max(voltage_centiv_max) AS voltage_centiv_max
+FROM meter_hour_cagg
+GROUP BY meter_id, time_bucket(INTERVAL '1 day', bucket)
+WITH NO DATA;
+
+CREATE MATERIALIZED VIEW vehicle_day_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+SELECT
+    vehicle_id,
+    time_bucket(INTERVAL '1 day', bucket) AS bucket,
+    sum(dc_milliwh)::bigint AS dc_milliwh,
+    sum(readings)::bigint AS readings,
+    sum(soc_centipercent_sum)::bigint AS soc_centipercent_sum,
+    sum(soc_readings)::bigint AS soc_readings,
+    min(soc_centipercent_min) AS soc_centipercent_min,
+    max(soc_centipercent_max) AS soc_centipercent_max,
+    sum(battery_temp_centic_sum)::bigint AS battery_temp_centic_sum,
+    sum(battery_temp_readings)::bigint AS battery_temp_readings,
+    min(battery_temp_centic_min) AS battery_temp_centic_min,
+    max(battery_temp_centic_max) AS battery_temp_centic_max
+FROM vehicle_hour_cagg
+GROUP BY vehicle_id, time_bucket(INTERVAL '1 day', bucket)
+WITH NO DATA;
+
+-- Compressed by the columnstore policies. Segments are devices, since a device's series is what is read of old buckets.
+ALTER MATERIALIZED VIEW meter_minute_cagg SET (timescaledb.enable_columnstore, timescaledb.segmentby = 'meter_id');
+ALTER MATERIALIZED VIEW vehicle_minute_cagg SET (timescaledb.enable_columnstore, timescaledb.segmentby = 'vehicle_id');
+ALTER MATERIALIZED VIEW meter_hour_cagg SET (timescaledb.enable_columnstore, timescaledb.segmentby = 'meter_id');
+ALTER MATERIALIZED VIEW vehicle_hour_cagg SET (timescaledb.enable_columnstore, timescaledb.segmentby = 'vehicle_id');

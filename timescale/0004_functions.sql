@@ -1,0 +1,163 @@
+-- The reads that both engines offer (timescale/plain/0004_functions.sql is the twin). Each takes a range [range_from,
+-- range_to) of whole buckets and is one SELECT, so that PostgreSQL inlines it, the range reaches the chunks at planning
+-- and the device reaches the index.
+
+CREATE FUNCTION meter_minute(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    meter_id integer, bucket timestamptz, ac_milliwh bigint, readings bigint,
+    voltage_centiv_sum bigint, voltage_readings bigint, voltage_centiv_min integer, voltage_centiv_max integer)
+LANGUAGE sql STABLE AS $$
+    SELECT meter_id, bucket, ac_milliwh, readings, voltage_centiv_sum, voltage_readings, voltage_centiv_min,
+           voltage_centiv_max
+    FROM meter_minute_cagg
+    WHERE bucket >= range_from AND bucket < range_to
+$$;
+
+CREATE FUNCTION vehicle_minute(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    vehicle_id integer, bucket timestamptz, meter_id integer, dc_milliwh bigint, readings bigint,
+    soc_centipercent_sum bigint, soc_readings bigint, soc_centipercent_min smallint, soc_centipercent_max smallint,
+    battery_temp_centic_sum bigint, battery_temp_readings bigint,
+    battery_temp_centic_min smallint, battery_temp_centic_max smallint)
+LANGUAGE sql STABLE AS $$
+    SELECT vehicle_id, bucket, meter_id, dc_milliwh, readings, soc_centipercent_sum, soc_readings,
+           soc_centipercent_min, soc_centipercent_max, battery_temp_centic_sum, battery_temp_readings,
+           battery_temp_centic_min, battery_temp_centic_max
+    FROM vehicle_minute_cagg
+    WHERE bucket >= range_from AND bucket < range_to
+$$;
+
+CREATE FUNCTION meter_hour(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    meter_id integer, bucket timestamptz, ac_milliwh bigint, readings bigint,
+    voltage_centiv_sum bigint, voltage_readings bigint, voltage_centiv_min integer, voltage_centiv_max integer)
+LANGUAGE sql STABLE AS $$
+    SELECT meter_id, bucket, ac_milliwh, readings, voltage_centiv_sum, voltage_readings, voltage_centiv_min,
+           voltage_centiv_max
+    FROM meter_hour_cagg
+    WHERE bucket >= range_from AND bucket < range_to
+$$;
+
+CREATE FUNCTION vehicle_hour(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    vehicle_id integer, bucket timestamptz, dc_milliwh bigint, readings bigint,
+    soc_centipercent_sum bigint, soc_readings bigint, soc_centipercent_min smallint, soc_centipercent_max smallint,
+    battery_temp_centic_sum bigint, battery_temp_readings bigint,
+    battery_temp_centic_min smallint, battery_temp_centic_max smallint)
+LANGUAGE sql STABLE AS $$
+    SELECT vehicle_id, bucket, dc_milliwh, readings, soc_centipercent_sum, soc_readings, soc_centipercent_min,
+           soc_centipercent_max, battery_temp_centic_sum, battery_temp_readings, battery_temp_centic_min,
+           battery_temp_centic_max
+    FROM vehicle_hour_cagg
+    WHERE bucket >= range_from AND bucket < range_to
+$$;
+
+CREATE FUNCTION meter_day(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    meter_id integer, bucket timestamptz, ac_milliwh bigint, readings bigint,
+    voltage_centiv_sum bigint, voltage_readings bigint, voltage_centiv_min integer, voltage_centiv_max integer)
+LANGUAGE sql STABLE AS $$
+    SELECT meter_id, bucket, ac_milliwh, readings, voltage_centiv_sum, voltage_readings, voltage_centiv_min,
+           voltage_centiv_max
+    FROM meter_day_cagg
+    WHERE bucket >= range_from AND bucket < range_to
+$$;
+
+CREATE FUNCTION vehicle_day(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    vehicle_id integer, bucket timestamptz, dc_milliwh bigint, readings bigint,
+    soc_centipercent_sum bigint, soc_readings bigint, soc_centipercent_min smallint, soc_centipercent_max smallint,
+    battery_temp_centic_sum bigint, battery_temp_readings bigint,
+    battery_temp_centic_min smallint, battery_temp_centic_max smallint)
+LANGUAGE sql STABLE AS $$
+    SELECT vehicle_id, bucket, dc_milliwh, readings, soc_centipercent_sum, soc_readings, soc_centipercent_min,
+           soc_centipercent_max, battery_temp_centic_sum, battery_temp_readings, battery_temp_centic_min,
+           battery_temp_centic_max
+    FROM vehicle_day_cagg
+    WHERE bucket >= range_from AND bucket < range_to
+$$;
+
+-- A minute in which one stream was silent has NULL there, not zero.
+CREATE FUNCTION fleet_minute(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    bucket timestamptz, ac_milliwh bigint, meter_readings bigint, dc_milliwh bigint, vehicle_readings bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT bucket, m.ac_milliwh, m.readings, v.dc_milliwh, v.readings
+    FROM (SELECT * FROM fleet_meter_minute_cagg WHERE bucket >= range_from AND bucket < range_to) AS m
+    FULL JOIN (SELECT * FROM fleet_vehicle_minute_cagg WHERE bucket >= range_from AND bucket < range_to) AS v
+        USING (bucket)
+$$;
+
+-- When refresh_aggregates() last refreshed all that the policies would have.
+CREATE TABLE full_refresh (
+    name        text        PRIMARY KEY,
+    started_at  timestamptz NOT NULL
+);
+
+-- How far each aggregate is materialised, and as_of: every reading committed before it is in the aggregate.
+-- That is the start of the last successful refresh, less the 5 s that a store transaction may run. The job statistics
+-- forget that start while the next refresh runs; the job history remembers it, where it records successes.
+CREATE FUNCTION aggregate_freshness() RETURNS TABLE (name text, materialized_through timestamptz, as_of timestamptz)
+LANGUAGE sql STABLE AS $$
+    SELECT regexp_replace(cagg.view_name, '_cagg$', ''),
+           nullif(_timescaledb_functions.to_timestamp(_timescaledb_functions.cagg_watermark(materialized.id)),
+                  '4714-11-24 00:00Z BC'),  -- the watermark of what was never refreshed
+           greatest(
+               stats.last_run_started_at,
+               (SELECT history.start_time FROM timescaledb_information.job_history AS history
+                WHERE history.job_id = job.job_id AND history.succeeded ORDER BY history.start_time DESC LIMIT 1),
+               (SELECT started_at FROM full_refresh WHERE full_refresh.name = cagg.view_name)
+           ) - INTERVAL '5 seconds'
+    FROM timescaledb_information.continuous_aggregates AS cagg
+    JOIN _timescaledb_catalog.hypertable AS materialized
+        ON materialized.schema_name = cagg.materialization_hypertable_schema
+        AND materialized.table_name = cagg.materialization_hypertable_name
+    LEFT JOIN timescaledb_information.jobs AS job
+        ON job.proc_name = 'policy_refresh_continuous_aggregate'
+        AND (job.config ->> 'mat_hypertable_id')::integer = materialized.id
+    LEFT JOIN timescaledb_information.job_stats AS stats
+        ON stats.job_id = job.job_id AND stats.last_run_status = 'Success'
+    WHERE cagg.view_name LIKE ANY (ARRAY['meter\_%\_cagg', 'vehicle\_%\_cagg', 'fleet\_%\_cagg'])
+$$;
+
+-- Refreshes every aggregate over the buckets that [range_from, range_to) touches, minutes before hours before days;
+-- without a range over all there is. Never over dropped rows of the level below, which would erase the aggregate, nor
+-- over the bucket that is still filling. CALL it outside a transaction.
+CREATE PROCEDURE refresh_aggregates(range_from timestamptz DEFAULT NULL, range_to timestamptz DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+    started  CONSTANT timestamptz := clock_timestamp();
+    origin   CONSTANT timestamptz := '2000-01-01 00:00Z';
+    level    record;
+    first    timestamptz;
+    last     timestamptz;
+BEGIN
+    FOR level IN
+        SELECT * FROM (VALUES
+            ('meter_minute_cagg', 'meter_reading', INTERVAL '1 minute'),
+            ('vehicle_minute_cagg', 'vehicle_reading', INTERVAL '1 minute'),
+            ('fleet_meter_minute_cagg', 'meter_minute_cagg', INTERVAL '1 minute'),
+            ('fleet_vehicle_minute_cagg', 'vehicle_minute_cagg', INTERVAL '1 minute'),
+            ('meter_hour_cagg', 'meter_minute_cagg', INTERVAL '1 hour'),
+            ('vehicle_hour_cagg', 'vehicle_minute_cagg', INTERVAL '1 hour'),
+            ('meter_day_cagg', 'meter_hour_cagg', INTERVAL '1 day'),
+            ('vehicle_day_cagg', 'vehicle_hour_cagg', INTERVAL '1 day')
+        ) AS levels (name, source, width)
+    LOOP
+        SELECT min(chunk.range_start) INTO first
+        FROM timescaledb_information.chunks AS chunk
+        LEFT JOIN timescaledb_information.continuous_aggregates AS cagg
+            ON cagg.materialization_hypertable_name = chunk.hypertable_name
+        WHERE coalesce(cagg.view_name, chunk.hypertable_name) = level.source;
+
+        first := greatest(first, date_bin(level.width, range_from, origin));
+        last := least(date_bin(level.width, range_to - INTERVAL '1 microsecond', origin) + level.width,
+                      date_bin(level.width, now() - INTERVAL '1 minute', origin));
+        IF first < last THEN
+            CALL refresh_continuous_aggregate(level.name::regclass, first, last);
+        END IF;
+    END LOOP;
+
+    IF range_from IS NULL AND range_to IS NULL THEN
+        INSERT INTO full_refresh (name, started_at)
+        SELECT view_name, started FROM timescaledb_information.continuous_aggregates
+        ON CONFLICT (name) DO UPDATE SET started_at = excluded.started_at;
+    END IF;
+END
+$$;
+
+-- The retention policies drop what is too old.
+CREATE FUNCTION drop_expired() RETURNS void LANGUAGE sql AS $$ SELECT $$;

@@ -1,0 +1,50 @@
+-- The readings, partitioned by UTC day.
+-- The key begins with the device: minutes are computed from the readings when asked, so this index answers every read.
+
+CREATE TABLE meter_reading (
+    ts              timestamptz    NOT NULL,
+    received_at     timestamptz(0) NOT NULL DEFAULT now(),
+    meter_id        integer        NOT NULL,
+    ac_milliwh      integer        NOT NULL,
+    voltage_centiv  integer,
+    PRIMARY KEY (meter_id, ts)
+) PARTITION BY RANGE (ts);
+
+CREATE TABLE vehicle_reading (
+    ts                   timestamptz    NOT NULL,
+    received_at          timestamptz(0) NOT NULL DEFAULT now(),
+    vehicle_id           integer        NOT NULL,
+    meter_id             integer,
+    dc_milliwh           integer        NOT NULL,
+    soc_centipercent     smallint,
+    battery_temp_centic  smallint,
+    PRIMARY KEY (vehicle_id, ts)
+) PARTITION BY RANGE (ts);
+
+-- Finds the vehicles that shared a meter.
+CREATE INDEX vehicle_reading_meter_id_ts_idx ON vehicle_reading (meter_id, ts);
+
+-- Makes the partitions of the UTC days that [range_from, range_to] touches, where they are missing.
+-- Attaching a finished table locks out other DDL only; CREATE TABLE ... PARTITION OF would lock out every insert.
+CREATE FUNCTION prepare_days(range_from timestamptz, range_to timestamptz) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    day        date;
+    parent     text;
+    partition  text;
+BEGIN
+    FOR day IN
+        SELECT generate_series((range_from AT TIME ZONE 'UTC')::date, (range_to AT TIME ZONE 'UTC')::date, '1 day')
+    LOOP
+        FOREACH parent IN ARRAY ARRAY['meter_reading', 'vehicle_reading'] LOOP
+            partition := parent || to_char(day, '_YYYYMMDD');
+            CONTINUE WHEN to_regclass(partition) IS NOT NULL;
+            PERFORM pg_advisory_xact_lock(hashtext('wattline prepare_days'));
+            CONTINUE WHEN to_regclass(partition) IS NOT NULL;  -- another process made it meanwhile
+            EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', partition, parent);
+            EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, partition,
+                           day::timestamp AT TIME ZONE 'UTC', (day + 1)::timestamp AT TIME ZONE 'UTC');
+        END LOOP;
+    END LOOP;
+END
+$$;

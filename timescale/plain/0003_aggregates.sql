@@ -1,0 +1,93 @@
+-- What plain PostgreSQL has to keep itself: the fleet's minutes, which no index over the readings could answer fast
+-- enough, and the hours of the days whose readings are dropped. All else is computed from the readings when asked.
+
+-- Every batch adds to the same few minutes. A row for each of 16 shards, chosen by backend, keeps concurrent batches from
+-- queueing for one row lock.
+CREATE TABLE fleet_meter_minute (
+    bucket      timestamptz NOT NULL,
+    shard       smallint    NOT NULL,
+    ac_milliwh  bigint      NOT NULL,
+    readings    bigint      NOT NULL,
+    PRIMARY KEY (bucket, shard)
+) WITH (fillfactor = 50);
+
+CREATE TABLE fleet_vehicle_minute (
+    bucket      timestamptz NOT NULL,
+    shard       smallint    NOT NULL,
+    dc_milliwh  bigint      NOT NULL,
+    readings    bigint      NOT NULL,
+    PRIMARY KEY (bucket, shard)
+) WITH (fillfactor = 50);
+
+-- Runs once for each COPY or INSERT, over the rows that it really inserted. Sorted, so that two backends of one shard
+-- cannot deadlock.
+CREATE FUNCTION add_to_fleet_meter_minute() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO fleet_meter_minute AS kept (bucket, shard, ac_milliwh, readings)
+    SELECT date_bin('1 minute', ts, TIMESTAMPTZ '2000-01-01 00:00Z') AS bucket, pg_backend_pid() % 16,
+           sum(ac_milliwh), count(*)
+    FROM inserted
+    GROUP BY bucket
+    ORDER BY bucket
+    ON CONFLICT (bucket, shard) DO UPDATE SET
+        ac_milliwh = kept.ac_milliwh + excluded.ac_milliwh,
+        readings = kept.readings + excluded.readings;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION add_to_fleet_vehicle_minute() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO fleet_vehicle_minute AS kept (bucket, shard, dc_milliwh, readings)
+    SELECT date_bin('1 minute', ts, TIMESTAMPTZ '2000-01-01 00:00Z') AS bucket, pg_backend_pid() % 16,
+           sum(dc_milliwh), count(*)
+    FROM inserted
+    GROUP BY bucket
+    ORDER BY bucket
+    ON CONFLICT (bucket, shard) DO UPDATE SET
+        dc_milliwh = kept.dc_milliwh + excluded.dc_milliwh,
+        readings = kept.readings + excluded.readings;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER add_to_fleet_minute AFTER INSERT ON meter_reading
+    REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION add_to_fleet_meter_minute();
+CREATE TRIGGER add_to_fleet_minute AFTER INSERT ON vehicle_reading
+    REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION add_to_fleet_vehicle_minute();
+
+CREATE TABLE meter_hour_kept (
+    meter_id            integer     NOT NULL,
+    bucket              timestamptz NOT NULL,
+    ac_milliwh          bigint      NOT NULL,
+    readings            bigint      NOT NULL,
+    voltage_centiv_sum  bigint,
+    voltage_readings    bigint      NOT NULL,
+    voltage_centiv_min  integer,
+    voltage_centiv_max  integer,
+    PRIMARY KEY (meter_id, bucket)
+);
+
+CREATE TABLE vehicle_hour_kept (
+    vehicle_id               integer     NOT NULL,
+    bucket                   timestamptz NOT NULL,
+    dc_milliwh               bigint      NOT NULL,
+    readings                 bigint      NOT NULL,
+    soc_centipercent_sum     bigint,
+    soc_readings             bigint      NOT NULL,
+    soc_centipercent_min     smallint,
+    soc_centipercent_max     smallint,
+    battery_temp_centic_sum  bigint,
+    battery_temp_readings    bigint      NOT NULL,
+    battery_temp_centic_min  smallint,
+    battery_temp_centic_max  smallint,
+    PRIMARY KEY (vehicle_id, bucket)
+);
+
+-- How long each kind of row is kept; written from policies.toml, read by drop_expired().
+CREATE TABLE retention (
+    name        text     PRIMARY KEY,
+    drop_after  interval NOT NULL
+);

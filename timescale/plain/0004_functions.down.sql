@@ -1,0 +1,10 @@
+DROP FUNCTION drop_expired();
+DROP PROCEDURE refresh_aggregates(timestamptz, timestamptz);
+DROP FUNCTION aggregate_freshness();
+DROP FUNCTION fleet_minute(timestamptz, timestamptz);
+DROP FUNCTION vehicle_day(timestamptz, timestamptz);
+DROP FUNCTION meter_day(timestamptz, timestamptz);
+DROP FUNCTION vehicle_hour(timestamptz, timestamptz);
+DROP FUNCTION meter_hour(timestamptz, timestamptz);
+DROP FUNCTION vehicle_minute(timestamptz, timestamptz);
+DROP FUNCTION meter_minute(timestamptz, timestamptz);

@@ -1,0 +1,170 @@
+-- The reads that both engines offer (timescale/0004_functions.sql is the twin). Each takes a range [range_from, range_to)
+-- of whole buckets and is one SELECT, so that PostgreSQL inlines it, the range reaches the partitions at planning and the
+-- device reaches the index.
+
+CREATE FUNCTION meter_minute(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    meter_id integer, bucket timestamptz, ac_milliwh bigint, readings bigint,
+    voltage_centiv_sum bigint, voltage_readings bigint, voltage_centiv_min integer, voltage_centiv_max integer)
+LANGUAGE sql STABLE AS $$
+    SELECT meter_id, date_bin('1 minute', ts, TIMESTAMPTZ '2000-01-01 00:00Z'),
+           sum(ac_milliwh), count(*), sum(voltage_centiv), count(voltage_centiv),
+           min(voltage_centiv), max(voltage_centiv)
+    FROM meter_reading
+    WHERE ts >= range_from AND ts < range_to
+    GROUP BY meter_id, date_bin('1 minute', ts, TIMESTAMPTZ '2000-01-01 00:00Z')
+$$;
+
+CREATE FUNCTION vehicle_minute(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    vehicle_id integer, bucket timestamptz, meter_id integer, dc_milliwh bigint, readings bigint,
+    soc_centipercent_sum bigint, soc_readings bigint, soc_centipercent_min smallint, soc_centipercent_max smallint,
+    battery_temp_centic_sum bigint, battery_temp_readings bigint,
+    battery_temp_centic_min smallint, battery_temp_centic_max smallint)
+LANGUAGE sql STABLE AS $$
+    SELECT vehicle_id, date_bin('1 minute', ts, TIMESTAMPTZ '2000-01-01 00:00Z'), meter_id,
+           sum(dc_milliwh), count(*),
+           sum(soc_centipercent), count(soc_centipercent), min(soc_centipercent), max(soc_centipercent),
+           sum(battery_temp_centic), count(battery_temp_centic), min(battery_temp_centic), max(battery_temp_centic)
+    FROM vehicle_reading
+    WHERE ts >= range_from AND ts < range_to
+    GROUP BY vehicle_id, meter_id, date_bin('1 minute', ts, TIMESTAMPTZ '2000-01-01 00:00Z')
+$$;
+
+-- Hours of days whose readings are gone, and of those that are still there: no day is in both.
+CREATE FUNCTION meter_hour(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    meter_id integer, bucket timestamptz, ac_milliwh bigint, readings bigint,
+    voltage_centiv_sum bigint, voltage_readings bigint, voltage_centiv_min integer, voltage_centiv_max integer)
+LANGUAGE sql STABLE AS $$
+    SELECT meter_id, bucket, ac_milliwh, readings, voltage_centiv_sum, voltage_readings, voltage_centiv_min,
+           voltage_centiv_max
+    FROM meter_hour_kept
+    WHERE bucket >= range_from AND bucket < range_to
+    UNION ALL
+    SELECT meter_id, date_bin('1 hour', ts, TIMESTAMPTZ '2000-01-01 00:00Z'),
+           sum(ac_milliwh), count(*), sum(voltage_centiv), count(voltage_centiv),
+           min(voltage_centiv), max(voltage_centiv)
+    FROM meter_reading
+    WHERE ts >= range_from AND ts < range_to
+    GROUP BY meter_id, date_bin('1 hour', ts, TIMESTAMPTZ '2000-01-01 00:00Z')
+$$;
+
+-- Hours of days whose readings are gone, and of those that are still there: no day is in both.
+CREATE FUNCTION vehicle_hour(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    vehicle_id integer, bucket timestamptz, dc_milliwh bigint, readings bigint,
+    soc_centipercent_sum bigint, soc_readings bigint, soc_centipercent_min smallint, soc_centipercent_max smallint,
+    battery_temp_centic_sum bigint, battery_temp_readings bigint,
+    battery_temp_centic_min smallint, battery_temp_centic_max smallint)
+LANGUAGE sql STABLE AS $$
+    SELECT vehicle_id, bucket, dc_milliwh, readings, soc_centipercent_sum, soc_readings, soc_centipercent_min,
+           soc_centipercent_max, battery_temp_centic_sum, battery_temp_readings, battery_temp_centic_min,
+           battery_temp_centic_max
+    FROM vehicle_hour_kept
+    WHERE bucket >= range_from AND bucket < range_to
+    UNION ALL
+    SELECT vehicle_id, date_bin('1 hour', ts, TIMESTAMPTZ '2000-01-01 00:00Z'),
+           sum(dc_milliwh), count(*),
+           sum(soc_centipercent), count(soc_centipercent), min(soc_centipercent), max(soc_centipercent),
+           sum(battery_temp_centic), count(battery_temp_centic), min(battery_temp_centic), max(battery_temp_centic)
+    FROM vehicle_reading
+    WHERE ts >= range_from AND ts < range_to
+    GROUP BY vehicle_id, date_bin('1 hour', ts, TIMESTAMPTZ '2000-01-01 00:00Z')
+$$;
+
+CREATE FUNCTION meter_day(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    meter_id integer, bucket timestamptz, ac_milliwh bigint, readings bigint,
+    voltage_centiv_sum bigint, voltage_readings bigint, voltage_centiv_min integer, voltage_centiv_max integer)
+LANGUAGE sql STABLE AS $$
+    SELECT meter_id, date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z'),
+           sum(ac_milliwh)::bigint, sum(readings)::bigint, sum(voltage_centiv_sum)::bigint,
+           sum(voltage_readings)::bigint, min(voltage_centiv_min), max(voltage_centiv_max)
+    FROM meter_hour(range_from, range_to)
+    GROUP BY meter_id, date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z')
+$$;
+
+CREATE FUNCTION vehicle_day(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    vehicle_id integer, bucket timestamptz, dc_milliwh bigint, readings bigint,
+    soc_centipercent_sum bigint, soc_readings bigint, soc_centipercent_min smallint, soc_centipercent_max smallint,
+    battery_temp_centic_sum bigint, battery_temp_readings bigint,
+    battery_temp_centic_min smallint, battery_temp_centic_max smallint)
+LANGUAGE sql STABLE AS $$
+    SELECT vehicle_id, date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z'),
+           sum(dc_milliwh)::bigint, sum(readings)::bigint,
+           sum(soc_centipercent_sum)::bigint, sum(soc_readings)::bigint,
+           min(soc_centipercent_min), max(soc_centipercent_max),
+           sum(battery_temp_centic_sum)::bigint, sum(battery_temp_readings)::bigint,
+           min(battery_temp_centic_min), max(battery_temp_centic_max)
+    FROM vehicle_hour(range_from, range_to)
+    GROUP BY vehicle_id, date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z')
+$$;
+
+-- A minute in which one stream was silent has NULL there, not zero.
+CREATE FUNCTION fleet_minute(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    bucket timestamptz, ac_milliwh bigint, meter_readings bigint, dc_milliwh bigint, vehicle_readings bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT bucket, m.ac_milliwh, m.readings, v.dc_milliwh, v.readings
+    FROM (SELECT bucket, sum(ac_milliwh)::bigint AS ac_milliwh, sum(readings)::bigint AS readings
+          FROM fleet_meter_minute
+          WHERE bucket >= range_from AND bucket < range_to
+          GROUP BY bucket) AS m
+    FULL JOIN
+         (SELECT bucket, sum(dc_milliwh)::bigint AS dc_milliwh, sum(readings)::bigint AS readings
+          FROM fleet_vehicle_minute
+          WHERE bucket >= range_from AND bucket < range_to
+          GROUP BY bucket) AS v USING (bucket)
+$$;
+
+-- Nothing is materialised, so every aggregate is as fresh as the tables. as_of: every reading committed before it is
+-- seen by a statement that starts later. A transaction under way may have taken its commit time already, hence not
+-- later than its start; a store transaction runs for 5 s at most.
+CREATE FUNCTION aggregate_freshness() RETURNS TABLE (name text, materialized_through timestamptz, as_of timestamptz)
+LANGUAGE sql STABLE AS $$
+    SELECT aggregate.name, now(),
+           greatest(now() - INTERVAL '5 seconds',
+                    least(now(), (SELECT min(xact_start) FROM pg_stat_activity
+                                  WHERE datname = current_database() AND backend_xid IS NOT NULL)))
+    FROM (VALUES ('meter_minute'), ('vehicle_minute'), ('fleet_meter_minute'), ('fleet_vehicle_minute'),
+                 ('meter_hour'), ('vehicle_hour'), ('meter_day'), ('vehicle_day')) AS aggregate (name)
+$$;
+
+CREATE PROCEDURE refresh_aggregates(range_from timestamptz DEFAULT NULL, range_to timestamptz DEFAULT NULL)
+LANGUAGE sql AS $$ SELECT $$;
+
+-- Drops the partitions of days that are over for longer than the readings are kept, after it stored their hours, and the
+-- hours and fleet minutes that are too old. A day is locked against late inserts before its hours are taken. Nothing
+-- waits long for its lock here, since every insert would wait behind it: what cannot be had now is had at the next call.
+CREATE FUNCTION drop_expired() RETURNS void
+LANGUAGE plpgsql
+SET lock_timeout = '500ms'
+AS $$
+DECLARE
+    keep       CONSTANT jsonb := (SELECT jsonb_object_agg(name, drop_after) FROM retention);
+    expired    record;
+    day_start  timestamptz;
+    day_end    timestamptz;
+BEGIN
+    FOR expired IN
+        SELECT parent.relname AS parent, child.relname AS partition
+        FROM pg_inherits
+        JOIN pg_class AS parent ON parent.oid = inhparent
+        JOIN pg_class AS child ON child.oid = inhrelid
+        WHERE parent.oid IN ('meter_reading'::regclass, 'vehicle_reading'::regclass)
+            AND to_date(right(child.relname, 8), 'YYYYMMDD') + 1
+                <= ((now() - (keep ->> parent.relname)::interval) AT TIME ZONE 'UTC')::date
+        ORDER BY child.relname
+    LOOP
+        day_start := to_date(right(expired.partition, 8), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC';
+        day_end := day_start + INTERVAL '1 day';
+        EXECUTE format('LOCK TABLE %I IN SHARE MODE', expired.partition);
+        IF expired.parent = 'meter_reading' THEN
+            INSERT INTO meter_hour_kept SELECT * FROM meter_hour(day_start, day_end);
+        ELSE
+            INSERT INTO vehicle_hour_kept SELECT * FROM vehicle_hour(day_start, day_end);
+        END IF;
+        EXECUTE format('DROP TABLE %I', expired.partition);
+    END LOOP;
+
+    DELETE FROM meter_hour_kept WHERE bucket < now() - (keep ->> 'meter_hour')::interval;
+    DELETE FROM vehicle_hour_kept WHERE bucket < now() - (keep ->> 'vehicle_hour')::interval;
+    DELETE FROM fleet_meter_minute WHERE bucket < now() - (keep ->> 'fleet_meter_minute')::interval;
+    DELETE FROM fleet_vehicle_minute WHERE bucket < now() - (keep ->> 'fleet_vehicle_minute')::interval;
+END
+$$;
