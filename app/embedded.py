@@ -47,13 +47,13 @@ NAMESPACE = ("unshare", "--user", "--map-user=65534", "--map-group=65534")
 
 @contextmanager
 def running(
-    data_dir: Path, *, pg_bin: Path | None = None, settings: Mapping[str, str] = MappingProxyType({})
+    data_dir: Path, *, pg_bin: Path | None = None, settings: Mapping[str, str] = MappingProxyType({}), start: bool = True
 ) -> Iterator[str]:
     """Holds a server for this process and yields the URL of its database `wattline`, on a Unix socket.
 
     The first user makes and starts it, with `settings` beside its own; the others share it as it runs; the last one out
     stops it. Children may use the URL while this process holds the server. A killed user leaves it to the next one.
-    Signals stay with the caller: end by leaving the context.
+    Signals stay with the caller: end by leaving the context. Without `start`, a server that does not run is a SetupError.
     """
     data_dir = data_dir.resolve()
     with _user_errors(data_dir):
@@ -63,7 +63,7 @@ def running(
         try:
             with _user_errors(data_dir), _alone(data_dir):
                 fcntl.flock(users, fcntl.LOCK_SH)
-                url = _serve(data_dir, pg_bin, settings)
+                url = _serve(data_dir, pg_bin, settings, start)
             yield url
         finally:
             with _user_errors(data_dir), _alone(data_dir):
@@ -73,7 +73,7 @@ def running(
                 fcntl.flock(users, fcntl.LOCK_UN)
 
 
-def _serve(data_dir: Path, pg_bin: Path | None, settings: Mapping[str, str]) -> str:
+def _serve(data_dir: Path, pg_bin: Path | None, settings: Mapping[str, str], start: bool) -> str:
     """Attaches to the server, or starts it; returns when the database is there."""
     socket_dir = _socket_dir(data_dir)
     url = f"postgresql://wattline@/{{}}?host={socket_dir}&port=5432"
@@ -82,6 +82,8 @@ def _serve(data_dir: Path, pg_bin: Path | None, settings: Mapping[str, str]) -> 
     while not _answers(url.format("postgres")):
         with _open_lock(data_dir, "server") as lock:
             if _acquired(lock):
+                if not start:
+                    raise SetupError(f"No database runs under {data_dir}: start it with `wattline serve`.")
                 if started:
                     raise SetupError(f"PostgreSQL died while it started: {_log_tail(data_dir)}")
                 _start(data_dir, socket_dir, pg_bin, settings, lock)

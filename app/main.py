@@ -12,6 +12,7 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException, SerializationException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.types import ASGIApp
 
 from app import __version__
 from app.analytics.routes import get_freshness, get_performance
@@ -36,7 +37,7 @@ from app.settings import Settings
 _log = structlog.get_logger()
 
 
-def create_app(settings: Settings) -> Litestar:
+def create_app(settings: Settings) -> ASGIApp:
     """The application on the database of `settings.database_url`, which must be set."""
     url = settings.database_url
     if url is None:
@@ -58,7 +59,7 @@ def create_app(settings: Settings) -> Litestar:
             await maintaining
         await pool.dispose()
 
-    return Litestar(
+    app = Litestar(
         route_handlers=[
             post_batch,
             post_meter_batch,
@@ -78,7 +79,6 @@ def create_app(settings: Settings) -> Litestar:
             "settings": Provide(lambda: settings, sync_to_thread=False),
         },
         lifespan=[lifespan],
-        middleware=[log_requests],
         exception_handlers={Exception: answer_problem},
         openapi_config=OpenAPIConfig(
             title="Wattline",
@@ -90,6 +90,8 @@ def create_app(settings: Settings) -> Litestar:
         ),
         logging_config=None,
     )
+    # Around the router, not inside: what it refuses is logged too.
+    return log_requests(app)
 
 
 def answer_problem(_: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
@@ -124,7 +126,8 @@ def _first_fault(error: HTTPException) -> str:
             return error.detail
 
 
-def from_environ() -> Litestar:
+def from_environ() -> ASGIApp:
     """The application for the server's process, configured by the environment."""
-    configure_logging()
-    return create_app(Settings.from_environ(os.environ))
+    settings = Settings.from_environ(os.environ)
+    configure_logging(settings.log_level)
+    return create_app(settings)

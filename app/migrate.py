@@ -6,9 +6,13 @@ from typing import Literal
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from sqlalchemy.exc import OperationalError
+
 from app.database import create_sync_engine
+from app.errors import SetupError
 from app.policies.apply import apply_policies
 from app.policies.desired import read_policies
 
@@ -37,3 +41,15 @@ def migrate(url: str, *, engine: Literal["auto", "timescale", "plain"] = "auto")
 def newest_revision() -> str:
     """The revision that this version of Wattline needs."""
     return ScriptDirectory.from_config(Config(ALEMBIC_INI)).get_current_head() or ""
+
+
+def current_revision(url: str) -> str | None:
+    """The revision that the database is at; None before the first migration. Raises SetupError when it is away."""
+    database = create_sync_engine(url)
+    try:
+        with database.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+    except OperationalError as error:
+        raise SetupError(f"The database of DATABASE_URL cannot be reached: {error.orig}") from error
+    finally:
+        database.dispose()

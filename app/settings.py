@@ -22,6 +22,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     engine: Literal["auto", "timescale", "plain"] = "auto"
     #: There are no tokens yet: any address but loopback needs `off`, said out loud.
     auth: Literal["on", "off"] = "on"
+    #: `info` has a line for each request; `warning` only for those that failed.
+    log_level: Literal["info", "warning", "error"] = "info"
     #: Connections for answers; the writer and the background loops have one each besides.
     pool_max_size: int = 8
     #: Readings that may wait for the writer, 200 bytes each; a batch beyond them is answered with 503.

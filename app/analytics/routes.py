@@ -5,7 +5,7 @@ from typing import Annotated
 
 from litestar import get
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.freshness import Freshness, fetch_freshness
@@ -31,9 +31,9 @@ async def get_performance(
     vehicle_id: str,
     pool: AsyncEngine,
     settings: Settings,
-    start: Annotated[datetime | None, Parameter(query="from", description="Start of the window.")] = None,
-    end: Annotated[datetime | None, Parameter(query="to", description="Its end; 5 minutes from now if not given.")] = None,
-    hours: Annotated[int | None, Parameter(description="Its length instead of `from`, 1 to 2160; 24 if not given.")] = None,
+    start: Annotated[datetime | None, QueryParameter(name="from", description="Start of the window.")] = None,
+    end: Annotated[datetime | None, QueryParameter(name="to", description="Its end; 5 minutes from now if not given.")] = None,
+    hours: Annotated[int | None, QueryParameter(description="Its length instead of `from`, 1 to 2160; 24 if not given.")] = None,
 ) -> Performance:
     """How much of the AC energy reached the vehicle's battery, with the evidence for it."""
     window = window_of(start, end, hours, now=datetime.now(UTC))

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 import msgspec
 from litestar import Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -18,8 +18,8 @@ from app.fleet.states import MeterState, VehicleState, meter_states, vehicle_sta
 
 ExternalId = Annotated[str, Meta(pattern="^[A-Za-z0-9._:-]{1,64}$")]
 Moment = Annotated[datetime, Meta(tz=True)]
-Limit = Annotated[int | None, Parameter(ge=1, le=100_000, description="At most so many; all when it is not given.")]
-After = Annotated[str | None, Parameter(description="Only ids that follow this one.")]
+Limit = Annotated[int | None, QueryParameter(ge=1, le=100_000, description="At most so many; all when it is not given.")]
+After = Annotated[str | None, QueryParameter(description="Only ids that follow this one.")]
 
 
 class WantedMapping(msgspec.Struct, frozen=True, rename="camel"):
@@ -51,7 +51,7 @@ async def post_mapping(data: WantedMapping, pool: AsyncEngine) -> Mapping:
 
 
 @get("/v1/ingestion/mapping")
-async def get_mappings(pool: AsyncEngine, vehicle_id: Annotated[str, Parameter(query="vehicleId")]) -> list[Mapping]:
+async def get_mappings(pool: AsyncEngine, vehicle_id: Annotated[str, QueryParameter(name="vehicleId")]) -> list[Mapping]:
     """The history of a vehicle's mappings, oldest first."""
     with translated_errors():
         async with driver_connection(pool) as connection:

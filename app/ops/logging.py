@@ -1,6 +1,5 @@
 """Structured logs: one line a request, each with the request's id."""
 
-import logging
 import re
 import sys
 import time
@@ -14,8 +13,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _log = structlog.get_logger()
 
 
-def configure_logging() -> None:
-    """JSON lines on standard error, or coloured text where that is a terminal."""
+def configure_logging(level: str) -> None:
+    """JSON lines from that level up on standard error, or coloured text where that is a terminal."""
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     )
@@ -27,7 +26,7 @@ def configure_logging() -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
 
@@ -56,7 +55,8 @@ def log_requests(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send_with_id)
         finally:
             milliseconds = round((time.perf_counter() - started) * 1000, 1)
-            _log.info("request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds)
+            log = _log.info if 0 < status < 500 else _log.warning
+            log("request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds)
             structlog.contextvars.unbind_contextvars("request_id")
 
     return middleware

@@ -1,0 +1,1 @@
+"""A seeded fleet: the same one for the demo, load, tests and benchmarks."""

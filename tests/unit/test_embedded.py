@@ -1,6 +1,7 @@
 """Which PostgreSQL is chosen, what a data directory demands of it, and what the configuration file must hold."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,7 @@ def test_an_incomplete_directory_is_one_line(tmp_path: Path, lost: str) -> None:
 
 
 def test_every_setting_of_the_server_has_its_reason() -> None:
-    for line in CONFIGURATION.read_text().splitlines():
+    lines = CONFIGURATION.read_text().splitlines()
+    for above, line in pairwise(lines):
         setting, _, reason = line.partition("#")
-        assert reason.strip() or not setting.strip(), line
+        assert reason.strip() or above.startswith("#") or not setting.strip(), line

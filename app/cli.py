@@ -1,0 +1,132 @@
+"""The command `wattline`: parse, call one function."""
+
+import ipaddress
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+import click
+
+from app import __version__
+from app.errors import SetupError
+from app.settings import Settings
+
+
+def main() -> None:
+    """Runs the command; what keeps it from running is one line on standard error, and exit status 1."""
+    try:
+        cli()
+    except SetupError as error:
+        click.echo(f"wattline: {error}", err=True)
+        sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="wattline")
+def cli() -> None:
+    """Telemetry for electric-vehicle charging: every reading stored once, efficiency with its evidence.
+
+    Without DATABASE_URL, Wattline runs its own PostgreSQL under .wattline/.
+    """
+
+
+HOST = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+PORT = click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+
+
+@cli.command()
+@HOST
+@PORT
+def serve(host: str, port: int) -> None:
+    """Serve the API until Ctrl-C. Migrates its own database; another one must be migrated already."""
+    settings = Settings.from_environ(os.environ)
+    _refuse_open_door(host, settings)
+    with _database(settings, migrated=True) as url:
+        from app.ops.server import run_server
+
+        run_server(url, host, port)
+
+
+@cli.command()
+@HOST
+@PORT
+@click.option("--devices", default=200, show_default=True, type=click.IntRange(1, 5000), help="Vehicles, each at a meter.")
+def demo(host: str, port: int, devices: int) -> None:
+    """Serve the API with a simulated fleet that keeps sending readings, until Ctrl-C."""
+    settings = Settings.from_environ(os.environ)
+    _refuse_open_door(host, settings)
+    with _database(settings, migrated=True) as url:
+        from app.simulator.demo import run_demo
+
+        run_demo(url, host, port, devices)
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the database to this version, and apply timescale/policies.toml."""
+    settings = Settings.from_environ(os.environ)
+    with _database(settings, migrated=False) as url:
+        for change in _migrate(url, settings):
+            click.echo(change)
+    click.echo("The database is migrated.")
+
+
+@cli.command()
+@click.option("--from", "start", type=click.DateTime(), help="UTC; from the oldest readings if not given.")
+@click.option("--to", "end", type=click.DateTime(), help="UTC; until now if not given.")
+def refresh(start: datetime | None, end: datetime | None) -> None:
+    """Bring the aggregates up to date at once, instead of within the minute."""
+    settings = Settings.from_environ(os.environ)
+    with _database(settings, migrated=False, start=False) as url:
+        from app.ops.refresh import refresh_aggregates
+
+        refresh_aggregates(url, start, end)
+    click.echo("The aggregates are refreshed.")
+
+
+def _refuse_open_door(host: str, settings: Settings) -> None:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise SetupError(f"--host is {host!r}; it must be an IP address or localhost.") from None
+    if not loopback and settings.auth != "off":
+        raise SetupError(
+            f"Without access tokens, anyone who reaches {host} could read and write. "
+            "Set WATTLINE_AUTH=off if that is meant, or listen on 127.0.0.1."
+        )
+
+
+@contextmanager
+def _database(settings: Settings, *, migrated: bool, start: bool = True) -> Iterator[str]:
+    """The URL of the database: the operator's, or Wattline's own while this runs."""
+    if settings.database_url is not None:
+        if migrated:
+            _refuse_other_revision(settings.database_url)
+        yield settings.database_url
+        return
+    from app.embedded import running
+
+    with running(settings.data_dir, pg_bin=settings.pg_bin, start=start) as url:
+        if migrated:
+            _migrate(url, settings)
+        yield url
+
+
+def _migrate(url: str, settings: Settings) -> list[str]:
+    from app.migrate import migrate
+
+    return migrate(url, engine=settings.engine)
+
+
+def _refuse_other_revision(url: str) -> None:
+    from app.migrate import current_revision, newest_revision
+
+    current, needed = current_revision(url), newest_revision()
+    if current != needed:
+        raise SetupError(f"The database is at revision {current}, this version needs {needed}: run `wattline migrate`.")
+
+
+if __name__ == "__main__":
+    main()
