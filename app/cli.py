@@ -52,7 +52,7 @@ def serve(host: str, port: int) -> None:
 @cli.command()
 @HOST
 @PORT
-@click.option("--devices", default=200, show_default=True, type=click.IntRange(1, 5000), help="Vehicles, each at a meter.")
+@click.option("--devices", default=200, show_default=True, type=click.IntRange(1, 5000), help="Chargers.")
 def demo(host: str, port: int, devices: int) -> None:
     """Serve the API with a simulated fleet that keeps sending readings, until Ctrl-C."""
     settings = Settings.from_environ(os.environ)

@@ -47,13 +47,18 @@ NAMESPACE = ("unshare", "--user", "--map-user=65534", "--map-group=65534")
 
 @contextmanager
 def running(
-    data_dir: Path, *, pg_bin: Path | None = None, settings: Mapping[str, str] = MappingProxyType({}), start: bool = True
+    data_dir: Path,
+    *,
+    pg_bin: Path | None = None,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    start: bool = True,
 ) -> Iterator[str]:
     """Holds a server for this process and yields the URL of its database `wattline`, on a Unix socket.
 
     The first user makes and starts it, with `settings` beside its own; the others share it as it runs; the last one out
     stops it. Children may use the URL while this process holds the server. A killed user leaves it to the next one.
-    Signals stay with the caller: end by leaving the context. Without `start`, a server that does not run is a SetupError.
+    Signals stay with the caller: end by leaving the context. Without `start`, a server that does not run is a
+    SetupError.
     """
     data_dir = data_dir.resolve()
     with _user_errors(data_dir):

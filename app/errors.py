@@ -60,7 +60,7 @@ class ServiceError(WattlineError):
     def problem(self) -> dict[str, Any]:
         """The members of the problem document, with those that this error adds."""
         document = Problem(f"urn:wattline:problem:{self.code}", self.title(), self.status, self.code, self.detail)
-        return msgspec.to_builtins(document) | self.members
+        return {**msgspec.structs.asdict(document), **self.members}
 
 
 class MalformedBody(ServiceError):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
 
 import msgspec
 
@@ -40,9 +40,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if unknown := sorted(name for name in environ if name.startswith("WATTLINE_") and name not in names):
             raise SetupError(f"{unknown[0]} is not a setting of Wattline. Known: {', '.join(sorted(names))}.")
         types = get_type_hints(cls)
-        return cls(
-            **{field: _parse(name, environ[name], types[field]) for name, field in names.items() if environ.get(name)}
-        )
+        given: dict[str, Any] = {
+            field: _parse(name, environ[name], types[field]) for name, field in names.items() if environ.get(name)
+        }
+        return cls(**given)
 
     def __post_init__(self) -> None:
         for field, low, high in (
@@ -52,7 +53,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("low_efficiency", 0, 1),
         ):
             if not low <= getattr(self, field) <= high:
-                raise SetupError(f"{variable_of(field)} is {getattr(self, field)}; it must lie between {low} and {high}.")
+                raise SetupError(
+                    f"{variable_of(field)} is {getattr(self, field)}; it must lie between {low} and {high}."
+                )
 
 
 def variable_of(field: str) -> str:

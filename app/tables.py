@@ -12,6 +12,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     ForeignKey,
+    Function,
     Identity,
     Index,
     Integer,
@@ -190,4 +191,5 @@ def _buckets(
     function: str, range_from: datetime, range_to: datetime, columns: tuple[Column[Any], ...]
 ) -> TableValuedAlias:
     bounds = literal(range_from, Moment), literal(range_to, Moment)
-    return getattr(func, function)(*bounds).table_valued(*columns, name=function)
+    called: Function[Any] = getattr(func, function)(*bounds)
+    return called.table_valued(*columns, name=function)

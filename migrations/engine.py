@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from app.errors import SetupError
 
 Engine = Literal["timescale", "plain"]
+Wanted = Literal["auto", "timescale", "plain"]
 
 SQL_DIRECTORY = Path(__file__).resolve().parent.parent / "timescale"
 
@@ -21,7 +22,7 @@ def recorded_engine(connection: Connection) -> Engine | None:
     return cast("Engine | None", connection.scalar(text("SELECT engine FROM installation")))
 
 
-def choose_engine(connection: Connection, wanted: Literal["auto", "timescale", "plain"]) -> Engine:
+def choose_engine(connection: Connection, wanted: Wanted) -> Engine:
     """The recorded engine, else the wanted one, else TimescaleDB Community where the server has it.
 
     Raises SetupError when `wanted` contradicts the record or the server lacks it.
@@ -29,7 +30,9 @@ def choose_engine(connection: Connection, wanted: Literal["auto", "timescale", "
     recorded = recorded_engine(connection)
     if recorded is not None:
         if wanted not in ("auto", recorded):
-            raise SetupError(f"This database was migrated for the engine '{recorded}'; WATTLINE_ENGINE asks for '{wanted}'.")
+            raise SetupError(
+                f"This database was migrated for the engine '{recorded}'; WATTLINE_ENGINE asks for '{wanted}'."
+            )
         return recorded
     if wanted == "plain":
         return "plain"

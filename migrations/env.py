@@ -14,7 +14,9 @@ from app.database import create_sync_engine
 from app.tables import metadata
 
 # Partitions and the tables that one engine keeps for itself: made by its SQL files, unknown to the metadata.
-ENGINE_OWNED = re.compile(r"(meter|vehicle)_reading_\d{8}|fleet_(meter|vehicle)_minute|(meter|vehicle)_hour_kept|retention|full_refresh")
+ENGINE_OWNED = re.compile(
+    r"(meter|vehicle)_reading_\d{8}|fleet_(meter|vehicle)_minute|(meter|vehicle)_hour_kept|retention|full_refresh"
+)
 
 
 def include_object(item: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:

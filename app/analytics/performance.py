@@ -1,21 +1,22 @@
 """One vehicle's efficiency over a window, with its evidence."""
 
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, and_, func, literal, or_, select, union
-from sqlalchemy.dialects.postgresql import TSTZRANGE
+from sqlalchemy import ColumnElement, Row, select, union
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.analytics.efficiency import Status, efficiency_ratio, judge
 from app.analytics.freshness import as_of
-from app.analytics.pairing import MINUTE_US, Mapping, MeterMinute, Pairing, VehicleMinute, pair
+from app.analytics.pairing import Mapping, MeterMinute, Pairing, VehicleMinute, pair
 from app.analytics.window import Window
 from app.errors import NoChargingData
 from app.tables import meter_minute, vehicle, vehicle_meter, vehicle_minute
+
+Minutes = Sequence[Row[*tuple[Any, ...]]]
 
 _FAR_US = 10**18
 """Microseconds to an instant beyond any window."""
@@ -71,12 +72,12 @@ async def fetch_performance(
     """Raises NoChargingData when the vehicle has no reading in the window, or is not known."""
     fresh = await as_of(connection, "vehicle_minute", "meter_minute")
     internal_id = await connection.scalar(select(vehicle.c.id).where(vehicle.c.external_id == vehicle_id))
-    own = [] if internal_id is None else await _own_minutes(connection, internal_id, window)
-    if not own:
+    own = await _own_minutes(connection, internal_id, window) if internal_id is not None else []
+    if internal_id is None or not own:
         raise NoChargingData(f"No charging data found in last {window.hours:g} hours", vehicleId=vehicle_id)
 
     pairing = await _fetch_pairing(connection, internal_id, own, window, gap_minutes)
-    totals = _Totals(*(sum(column) for column in zip(*((v or 0 for v in row[2:]) for row in own), strict=True)))
+    totals = _Totals(*(sum(filter(None, column)) for column in list(zip(*own, strict=True))[2:]))
     status, alert = judge(pairing, low_efficiency=low_efficiency)
     return Performance(
         vehicle_id=vehicle_id,
@@ -97,7 +98,7 @@ async def fetch_performance(
     )
 
 
-async def _own_minutes(connection: AsyncConnection, vehicle_id: int, window: Window) -> list[Row[Any]]:
+async def _own_minutes(connection: AsyncConnection, vehicle_id: int, window: Window) -> Minutes:
     minute = vehicle_minute(window.first_minute, window.end_minute)
     statement = select(
         minute.c.bucket,
@@ -109,11 +110,11 @@ async def _own_minutes(connection: AsyncConnection, vehicle_id: int, window: Win
         minute.c.battery_temp_centic_sum,
         minute.c.battery_temp_readings,
     ).where(minute.c.vehicle_id == vehicle_id)
-    return list((await connection.execute(statement)).all())
+    return (await connection.execute(statement)).all()
 
 
 async def _fetch_pairing(
-    connection: AsyncConnection, vehicle_id: int, own: list[Row[Any]], window: Window, gap_minutes: int
+    connection: AsyncConnection, vehicle_id: int, own: Minutes, window: Window, gap_minutes: int
 ) -> Pairing:
     """Pairs the vehicle's minutes, after fetching its meters' minutes and those of the vehicles that may share them.
 
@@ -172,7 +173,8 @@ async def _mappings(connection: AsyncConnection, of: ColumnElement[bool], window
 
 
 def _valid_in(window: Window) -> ColumnElement[bool]:
-    return vehicle_meter.c.valid.overlaps(Range(window.first_minute, window.end_minute))
+    overlap: ColumnElement[bool] = vehicle_meter.c.valid.overlaps(Range(window.first_minute, window.end_minute))
+    return overlap
 
 
 def _minute(bucket: datetime) -> int:

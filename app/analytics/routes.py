@@ -4,8 +4,9 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from litestar import get
+from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import QueryParameter
+from litestar.params import FromPath, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.freshness import Freshness, fetch_freshness
@@ -28,12 +29,14 @@ from app.settings import Settings
     },
 )
 async def get_performance(
-    vehicle_id: str,
-    pool: AsyncEngine,
-    settings: Settings,
+    vehicle_id: FromPath[str],
+    pool: NamedDependency[AsyncEngine],
+    settings: NamedDependency[Settings],
     start: Annotated[datetime | None, QueryParameter(name="from", description="Start of the window.")] = None,
-    end: Annotated[datetime | None, QueryParameter(name="to", description="Its end; 5 minutes from now if not given.")] = None,
-    hours: Annotated[int | None, QueryParameter(description="Its length instead of `from`, 1 to 2160; 24 if not given.")] = None,
+    end: Annotated[datetime | None, QueryParameter(name="to", description="Its end; else 5 minutes from now.")] = None,
+    hours: Annotated[
+        int | None, QueryParameter(description="Its length instead of `from`, 1 to 2160; else 24.")
+    ] = None,
 ) -> Performance:
     """How much of the AC energy reached the vehicle's battery, with the evidence for it."""
     window = window_of(start, end, hours, now=datetime.now(UTC))
@@ -49,7 +52,7 @@ async def get_performance(
 
 
 @get("/v1/analytics/freshness")
-async def get_freshness(pool: AsyncEngine) -> Freshness:
+async def get_freshness(pool: NamedDependency[AsyncEngine]) -> Freshness:
     """How fresh the answers are, and how many of the devices report."""
     with translated_errors():
         async with pool.connect() as connection:

@@ -37,7 +37,8 @@ class Window(NamedTuple):
 def window_of(start: datetime | None, end: datetime | None, hours: int | None, *, now: datetime) -> Window:
     """The window from `start`, or `hours` (24) long, to `end`, or 5 minutes from now.
 
-    Raises InvalidTimeRange when it is empty, longer than 2160 hours, has both `start` and `hours`, or a time has no zone.
+    Raises InvalidTimeRange when it is empty, longer than 2160 hours, has both `start` and `hours`, or a time without a
+    zone.
     """
     if start is not None and hours is not None:
         raise InvalidTimeRange("Give either `from` or `hours`.")

@@ -1,10 +1,11 @@
 """Which vehicle charges at which meter, and since when: for vehicles whose readings do not name their meter."""
 
 from datetime import datetime
+from typing import cast
 
 import msgspec
 import psycopg
-from psycopg.rows import class_row
+from psycopg.rows import class_row, scalar_row
 
 from app.errors import InvalidTimeRange
 from app.fleet.registry import register
@@ -79,6 +80,6 @@ def _covers(still_open: Mapping, wanted: Mapping, valid_from: datetime | None) -
 
 
 async def _now(connection: psycopg.AsyncConnection) -> datetime:
-    row = await (await connection.execute("SELECT now()")).fetchone()
-    assert row is not None
-    return row[0]  # type: ignore[no-any-return]
+    cursor = connection.cursor(row_factory=scalar_row)
+    (now,) = await (await cursor.execute("SELECT now()")).fetchall()
+    return cast("datetime", now)

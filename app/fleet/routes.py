@@ -6,8 +6,9 @@ from urllib.parse import urlencode
 
 import msgspec
 from litestar import Response, get, post
+from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import QueryParameter
+from litestar.params import JSONBody, QueryParameter
 from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -18,7 +19,7 @@ from app.fleet.states import MeterState, VehicleState, meter_states, vehicle_sta
 
 ExternalId = Annotated[str, Meta(pattern="^[A-Za-z0-9._:-]{1,64}$")]
 Moment = Annotated[datetime, Meta(tz=True)]
-Limit = Annotated[int | None, QueryParameter(ge=1, le=100_000, description="At most so many; all when it is not given.")]
+Limit = Annotated[int | None, QueryParameter(ge=1, le=100_000, description="At most so many; else all.")]
 After = Annotated[str | None, QueryParameter(description="Only ids that follow this one.")]
 
 
@@ -43,15 +44,19 @@ class WantedMapping(msgspec.Struct, frozen=True, rename="camel"):
         )
     },
 )
-async def post_mapping(data: WantedMapping, pool: AsyncEngine) -> Mapping:
+async def post_mapping(data: JSONBody[WantedMapping], pool: NamedDependency[AsyncEngine]) -> Mapping:
     """Maps a vehicle to a meter, ending the vehicle's open mapping."""
     with translated_errors():
         async with driver_connection(pool) as connection:
-            return await map_vehicle(connection, Mapping(data.vehicle_id, data.meter_id, data.valid_from, data.valid_to))
+            return await map_vehicle(
+                connection, Mapping(data.vehicle_id, data.meter_id, data.valid_from, data.valid_to)
+            )
 
 
 @get("/v1/ingestion/mapping")
-async def get_mappings(pool: AsyncEngine, vehicle_id: Annotated[str, QueryParameter(name="vehicleId")]) -> list[Mapping]:
+async def get_mappings(
+    pool: NamedDependency[AsyncEngine], vehicle_id: Annotated[str, QueryParameter(name="vehicleId")]
+) -> list[Mapping]:
     """The history of a vehicle's mappings, oldest first."""
     with translated_errors():
         async with driver_connection(pool) as connection:
@@ -60,7 +65,7 @@ async def get_mappings(pool: AsyncEngine, vehicle_id: Annotated[str, QueryParame
 
 @get("/v1/analytics/meters/states")
 async def get_meter_states(
-    pool: AsyncEngine, limit: Limit = None, after: After = None
+    pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
 ) -> Response[list[MeterState]]:
     """The latest state of every meter, by id."""
     with translated_errors():
@@ -71,7 +76,7 @@ async def get_meter_states(
 
 @get("/v1/analytics/vehicles/states")
 async def get_vehicle_states(
-    pool: AsyncEngine, limit: Limit = None, after: After = None
+    pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
 ) -> Response[list[VehicleState]]:
     """The latest state of every vehicle, by id."""
     with translated_errors():

@@ -134,6 +134,8 @@ def decode_batch(body: bytes, media_type: MediaType, *, now_us: int, stream: Str
         try:
             wires = form.many.decode(body) if many else [form.one.decode(body)]
         except _UNDECODABLE:
+            if many and form is _JSON and body.count(b",") > _MAX_COMMAS_TAKEN_APART:
+                raise BatchTooLarge("The batch holds too many elements to be taken apart.") from None
             elements = _take_apart(body, form, many=many)
             wires = _decode_each(elements, form, stream)
     if not wires:
@@ -184,8 +186,6 @@ def _lines(body: bytes) -> list[bytes]:
 
 
 def _take_apart(body: bytes, form: _Form, *, many: bool) -> list[Raw]:
-    if many and form is _JSON and body.count(b",") > _MAX_COMMAS_TAKEN_APART:
-        raise BatchTooLarge("The batch holds too many elements to be taken apart.")
     try:
         elements = form.many_apart.decode(body) if many else [form.one_apart.decode(body)]
     except RecursionError:

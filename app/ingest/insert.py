@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import psycopg
+from psycopg.rows import scalar_row
 from psycopg.types.numeric import Int8BinaryLoader
 
 from app.telemetry.reading import Stream
@@ -158,9 +159,7 @@ async def begin(connection: Connection, *, staged: bool) -> None:
 
 async def prepare_days(connection: Connection, days: range) -> None:
     """Makes sure that there is a partition for each of the UTC days, counted from 2000-01-01."""
-    await connection.execute(
-        "SELECT prepare_days(%s, %s)", (instant(days[0] * DAY_US), instant(days[-1] * DAY_US))
-    )
+    await connection.execute("SELECT prepare_days(%s, %s)", (instant(days[0] * DAY_US), instant(days[-1] * DAY_US)))
 
 
 class Outcome(NamedTuple):
@@ -186,15 +185,18 @@ async def insert_staged(connection: Connection, stream: Stream, rows: list[Row])
     if len(keys) == len(rows):
         return Outcome(range(len(rows)), ())
 
-    inserted = [n for n, row in enumerate(rows) if row[:2] in keys and not keys.remove(row[:2])]
+    first_of_key: dict[Row, int] = {}
+    for n, row in enumerate(rows):
+        first_of_key.setdefault(row[:2], n)
+    inserted = frozenset(first_of_key[key] for key in keys)
     instants = [row[0] for row in rows]
     bounds = {"first": instant(min(instants)), "last": instant(max(instants))}
     await cursor.execute(statements.conflicting.encode(), bounds)
-    return Outcome(frozenset(inserted), frozenset(n for (n,) in await cursor.fetchall()))
+    return Outcome(inserted, frozenset(n for (n,) in await cursor.fetchall()))
 
 
 async def merge_states(connection: Connection, stream: Stream, inserted: list[Row]) -> None:
-    """Moves the latest states forward to the newest of the inserted rows, which are ordered by time; never backwards."""
+    """Moves the latest states forward, never backwards, to the newest of the rows, which are ordered by time."""
     if not inserted:
         return
     statements = SQL[stream]
@@ -222,9 +224,9 @@ async def merge_touched(connection: Connection, touched: Touched, *, valid_secon
 
 async def clock(connection: Connection) -> int:
     """The database's clock."""
-    row = await (await connection.cursor(binary=True).execute("SELECT clock_timestamp()")).fetchone()
-    assert row is not None
-    return int(row[0])
+    cursor = connection.cursor(binary=True, row_factory=scalar_row)
+    (now,) = await (await cursor.execute("SELECT clock_timestamp()")).fetchall()
+    return int(now)
 
 
 async def _copy(connection: Connection, statement: str, types: Sequence[str], rows: Iterable[Row]) -> None:

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from litestar.openapi.spec import Example, OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
+from litestar.openapi.spec import Example, OpenAPIFormat, OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 
 _ID = Schema(type=OpenAPIType.STRING, pattern="^[A-Za-z0-9._:-]{1,64}$", description="The device's own name.")
 _TIMESTAMP = Schema(
     type=OpenAPIType.STRING,
-    format="date-time",
+    format=OpenAPIFormat.DATE_TIME,
     description="RFC 3339 with a zone; at most 7 days back and 5 minutes ahead.",
 )
 
@@ -56,7 +56,7 @@ VEHICLE_EXAMPLE = {
 def _request_body(*readings: Schema, examples: list[dict[str, object]]) -> RequestBody:
     reading = readings[0] if len(readings) == 1 else Schema(any_of=list(readings))
     batch = Schema(any_of=[reading, Schema(type=OpenAPIType.ARRAY, items=reading, min_items=1, max_items=50_000)])
-    binary = Schema(type=OpenAPIType.STRING, format="binary")
+    binary = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
     named = {"batch": Example(summary="A batch", value=examples), "single": Example(summary="One", value=examples[0])}
     return RequestBody(
         required=True,
@@ -75,9 +75,7 @@ class MixedBatch(Operation):
     """A batch of both streams, told apart by `vehicleId`."""
 
     def __post_init__(self) -> None:
-        self.request_body = _request_body(
-            VEHICLE_READING, METER_READING, examples=[METER_EXAMPLE, VEHICLE_EXAMPLE]
-        )
+        self.request_body = _request_body(VEHICLE_READING, METER_READING, examples=[METER_EXAMPLE, VEHICLE_EXAMPLE])
 
 
 @dataclass

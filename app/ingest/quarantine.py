@@ -29,7 +29,16 @@ async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rej
     times = Counter((_digest(reading.payload), reading.code) for reading in rejected)
     # Sorted by key, so that two processes which refuse the same readings cannot deadlock.
     rows = [
-        (source, reading.stream, reading.code, reading.field, reading.message, reading.payload[:PAYLOAD_LIMIT_BYTES], digest, times[digest, code])
+        (
+            source,
+            reading.stream,
+            reading.code,
+            reading.field,
+            reading.message,
+            reading.payload[:PAYLOAD_LIMIT_BYTES],
+            digest,
+            times[digest, code],
+        )
         for (digest, code), reading in sorted(by_key.items(), key=lambda item: item[0])
     ]
     await connection.execute(

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 from litestar import Request, post
+from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 
 from app.errors import AllRejected, Problem, UnsupportedMediaType
@@ -19,8 +20,8 @@ from app.telemetry.reading import Stream
 Incoming = Request[Any, Any, Any]
 
 RESPONSES = {
-    status: ResponseSpec(Problem, description=description, generate_examples=False, media_type="application/problem+json")
-    for status, description in {
+    status: ResponseSpec(Problem, description=text, generate_examples=False, media_type="application/problem+json")
+    for status, text in {
         400: "The body cannot be decoded, or holds no reading.",
         413: "More than 16 MiB decoded, or more than 50,000 readings.",
         415: "The content type or content encoding is not supported.",
@@ -37,7 +38,7 @@ RESPONSES = {
     operation_class=MixedBatch,
     responses=RESPONSES,
 )
-async def post_batch(request: Incoming, writer: Writer) -> Receipt:
+async def post_batch(request: Incoming, writer: NamedDependency[Writer]) -> Receipt:
     """Stores a batch of readings of either stream. The receipt is sent after COMMIT: what it counts is safe."""
     return await receive_batch(request, writer, None)
 
@@ -49,7 +50,7 @@ async def post_batch(request: Incoming, writer: Writer) -> Receipt:
     operation_class=MeterBatch,
     responses=RESPONSES,
 )
-async def post_meter_batch(request: Incoming, writer: Writer) -> Receipt:
+async def post_meter_batch(request: Incoming, writer: NamedDependency[Writer]) -> Receipt:
     """Stores a batch of meter readings."""
     return await receive_batch(request, writer, Stream.METER)
 
@@ -61,7 +62,7 @@ async def post_meter_batch(request: Incoming, writer: Writer) -> Receipt:
     operation_class=VehicleBatch,
     responses=RESPONSES,
 )
-async def post_vehicle_batch(request: Incoming, writer: Writer) -> Receipt:
+async def post_vehicle_batch(request: Incoming, writer: NamedDependency[Writer]) -> Receipt:
     """Stores a batch of vehicle readings."""
     return await receive_batch(request, writer, Stream.VEHICLE)
 

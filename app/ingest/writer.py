@@ -4,7 +4,8 @@ A process has one. While a group is being stored the next batches gather, so tha
 batch does not wait.
 
 1. The group's unknown devices are registered, in a transaction of their own.
-2. Its readings are split into parts (parts.py), each one transaction: readings, latest states, touched hours (insert.py).
+2. Its readings are split into parts (parts.py), each one transaction: readings, latest states, touched hours
+   (insert.py).
 3. COPY goes direct. When a key is there already, the part is done again through a temporary table, and so is every part
    of the next half minute: retries come in runs, and an aborted COPY leaves dead rows behind.
 4. When a part fails on its data, its batches are stored singly: one batch never fails another.
@@ -110,7 +111,7 @@ class Writer:
             for pending in group:
                 if pending.batch.rejected:
                     pending.committed_at = await keep_rejected(connection, pending.source, pending.batch.rejected)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # Whatever happens to a group, the writer goes on; its batches are answered with what happened.
             for pending in group:
                 _fail(pending, error)
@@ -154,7 +155,7 @@ class Writer:
             except TRANSIENT:
                 if attempt == TRANSIENT_ATTEMPTS:
                     raise
-                await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))
+                await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - spreads, hides nothing
 
     async def _commit(self, connection: insert.Connection, part: Part, *, staged: bool) -> None:
         rows = {stream: rows for stream in Stream if (rows := part.rows(stream))}

@@ -2,6 +2,7 @@
 
 import msgspec
 from litestar import Response, get
+from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -39,9 +40,11 @@ async def get_live() -> Live:
 
 @get(
     "/health/ready",
-    responses={503: ResponseSpec(Ready, description="The service cannot serve; `status` says why.", generate_examples=False)},
+    responses={
+        503: ResponseSpec(Ready, description="The service cannot serve; `status` says why.", generate_examples=False)
+    },
 )
-async def get_ready(pool: AsyncEngine) -> Response[Ready]:
+async def get_ready(pool: NamedDependency[AsyncEngine]) -> Response[Ready]:
     """200 when the service can serve, else 503; with engine, versions and migration state."""
     ready = await _look(pool)
     return Response(ready, status_code=200 if ready.status == "ok" else 503)

@@ -17,7 +17,8 @@ def _apply_plain(connection: Connection, policies: Policies) -> list[str]:
     changed = connection.execute(
         text("""
             INSERT INTO retention (name, drop_after)
-            SELECT name, drop_after::interval FROM unnest(CAST(:names AS text[]), CAST(:after AS text[])) AS d (name, drop_after)
+            SELECT name, drop_after::interval
+            FROM unnest(CAST(:names AS text[]), CAST(:after AS text[])) AS wanted (name, drop_after)
             ON CONFLICT (name) DO UPDATE SET drop_after = excluded.drop_after
             WHERE retention.drop_after IS DISTINCT FROM excluded.drop_after
             RETURNING name, drop_after::text
@@ -27,7 +28,9 @@ def _apply_plain(connection: Connection, policies: Policies) -> list[str]:
     gone = connection.scalars(
         text("DELETE FROM retention WHERE name != ALL (:names) RETURNING name"), {"names": list(kept)}
     ).all()
-    return [f"retention of {name}: {after}" for name, after in changed] + [f"retention of {name}: none" for name in gone]
+    return [f"retention of {name}: {after}" for name, after in changed] + [
+        f"retention of {name}: none" for name in gone
+    ]
 
 
 def _apply_timescale(connection: Connection, policies: Policies) -> list[str]:
@@ -68,7 +71,11 @@ def _set_chunk_interval(connection: Connection, table: str, interval: str) -> st
 
 
 def _set_refresh(connection: Connection, aggregate: str, refresh: Refresh, *, starts_at_second: int) -> str | None:
-    parameters = {"aggregate": aggregate, "second": starts_at_second, **{f: getattr(refresh, f) for f in refresh.__struct_fields__}}
+    parameters = {
+        "aggregate": aggregate,
+        "second": starts_at_second,
+        **{f: getattr(refresh, f) for f in refresh.__struct_fields__},
+    }
     same = connection.scalar(
         text("""
             SELECT schedule_interval = CAST(:schedule_interval AS interval)
@@ -97,7 +104,9 @@ def _set_refresh(connection: Connection, aggregate: str, refresh: Refresh, *, st
         """),
         parameters,
     )
-    return f"refresh of {aggregate}: {refresh.start_offset} to {refresh.end_offset} ago, each {refresh.schedule_interval}"
+    return (
+        f"refresh of {aggregate}: {refresh.start_offset} to {refresh.end_offset} ago, each {refresh.schedule_interval}"
+    )
 
 
 # The columnstore policy's jobs still bear the name of its predecessor.
@@ -128,7 +137,7 @@ def _set_ages(connection: Connection, job: str, wanted: dict[str, str]) -> list[
     for relation in sorted({name for name, _ in live} - set(wanted)):
         connection.execute(text(remove), {"relation": relation})
         changes.append(f"{key} of {relation}: none")
-    current = dict(live)  # type: ignore[arg-type]
+    current: dict[str, object] = {name: after for name, after in live}  # noqa: C416 - rows are no pairs to mypy
     for relation, after in wanted.items():
         if connection.scalar(text("SELECT CAST(:a AS interval) = :b"), {"a": after, "b": current.get(relation)}):
             continue

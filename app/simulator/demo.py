@@ -73,7 +73,8 @@ def _send(client: httpx.Client, fleet: Fleet, minute: int, stopped: threading.Ev
 
 def _introduce(base_url: str, fleet: Fleet) -> None:
     vehicle = fleet.chargers[0].vehicle_id
-    _console.print(f"""
+    _console.print(
+        f"""
 [bold]Wattline serves {len(fleet.chargers)} chargers at {base_url}.[/bold] Try:
 
   curl {base_url}/v1/analytics/performance/{vehicle}?hours=2
@@ -81,4 +82,6 @@ def _introduce(base_url: str, fleet: Fleet) -> None:
   curl {base_url}/health/ready
 
 Ctrl-C stops it; the readings stay under .wattline/.
-""", soft_wrap=True)
+""",
+        soft_wrap=True,
+    )

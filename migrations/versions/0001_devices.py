@@ -1,12 +1,13 @@
 """Devices, their latest states and mapping, quarantine, touched hours; the choice of the engine."""
 
 import os
+from typing import cast
 
 import sqlalchemy as sa
 from alembic import context, op
 from sqlalchemy.dialects import postgresql
 
-from migrations.engine import choose_engine
+from migrations.engine import Wanted, choose_engine
 
 revision = "0001"
 down_revision = None
@@ -14,14 +15,14 @@ down_revision = None
 
 def upgrade() -> None:
     wanted = context.config.attributes.get("engine") or os.environ.get("WATTLINE_ENGINE", "auto")
-    engine = choose_engine(op.get_bind(), wanted)
+    engine = choose_engine(op.get_bind(), cast("Wanted", wanted))
     op.create_table(
         "installation",
         sa.Column("engine", sa.Text, nullable=False),
         sa.Column("installed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
         sa.CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),
     )
-    op.execute(f"INSERT INTO installation (engine) VALUES ('{engine}')")
+    op.get_bind().execute(sa.text("INSERT INTO installation (engine) VALUES (:engine)"), {"engine": engine})
 
     for device in ("meter", "vehicle"):
         op.create_table(
@@ -32,7 +33,7 @@ def upgrade() -> None:
             sa.CheckConstraint("external_id ~ '^[A-Za-z0-9._:-]{1,64}$'", name="external_id"),
         )
 
-    # One row a device, rewritten with every batch: the free space keeps the new version on the same page, off the index.
+    # One row a device, rewritten with every batch: the free space keeps the new version on its page, off the index.
     op.create_table(
         "meter_state",
         sa.Column("meter_id", sa.Integer, sa.ForeignKey("meter.id"), primary_key=True, autoincrement=False),
@@ -61,9 +62,7 @@ def upgrade() -> None:
         sa.Column("meter_id", sa.Integer, sa.ForeignKey("meter.id"), nullable=False, index=True),
         sa.Column("valid", postgresql.TSTZRANGE, nullable=False),
         sa.CheckConstraint("NOT isempty(valid)", name="valid"),
-        postgresql.ExcludeConstraint(
-            ("vehicle_id", "="), ("valid", "&&"), name="one_meter_at_a_time", using="gist"
-        ),
+        postgresql.ExcludeConstraint(("vehicle_id", "="), ("valid", "&&"), name="one_meter_at_a_time", using="gist"),
     )
 
     op.create_table(

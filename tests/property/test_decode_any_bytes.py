@@ -122,7 +122,7 @@ def assert_adds_up(batch: Batch) -> None:
     assert all(r.message == REJECTIONS[r.code] for r in batch.rejected)
 
 
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(bodies, streams)
 @example((MediaType.JSON, b'[{"timestamp":"9999-12-31T23:59:59.9999999Z"}]'), None)
 @example((MediaType.JSON, b'{"timestamp":"2026-05-01T12:00:00Z","meterId":"\xff"}'), None)
@@ -206,7 +206,7 @@ def decimals(draw: st.DrawFn, high: int, digits: int) -> Decimal:
     return Decimal(draw(st.integers(0, high * 10**places))).scaleb(-places)
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(decimals(1000, 6), decimals(1000, 2))
 def test_numbers_are_the_written_decimal_rounded_half_even(energy: Decimal, voltage: Decimal) -> None:
     body = b'{"meterId":"M","timestamp":"2026-05-01T12:00:00Z","kwhConsumedAc":%b,"voltage":%b}' % (

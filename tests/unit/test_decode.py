@@ -254,6 +254,11 @@ def test_the_payload_is_the_readings_own_bytes() -> None:
     assert [r.payload for r in decode(b"\x92" + packed + b"\xc0", MSGPACK).rejected] == [packed, b"\xc0"]
 
 
+def test_a_long_unknown_array_beside_a_rejected_reading_is_no_large_batch() -> None:
+    batch = decode([METER | {"samples": [1] * 1_100_000}, METER | {"voltage": -1}])
+    assert (len(batch.meter), [r.index for r in batch.rejected]) == (1, [1])
+
+
 def test_bad_utf8_rejects_only_its_reading() -> None:
     bad = json.dumps(METER | {"meterId": "@"}).encode().replace(b"@", b"\xff")
     batch = decode(b"[" + bad + b"," + json.dumps(METER).encode() + b"]")
