@@ -52,15 +52,18 @@ def serve(host: str, port: int) -> None:
 @cli.command()
 @HOST
 @PORT
-@click.option("--devices", default=200, show_default=True, type=click.IntRange(1, 5000), help="Chargers.")
-def demo(host: str, port: int, devices: int) -> None:
+@click.option("--chargers", default=200, show_default=True, type=click.IntRange(1, 5000), help="Size of the fleet.")
+def demo(host: str, port: int, chargers: int) -> None:
     """Serve the API with a simulated fleet that keeps sending readings, until Ctrl-C."""
     settings = Settings.from_environ(os.environ)
     _refuse_open_door(host, settings)
     with _database(settings, migrated=True) as url:
-        from app.simulator.demo import run_demo
+        from app.ops.server import run_server
+        from app.simulator.feed import feeding
 
-        run_demo(url, host, port, devices)
+        os.environ.setdefault("WATTLINE_LOG_LEVEL", "warning")  # a line for each request would hide what it says
+        with feeding(f"http://{host}:{port}", chargers):
+            run_server(url, host, port)
 
 
 @cli.command()

@@ -28,7 +28,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pool_max_size: int = 8
     #: Readings that may wait for the writer, 200 bytes each; a batch beyond them is answered with 503.
     queue_max_readings: int = 200_000
-    #: Two readings at most this far apart cover the minutes between them: devices report up to every two minutes.
+    #: Two readings at most this far apart cover the minutes between them. Devices report up to every two minutes, on
+    #: jittered clocks: below 3 the efficiency of such a device is wrong by half.
     pairing_gap_minutes: int = 5
     #: An efficiency below it is reported as low: a charger's losses are 10 to 15 %.
     low_efficiency: float = 0.85
@@ -49,7 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for field, low, high in (
             ("pool_max_size", 1, 1_000),
             ("queue_max_readings", 50_000, 10_000_000),
-            ("pairing_gap_minutes", 1, 60),
+            ("pairing_gap_minutes", 3, 60),
             ("low_efficiency", 0, 1),
         ):
             if not low <= getattr(self, field) <= high:

@@ -1,11 +1,11 @@
 """One vehicle's efficiency over a window, with its evidence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, select, union
+from sqlalchemy import BigInteger, ColumnElement, Integer, cast, func, select, union
 from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,8 +15,6 @@ from app.analytics.pairing import Mapping, MeterMinute, Pairing, VehicleMinute, 
 from app.analytics.window import Window
 from app.errors import NoChargingData
 from app.tables import meter_minute, vehicle, vehicle_meter, vehicle_minute
-
-Minutes = Sequence[Row[*tuple[Any, ...]]]
 
 _FAR_US = 10**18
 """Microseconds to an instant beyond any window."""
@@ -55,14 +53,16 @@ class Performance(msgspec.Struct, frozen=True, rename="camel"):
     as_of: datetime | None
 
 
-class _Totals(NamedTuple):
-    """Sums over a vehicle's minutes."""
+class _Sums(NamedTuple):
+    """A vehicle's minutes at one of the meters that its readings name (None: they name none), and sums over them."""
 
-    dc_milliwh: int
+    meter_id: int | None
+    minutes: list[int]
+    dc_milliwh: list[int]
     readings: int
-    soc_centipercent: int
+    soc_centipercent: int | None
     soc_readings: int
-    battery_temp_centic: int
+    battery_temp_centic: int | None
     battery_temp_readings: int
 
 
@@ -77,7 +77,6 @@ async def fetch_performance(
         raise NoChargingData(f"No charging data found in last {window.hours:g} hours", vehicleId=vehicle_id)
 
     pairing = await _fetch_pairing(connection, internal_id, own, window, gap_minutes)
-    totals = _Totals(*(sum(filter(None, column)) for column in list(zip(*own, strict=True))[2:]))
     status, alert = judge(pairing, low_efficiency=low_efficiency)
     return Performance(
         vehicle_id=vehicle_id,
@@ -85,11 +84,11 @@ async def fetch_performance(
         from_=window.start,
         to=window.end,
         total_ac_consumption=pairing.paired_ac_milliwh / 1_000_000,
-        total_dc_delivery=totals.dc_milliwh / 1_000_000,
+        total_dc_delivery=sum(sum(at.dc_milliwh) for at in own) / 1_000_000,
         efficiency_ratio=efficiency_ratio(pairing),
-        avg_soc=_average(totals.soc_centipercent, totals.soc_readings),
-        avg_battery_temp=_average(totals.battery_temp_centic, totals.battery_temp_readings),
-        data_points=totals.readings,
+        avg_soc=_average((at.soc_centipercent, at.soc_readings) for at in own),
+        avg_battery_temp=_average((at.battery_temp_centic, at.battery_temp_readings) for at in own),
+        data_points=sum(at.readings for at in own),
         energy_loss_kwh=(pairing.paired_ac_milliwh - pairing.paired_dc_milliwh) / 1_000_000,
         coverage=Coverage(pairing.minutes, pairing.paired, pairing.shared, pairing.unpaired),
         status=status,
@@ -98,49 +97,66 @@ async def fetch_performance(
     )
 
 
-async def _own_minutes(connection: AsyncConnection, vehicle_id: int, window: Window) -> Minutes:
+async def _own_minutes(connection: AsyncConnection, vehicle_id: int, window: Window) -> list[_Sums]:
     minute = vehicle_minute(window.first_minute, window.end_minute)
-    statement = select(
-        minute.c.bucket,
-        minute.c.meter_id,
-        minute.c.dc_milliwh,
-        minute.c.readings,
-        minute.c.soc_centipercent_sum,
-        minute.c.soc_readings,
-        minute.c.battery_temp_centic_sum,
-        minute.c.battery_temp_readings,
-    ).where(minute.c.vehicle_id == vehicle_id)
-    return (await connection.execute(statement)).all()
+    # A day has 1,440 minutes: as arrays they cost a tenth of what as many rows do.
+    statement = (
+        select(
+            minute.c.meter_id,
+            func.array_agg(_number_of(minute.c.bucket)),
+            func.array_agg(minute.c.dc_milliwh),
+            cast(func.sum(minute.c.readings), BigInteger),
+            cast(func.sum(minute.c.soc_centipercent_sum), BigInteger),
+            cast(func.sum(minute.c.soc_readings), BigInteger),
+            cast(func.sum(minute.c.battery_temp_centic_sum), BigInteger),
+            cast(func.sum(minute.c.battery_temp_readings), BigInteger),
+        )
+        .where(minute.c.vehicle_id == vehicle_id)
+        .group_by(minute.c.meter_id)
+    )
+    return [_Sums(*row) for row in await connection.execute(statement)]
 
 
 async def _fetch_pairing(
-    connection: AsyncConnection, vehicle_id: int, own: Minutes, window: Window, gap_minutes: int
+    connection: AsyncConnection, vehicle_id: int, own: list[_Sums], window: Window, gap_minutes: int
 ) -> Pairing:
     """Pairs the vehicle's minutes, after fetching its meters' minutes and those of the vehicles that may share them.
 
     Each side is fetched by itself: as one anti-join it takes 80 times as long.
     """
     mappings = await _mappings(connection, vehicle_meter.c.vehicle_id == vehicle_id, window)
-    meters = {row.meter_id for row in own if row.meter_id is not None} | {mapping.meter_id for mapping in mappings}
-    minutes = [VehicleMinute(vehicle_id, _minute(row.bucket), row.meter_id, row.dc_milliwh) for row in own]
+    meters = {at.meter_id for at in own if at.meter_id is not None} | {mapping.meter_id for mapping in mappings}
+    delivered = [
+        VehicleMinute(vehicle_id, minute, at.meter_id, milliwh)
+        for at in own
+        for minute, milliwh in zip(at.minutes, at.dc_milliwh, strict=True)
+    ]
     if not meters:
-        return pair(vehicle_id, minutes, [], [], gap_minutes=gap_minutes)
+        return pair(vehicle_id, delivered, [], [], gap_minutes=gap_minutes)
 
-    consumed = meter_minute(window.first_minute, window.end_minute)
-    ac = await connection.execute(
-        select(consumed.c.meter_id, consumed.c.bucket, consumed.c.ac_milliwh).where(consumed.c.meter_id.in_(meters))
-    )
-    sharers = await _sharers(connection, vehicle_id, meters, window)
-    if sharers:
-        minutes += await _vehicle_minutes(connection, sharers, window)
+    consumed = await _meter_minutes(connection, meters, window)
+    if sharers := await _sharers(connection, vehicle_id, meters, window):
+        delivered += await _vehicle_minutes(connection, sharers, window)
         mappings += await _mappings(connection, vehicle_meter.c.vehicle_id.in_(sharers), window)
-    return pair(
-        vehicle_id,
-        minutes,
-        (MeterMinute(meter_id, _minute(bucket), milliwh) for meter_id, bucket, milliwh in ac),
-        mappings,
-        gap_minutes=gap_minutes,
+    return pair(vehicle_id, delivered, consumed, mappings, gap_minutes=gap_minutes)
+
+
+async def _meter_minutes(connection: AsyncConnection, meters: set[int], window: Window) -> list[MeterMinute]:
+    minute = meter_minute(window.first_minute, window.end_minute)
+    statement = (
+        select(
+            minute.c.meter_id,
+            func.array_agg(_number_of(minute.c.bucket)),
+            func.array_agg(minute.c.ac_milliwh),
+        )
+        .where(minute.c.meter_id.in_(meters))
+        .group_by(minute.c.meter_id)
     )
+    return [
+        MeterMinute(meter_id, number, milliwh)
+        for meter_id, numbers, energies in await connection.execute(statement)
+        for number, milliwh in zip(numbers, energies, strict=True)
+    ]
 
 
 async def _sharers(connection: AsyncConnection, vehicle_id: int, meters: set[int], window: Window) -> set[int]:
@@ -155,12 +171,21 @@ async def _sharers(connection: AsyncConnection, vehicle_id: int, meters: set[int
 
 async def _vehicle_minutes(connection: AsyncConnection, vehicles: set[int], window: Window) -> list[VehicleMinute]:
     minute = vehicle_minute(window.first_minute, window.end_minute)
-    rows = await connection.execute(
-        select(minute.c.vehicle_id, minute.c.bucket, minute.c.meter_id, minute.c.dc_milliwh).where(
-            minute.c.vehicle_id.in_(vehicles)
+    statement = (
+        select(
+            minute.c.vehicle_id,
+            minute.c.meter_id,
+            func.array_agg(_number_of(minute.c.bucket)),
+            func.array_agg(minute.c.dc_milliwh),
         )
+        .where(minute.c.vehicle_id.in_(vehicles))
+        .group_by(minute.c.vehicle_id, minute.c.meter_id)
     )
-    return [VehicleMinute(vehicle, _minute(bucket), meter, milliwh) for vehicle, bucket, meter, milliwh in rows]
+    return [
+        VehicleMinute(vehicle_id, number, meter_id, milliwh)
+        for vehicle_id, meter_id, numbers, energies in await connection.execute(statement)
+        for number, milliwh in zip(numbers, energies, strict=True)
+    ]
 
 
 async def _mappings(connection: AsyncConnection, of: ColumnElement[bool], window: Window) -> list[Mapping]:
@@ -177,13 +202,16 @@ def _valid_in(window: Window) -> ColumnElement[bool]:
     return overlap
 
 
-def _minute(bucket: datetime) -> int:
-    return int(bucket.timestamp()) // 60
+def _number_of(bucket: ColumnElement[Any]) -> ColumnElement[int]:
+    """The minute's number since 1970-01-01 UTC."""
+    return cast(func.date_part("epoch", bucket) / 60, Integer)
 
 
 def _us(instant: datetime | None, unlimited: int) -> int:
     return unlimited if instant is None else round(instant.timestamp() * 1_000_000)
 
 
-def _average(hundredths: int, readings: int) -> float | None:
-    return hundredths / readings / 100 if readings else None
+def _average(sums: Iterable[tuple[int | None, int]]) -> float | None:
+    """The average of hundredths, from sums and counts; None over no readings."""
+    hundredths, readings = (sum(filter(None, column)) for column in zip(*sums, strict=True))
+    return hundredths / (100 * readings) if readings else None

@@ -3,7 +3,7 @@
 import psycopg
 
 from app.fleet.registry import register
-from app.ingest.decode import Batch
+from app.ingest.check import Batch
 from app.telemetry.reading import Stream
 
 

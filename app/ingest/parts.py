@@ -4,7 +4,7 @@ import asyncio
 from collections import defaultdict
 from typing import NamedTuple
 
-from app.ingest.decode import Batch
+from app.ingest.check import Batch
 from app.ingest.devices import DeviceIds
 from app.ingest.insert import DAY_US, EPOCH_US, HOUR_US, Row, instant
 from app.ingest.quarantine import Source

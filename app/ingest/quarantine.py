@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import psycopg
 
-from app.ingest.decode import Rejected
+from app.ingest.check import Rejected
 from app.ingest.insert import clock
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024

@@ -25,7 +25,7 @@ import psycopg
 from app.database import RETRY_AFTER, TRANSIENT, connect, translated
 from app.errors import StoreBusy
 from app.ingest import insert
-from app.ingest.decode import Batch
+from app.ingest.check import Batch
 from app.ingest.devices import DeviceIds
 from app.ingest.insert import HOUR_US, Row, Touched
 from app.ingest.parts import Part, Pending, rows_of, split

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from app.errors import BatchTooLarge, EmptyBatch, MalformedBody
-from app.ingest.decode import MAX_READINGS, REJECTIONS, Batch, MediaType, Rejected, decode_batch
+from app.ingest.check import REJECTIONS, Batch, Rejected
+from app.ingest.decode import MAX_READINGS, MediaType, decode_batch
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -305,7 +306,6 @@ def test_an_empty_batch_is_an_error(body: bytes, media_type: MediaType) -> None:
         (b"null", JSON),
         (b"[1", JSON),
         (b"[1,]", JSON),
-        (b"[NaN]", JSON),
         (b"{}{}", JSON),
         (b"[]x", JSON),
         (b'{"timestamp":', JSON),
@@ -379,3 +379,20 @@ def test_a_hostile_body_costs_bounded_memory(
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 120e6
+
+
+@pytest.mark.parametrize("fault", ["NaN", "Infinity", '"\\ud800"'])
+def test_what_is_no_json_costs_only_its_own_reading(fault: str) -> None:
+    good = msgspec.json.encode(METER).decode()
+    body = f' [ {good} ,{{"meterId": "M1", "timestamp": "2026-05-01T12:00:00Z", "kwhConsumedAc": {fault}}},{good}] '
+    batch = decode(body.encode())
+    assert (len(batch.meter), [(r.index, r.code) for r in batch.rejected]) == (2, [(1, "malformed")])
+    assert fault.encode() in batch.rejected[0].payload
+
+
+@pytest.mark.parametrize(
+    "body", ["[NaN,", "[NaN", "[NaN}", "[NaN,]", "[NaN] 1", "[,NaN]", "[NaN 1]", "[NaN," + "[" * 100_000]
+)
+def test_an_array_broken_beside_a_fault_is_malformed(body: str) -> None:
+    with pytest.raises(MalformedBody):
+        decode(body.encode())

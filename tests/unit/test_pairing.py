@@ -111,6 +111,10 @@ class TestSharing:
         assert counts(pairing) == (2, 2, 0)
         assert energy(pairing) == (200, 180)
 
+    def test_each_of_several_other_vehicles_takes_its_minutes(self) -> None:
+        others = vehicle(V2, [0]) + vehicle(V3, [3])
+        assert counts(paired(vehicle(V1, range(4)) + others, meter(M1, range(4)))) == (2, 2, 0)
+
     def test_a_gap_of_the_other_vehicle_is_shared_too(self) -> None:
         assert counts(paired(vehicle(V1, range(5)) + vehicle(V2, [0, 4]), meter(M1, range(5)))) == (0, 5, 0)
 

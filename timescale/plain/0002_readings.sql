@@ -40,7 +40,8 @@ BEGIN
             partition := parent || to_char(day, '_YYYYMMDD');
             CONTINUE WHEN to_regclass(partition) IS NOT NULL;
             PERFORM pg_advisory_xact_lock(hashtext('wattline prepare_days'));
-            CONTINUE WHEN to_regclass(partition) IS NOT NULL;  -- another process made it meanwhile
+            -- Another process may have made it meanwhile. to_regclass would still say no, from this session's cache.
+            CONTINUE WHEN EXISTS (SELECT FROM pg_class WHERE relname = partition AND pg_table_is_visible(oid));
             EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', partition, parent);
             EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, partition,
                            day::timestamp AT TIME ZONE 'UTC', (day + 1)::timestamp AT TIME ZONE 'UTC');

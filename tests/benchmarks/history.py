@@ -1,0 +1,40 @@
+"""A day of readings of a whole fleet, written by the database itself."""
+
+from collections.abc import Iterator
+
+import psycopg
+
+from app.telemetry.reading import Stream
+
+METERS = """
+    INSERT INTO meter_reading (ts, meter_id, ac_milliwh, voltage_centiv)
+    SELECT %(hour)s::timestamptz + make_interval(mins => minute, secs => id * 7919 %% 60), id, 120000 + id, 23000 + id %% 100
+    FROM generate_series(0, 59) AS minute, generate_series(1, %(devices)s) AS id
+    WHERE %(hour)s::timestamptz + make_interval(mins => minute, secs => id * 7919 %% 60) < now()
+"""
+VEHICLES = """
+    INSERT INTO vehicle_reading (ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic)
+    SELECT %(hour)s::timestamptz + make_interval(mins => minute, secs => id * 104729 %% 60), id, id,
+           108000 + id, 5000 + minute, 2500 + id %% 100
+    FROM generate_series(0, 59) AS minute, generate_series(1, %(devices)s) AS id
+    WHERE %(hour)s::timestamptz + make_interval(mins => minute, secs => id * 104729 %% 60) < now()
+"""
+
+
+def store_day(connection: psycopg.Connection, devices: int) -> Iterator[int]:
+    """Stores the last 24 hours of so many meters and vehicles, a reading a minute; yields after each hour."""
+    for stream in Stream:
+        connection.execute(
+            f"INSERT INTO {stream} (external_id) SELECT '{stream}-' || n FROM generate_series(1, %s) AS n ORDER BY n",
+            [devices],
+        )
+    connection.execute("SELECT prepare_days(now() - INTERVAL '25 hours', now())")
+    hours = connection.execute(
+        "SELECT generate_series(date_trunc('hour', now()) - INTERVAL '24 hours', now(), '1 hour')"
+    ).fetchall()
+    for n, (hour,) in enumerate(hours):
+        for statement in (METERS, VEHICLES):
+            connection.execute(statement, {"hour": hour, "devices": devices})
+        yield n
+    connection.execute("CALL refresh_aggregates()")
+    connection.execute("ANALYZE")

@@ -1,0 +1,111 @@
+"""Which environment gives which settings, and what a wrong one is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import SetupError
+from app.settings import Settings, variable_of
+
+
+def test_without_variables_the_defaults_hold() -> None:
+    settings = Settings.from_environ({"PATH": "/bin", "PGHOST": "elsewhere"})
+    assert settings == Settings()
+    assert (settings.database_url, settings.data_dir, settings.pg_bin) == (None, Path(".wattline"), None)
+    assert (settings.engine, settings.auth, settings.log_level) == ("auto", "on", "info")
+    assert (settings.pool_max_size, settings.queue_max_readings) == (8, 200_000)
+    assert (settings.pairing_gap_minutes, settings.low_efficiency) == (5, 0.85)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "parsed"),
+    [
+        ("DATABASE_URL", "postgresql:///wattline", "database_url", "postgresql:///wattline"),
+        ("WATTLINE_DATA_DIR", "/srv/wattline data", "data_dir", Path("/srv/wattline data")),
+        ("WATTLINE_PG_BIN", "/opt/pg/bin", "pg_bin", Path("/opt/pg/bin")),
+        ("WATTLINE_ENGINE", "plain", "engine", "plain"),
+        ("WATTLINE_ENGINE", "timescale", "engine", "timescale"),
+        ("WATTLINE_AUTH", "off", "auth", "off"),
+        ("WATTLINE_LOG_LEVEL", "error", "log_level", "error"),
+        ("WATTLINE_POOL_MAX_SIZE", "1", "pool_max_size", 1),
+        ("WATTLINE_POOL_MAX_SIZE", "1000", "pool_max_size", 1000),
+        ("WATTLINE_QUEUE_MAX_READINGS", "50000", "queue_max_readings", 50_000),
+        ("WATTLINE_PAIRING_GAP_MINUTES", "60", "pairing_gap_minutes", 60),
+        ("WATTLINE_LOW_EFFICIENCY", "0.9", "low_efficiency", 0.9),
+        ("WATTLINE_LOW_EFFICIENCY", "1", "low_efficiency", 1.0),
+        # Compose passes a variable that is not set as an empty one.
+        ("DATABASE_URL", "", "database_url", None),
+        ("WATTLINE_AUTH", "", "auth", "on"),
+        ("WATTLINE_POOL_MAX_SIZE", "", "pool_max_size", 8),
+    ],
+)
+def test_a_good_value_is_taken(variable: str, value: str, field: str, parsed: Any) -> None:
+    taken = getattr(Settings.from_environ({variable: value}), field)
+    assert taken == parsed
+    assert type(taken) is type(parsed)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("WATTLINE_ENGINE", "oracle", "one of auto, timescale, plain"),
+        ("WATTLINE_ENGINE", "Plain", "one of auto, timescale, plain"),
+        ("WATTLINE_AUTH", "false", "one of on, off"),
+        ("WATTLINE_LOG_LEVEL", "debug", "one of info, warning, error"),
+        ("WATTLINE_POOL_MAX_SIZE", "many", "a whole number"),
+        ("WATTLINE_POOL_MAX_SIZE", "1.5", "a whole number"),
+        ("WATTLINE_POOL_MAX_SIZE", "null", "a whole number"),
+        ("WATTLINE_QUEUE_MAX_READINGS", "200k", "a whole number"),
+        ("WATTLINE_PAIRING_GAP_MINUTES", "5m", "a whole number"),
+        ("WATTLINE_LOW_EFFICIENCY", "85%", "a number"),
+        ("WATTLINE_LOW_EFFICIENCY", "0,85", "a number"),
+    ],
+)
+def test_a_value_of_another_type_is_told_key_value_and_type(variable: str, value: str, expected: str) -> None:
+    with pytest.raises(SetupError) as refused:
+        Settings.from_environ({variable: value})
+    assert str(refused.value) == f"{variable} is {value!r}; it must be {expected}."
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "bounds"),
+    [
+        ("WATTLINE_POOL_MAX_SIZE", "0", "1 and 1000"),
+        ("WATTLINE_POOL_MAX_SIZE", "1001", "1 and 1000"),
+        ("WATTLINE_POOL_MAX_SIZE", "-8", "1 and 1000"),
+        ("WATTLINE_QUEUE_MAX_READINGS", "49999", "50000 and 10000000"),
+        ("WATTLINE_PAIRING_GAP_MINUTES", "0", "1 and 60"),
+        ("WATTLINE_PAIRING_GAP_MINUTES", "61", "1 and 60"),
+        ("WATTLINE_LOW_EFFICIENCY", "-0.1", "0 and 1"),
+        ("WATTLINE_LOW_EFFICIENCY", "1.1", "0 and 1"),
+        ("WATTLINE_LOW_EFFICIENCY", "nan", "0 and 1"),
+        ("WATTLINE_LOW_EFFICIENCY", "inf", "0 and 1"),
+    ],
+)
+def test_a_value_out_of_range_is_told_the_range(variable: str, value: str, bounds: str) -> None:
+    with pytest.raises(SetupError) as refused:
+        Settings.from_environ({variable: value})
+    assert str(refused.value) == f"{variable} is {value}; it must lie between {bounds}."
+
+
+def test_an_unknown_name_is_told_the_known_ones() -> None:
+    with pytest.raises(SetupError) as refused:
+        Settings.from_environ({"WATTLINE_PORT": "8000", "WATTLINE_AUTH": "off"})
+    sentence = str(refused.value)
+    assert sentence.startswith("WATTLINE_PORT is not a setting of Wattline. Known: ")
+    assert all(variable_of(field) in sentence for field in Settings.__struct_fields__)
+    assert "\n" not in sentence
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Settings().auth = "off"  # type: ignore[misc]
+
+
+def test_each_setting_has_its_reason_beside_it() -> None:
+    source = Path("app/settings.py")
+    lines = (Path(__file__).parents[2] / source).read_text(encoding="utf-8").splitlines()
+    for field in Settings.__struct_fields__:
+        at = next(n for n, line in enumerate(lines) if line.startswith(f"    {field}: "))
+        assert lines[at - 1].startswith("    #: "), field
