@@ -3,7 +3,6 @@
 Keys and indexes of the readings differ between the engines and stand in `timescale/` and `timescale/plain/`.
 """
 
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -23,8 +22,8 @@ from sqlalchemy import (
     TableValuedAlias,
     Text,
     UniqueConstraint,
+    bindparam,
     func,
-    literal,
 )
 from sqlalchemy.dialects.postgresql import TIMESTAMP, TSTZRANGE, ExcludeConstraint
 
@@ -145,7 +144,7 @@ installation = Table(
     CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),
 )
 
-METER_BUCKET_COLUMNS = (
+_METER_COLUMNS = (
     Column("meter_id", Integer),
     Column("bucket", Moment),
     Column("ac_milliwh", BigInteger),
@@ -155,7 +154,7 @@ METER_BUCKET_COLUMNS = (
     Column("voltage_centiv_min", Integer),
     Column("voltage_centiv_max", Integer),
 )
-VEHICLE_BUCKET_COLUMNS = (
+_VEHICLE_COLUMNS = (
     Column("vehicle_id", Integer),
     Column("bucket", Moment),
     Column("dc_milliwh", BigInteger),
@@ -171,25 +170,21 @@ VEHICLE_BUCKET_COLUMNS = (
 )
 
 
-def meter_minute(range_from: datetime, range_to: datetime) -> TableValuedAlias:
-    """Sums of each meter and minute; the range is [range_from, range_to), in whole minutes."""
-    return _buckets("meter_minute", range_from, range_to, METER_BUCKET_COLUMNS)
+def _buckets(name: str, *columns: Column[Any]) -> TableValuedAlias:
+    """One of the SQL functions that both engines offer, over the buckets in [:range_from, :range_to).
+
+    The two are parameters of every statement that selects from it, and whole minutes, hours or days.
+    """
+    called: Function[Any] = getattr(func, name)(
+        bindparam("range_from", type_=Moment), bindparam("range_to", type_=Moment)
+    )
+    return called.table_valued(*columns, name=name)
 
 
-def vehicle_minute(range_from: datetime, range_to: datetime) -> TableValuedAlias:
-    """Sums of each vehicle, minute and meter named by the readings, NULL for none; in whole minutes."""
-    return _buckets("vehicle_minute", range_from, range_to, (*VEHICLE_BUCKET_COLUMNS, Column("meter_id", Integer)))
+meter_minute = _buckets("meter_minute", *_METER_COLUMNS)
+vehicle_minute = _buckets("vehicle_minute", *_VEHICLE_COLUMNS, Column("meter_id", Integer))
 
-
-def aggregate_freshness() -> TableValuedAlias:
-    """Each aggregate's `materialized_through` and `as_of`: every reading committed before as_of is in the aggregate."""
-    columns = Column("name", Text), Column("materialized_through", Moment), Column("as_of", Moment)
-    return func.aggregate_freshness().table_valued(*columns, name="freshness")
-
-
-def _buckets(
-    function: str, range_from: datetime, range_to: datetime, columns: tuple[Column[Any], ...]
-) -> TableValuedAlias:
-    bounds = literal(range_from, Moment), literal(range_to, Moment)
-    called: Function[Any] = getattr(func, function)(*bounds)
-    return called.table_valued(*columns, name=function)
+# as_of: every reading committed before it is in the aggregate.
+aggregate_freshness = func.aggregate_freshness().table_valued(
+    Column("name", Text), Column("materialized_through", Moment), Column("as_of", Moment), name="aggregate_freshness"
+)

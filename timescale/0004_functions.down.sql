@@ -1,6 +1,8 @@
 DROP FUNCTION drop_expired();
 DROP PROCEDURE refresh_aggregates(timestamptz, timestamptz);
 DROP FUNCTION aggregate_freshness();
+DROP FUNCTION cagg_materialized_through(text);
+DROP FUNCTION cagg_refreshed(text, timestamptz);
 DROP TABLE full_refresh;
 DROP FUNCTION fleet_minute(timestamptz, timestamptz);
 DROP FUNCTION vehicle_day(timestamptz, timestamptz);

@@ -81,36 +81,70 @@ LANGUAGE sql STABLE AS $$
         USING (bucket)
 $$;
 
--- When refresh_aggregates() last refreshed all that the policies would have.
+-- When refresh_aggregates() last refreshed everything.
 CREATE TABLE full_refresh (
     name        text        PRIMARY KEY,
     started_at  timestamptz NOT NULL
 );
 
--- How far each aggregate is materialised, and as_of: every reading committed before it is in the aggregate.
--- That is the start of the last successful refresh, less the 5 s that a store transaction may run. The job statistics
--- forget that start while the next refresh runs; the job history remembers it, where it records successes.
+-- The start of the newest successful refresh that had ended by seen_at; for an aggregate of an aggregate, the start of
+-- the newest refresh of the level below that this one could see, and so on down to the readings. The job statistics know
+-- only the last run, and forget its start while the next one runs; the job history knows all, where it records successes.
+-- In plpgsql, which keeps its plan: planning these views takes 5 ms, running them 1 ms.
+CREATE FUNCTION cagg_refreshed(cagg text, seen_at timestamptz DEFAULT 'infinity') RETURNS timestamptz
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    source   CONSTANT text := CASE cagg
+        WHEN 'fleet_meter_minute_cagg' THEN 'meter_minute_cagg'
+        WHEN 'fleet_vehicle_minute_cagg' THEN 'vehicle_minute_cagg'
+        WHEN 'meter_hour_cagg' THEN 'meter_minute_cagg'
+        WHEN 'vehicle_hour_cagg' THEN 'vehicle_minute_cagg'
+        WHEN 'meter_day_cagg' THEN 'meter_hour_cagg'
+        WHEN 'vehicle_day_cagg' THEN 'vehicle_hour_cagg'
+    END;
+    started  timestamptz;
+BEGIN
+    SELECT greatest(
+        (SELECT max(history.start_time) FROM timescaledb_information.job_history AS history
+         WHERE history.job_id = job.job_id AND history.succeeded AND history.finish_time <= seen_at),
+        (SELECT stats.last_run_started_at FROM timescaledb_information.job_stats AS stats
+         WHERE stats.job_id = job.job_id AND stats.last_run_status = 'Success'
+             AND stats.last_successful_finish <= seen_at))
+    INTO started
+    FROM timescaledb_information.jobs AS job
+    WHERE job.proc_name = 'policy_refresh_continuous_aggregate' AND job.hypertable_name = cagg;
+
+    IF source IS NOT NULL THEN
+        started := cagg_refreshed(source, started);
+    END IF;
+    RETURN greatest(started, (SELECT started_at FROM full_refresh WHERE name = cagg AND started_at <= seen_at));
+END
+$$;
+
+-- Up to which bucket an aggregate is materialised; NULL for one that was never refreshed.
+CREATE FUNCTION cagg_materialized_through(cagg text) RETURNS timestamptz
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (
+        SELECT nullif(_timescaledb_functions.to_timestamp(_timescaledb_functions.cagg_watermark(materialized.id)),
+                      '4714-11-24 00:00Z BC')
+        FROM timescaledb_information.continuous_aggregates
+        JOIN _timescaledb_catalog.hypertable AS materialized
+            ON materialized.schema_name = materialization_hypertable_schema
+            AND materialized.table_name = materialization_hypertable_name
+        WHERE view_name = cagg);
+END
+$$;
+
+-- How far each aggregate is materialised, and as_of: every reading committed before it is in the aggregate, since no
+-- store transaction runs for more than 5 s.
 CREATE FUNCTION aggregate_freshness() RETURNS TABLE (name text, materialized_through timestamptz, as_of timestamptz)
 LANGUAGE sql STABLE AS $$
-    SELECT regexp_replace(cagg.view_name, '_cagg$', ''),
-           nullif(_timescaledb_functions.to_timestamp(_timescaledb_functions.cagg_watermark(materialized.id)),
-                  '4714-11-24 00:00Z BC'),  -- the watermark of what was never refreshed
-           greatest(
-               stats.last_run_started_at,
-               (SELECT history.start_time FROM timescaledb_information.job_history AS history
-                WHERE history.job_id = job.job_id AND history.succeeded ORDER BY history.start_time DESC LIMIT 1),
-               (SELECT started_at FROM full_refresh WHERE full_refresh.name = cagg.view_name)
-           ) - INTERVAL '5 seconds'
-    FROM timescaledb_information.continuous_aggregates AS cagg
-    JOIN _timescaledb_catalog.hypertable AS materialized
-        ON materialized.schema_name = cagg.materialization_hypertable_schema
-        AND materialized.table_name = cagg.materialization_hypertable_name
-    LEFT JOIN timescaledb_information.jobs AS job
-        ON job.proc_name = 'policy_refresh_continuous_aggregate'
-        AND (job.config ->> 'mat_hypertable_id')::integer = materialized.id
-    LEFT JOIN timescaledb_information.job_stats AS stats
-        ON stats.job_id = job.job_id AND stats.last_run_status = 'Success'
-    WHERE cagg.view_name LIKE ANY (ARRAY['meter\_%\_cagg', 'vehicle\_%\_cagg', 'fleet\_%\_cagg'])
+    SELECT aggregate.name,
+           cagg_materialized_through(aggregate.name || '_cagg'),
+           cagg_refreshed(aggregate.name || '_cagg') - INTERVAL '5 seconds'
+    FROM (VALUES ('meter_minute'), ('vehicle_minute'), ('fleet_meter_minute'), ('fleet_vehicle_minute'),
+                 ('meter_hour'), ('vehicle_hour'), ('meter_day'), ('vehicle_day')) AS aggregate (name)
 $$;
 
 -- Refreshes every aggregate over the buckets that [range_from, range_to) touches, minutes before hours before days;

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import func, select, text
+from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.tables import aggregate_freshness, meter, meter_state, vehicle, vehicle_state
@@ -34,22 +34,13 @@ async def as_of(connection: AsyncConnection, *aggregates: str) -> datetime | Non
 
     None when one of them was never refreshed. To be asked before the data.
     """
-    freshness = aggregate_freshness()
-    rows = await connection.scalars(select(freshness.c.as_of).where(freshness.c.name.in_(aggregates)))
-    instants = rows.all()
+    instants = (await connection.scalars(_AS_OF, {"names": aggregates})).all()
     return None if None in instants else min(instants, default=None)
 
 
 async def fetch_freshness(connection: AsyncConnection) -> Freshness:
     """Freshness of all aggregates, and how many devices report."""
-    freshness = aggregate_freshness()
-    statement = select(
-        freshness.c.name,
-        freshness.c.materialized_through,
-        freshness.c.as_of,
-        func.extract("epoch", func.now() - freshness.c.materialized_through),
-    ).order_by(freshness.c.name)
-    rows = (await connection.execute(statement)).all()
+    rows = (await connection.execute(_AGGREGATES)).all()
     reporting, expected = (await connection.execute(_DEVICES)).one()
     instants = [instant for _, _, instant, _ in rows]
     return Freshness(
@@ -59,6 +50,14 @@ async def fetch_freshness(connection: AsyncConnection) -> Freshness:
         expected,
     )
 
+
+_AS_OF = select(aggregate_freshness.c.as_of).where(aggregate_freshness.c.name.in_(bindparam("names", expanding=True)))
+_AGGREGATES = select(
+    aggregate_freshness.c.name,
+    aggregate_freshness.c.materialized_through,
+    aggregate_freshness.c.as_of,
+    func.extract("epoch", func.now() - aggregate_freshness.c.materialized_through),
+).order_by(aggregate_freshness.c.name)
 
 _recent = func.now() - text(f"INTERVAL '{REPORTING_MINUTES} minutes'")
 

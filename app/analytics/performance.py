@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 from datetime import datetime
+from itertools import repeat, starmap
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import BigInteger, ColumnElement, Integer, cast, func, select, union
-from sqlalchemy.dialects.postgresql import Range
+from sqlalchemy import BigInteger, ColumnElement, Integer, bindparam, cast, func, select, union
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.analytics.efficiency import Status, efficiency_ratio, judge
@@ -53,9 +53,10 @@ class Performance(msgspec.Struct, frozen=True, rename="camel"):
     as_of: datetime | None
 
 
-class _Sums(NamedTuple):
+class _Own(NamedTuple):
     """A vehicle's minutes at one of the meters that its readings name (None: they name none), and sums over them."""
 
+    vehicle_id: int
     meter_id: int | None
     minutes: list[int]
     dc_milliwh: list[int]
@@ -70,13 +71,13 @@ async def fetch_performance(
     connection: AsyncConnection, vehicle_id: str, window: Window, *, gap_minutes: int, low_efficiency: float
 ) -> Performance:
     """Raises NoChargingData when the vehicle has no reading in the window, or is not known."""
+    bounds = {"range_from": window.first_minute, "range_to": window.end_minute}
     fresh = await as_of(connection, "vehicle_minute", "meter_minute")
-    internal_id = await connection.scalar(select(vehicle.c.id).where(vehicle.c.external_id == vehicle_id))
-    own = await _own_minutes(connection, internal_id, window) if internal_id is not None else []
-    if internal_id is None or not own:
+    own = [_Own(*row) for row in await connection.execute(_OWN, {"external_id": vehicle_id, **bounds})]
+    if not own:
         raise NoChargingData(f"No charging data found in last {window.hours:g} hours", vehicleId=vehicle_id)
 
-    pairing = await _fetch_pairing(connection, internal_id, own, window, gap_minutes)
+    pairing = await _fetch_pairing(connection, own, bounds, gap_minutes)
     status, alert = judge(pairing, low_efficiency=low_efficiency)
     return Performance(
         vehicle_id=vehicle_id,
@@ -97,114 +98,43 @@ async def fetch_performance(
     )
 
 
-async def _own_minutes(connection: AsyncConnection, vehicle_id: int, window: Window) -> list[_Sums]:
-    minute = vehicle_minute(window.first_minute, window.end_minute)
-    # A day has 1,440 minutes: as arrays they cost a tenth of what as many rows do.
-    statement = (
-        select(
-            minute.c.meter_id,
-            func.array_agg(_number_of(minute.c.bucket)),
-            func.array_agg(minute.c.dc_milliwh),
-            cast(func.sum(minute.c.readings), BigInteger),
-            cast(func.sum(minute.c.soc_centipercent_sum), BigInteger),
-            cast(func.sum(minute.c.soc_readings), BigInteger),
-            cast(func.sum(minute.c.battery_temp_centic_sum), BigInteger),
-            cast(func.sum(minute.c.battery_temp_readings), BigInteger),
-        )
-        .where(minute.c.vehicle_id == vehicle_id)
-        .group_by(minute.c.meter_id)
-    )
-    return [_Sums(*row) for row in await connection.execute(statement)]
-
-
 async def _fetch_pairing(
-    connection: AsyncConnection, vehicle_id: int, own: list[_Sums], window: Window, gap_minutes: int
+    connection: AsyncConnection, own: list[_Own], bounds: dict[str, datetime], gap_minutes: int
 ) -> Pairing:
     """Pairs the vehicle's minutes, after fetching its meters' minutes and those of the vehicles that may share them.
 
     Each side is fetched by itself: as one anti-join it takes 80 times as long.
     """
-    mappings = await _mappings(connection, vehicle_meter.c.vehicle_id == vehicle_id, window)
+    vehicle_id = own[0].vehicle_id
+    mappings = await _mappings(connection, bounds, {vehicle_id})
     meters = {at.meter_id for at in own if at.meter_id is not None} | {mapping.meter_id for mapping in mappings}
-    delivered = [
-        VehicleMinute(vehicle_id, minute, at.meter_id, milliwh)
-        for at in own
-        for minute, milliwh in zip(at.minutes, at.dc_milliwh, strict=True)
-    ]
-    if not meters:
-        return pair(vehicle_id, delivered, [], [], gap_minutes=gap_minutes)
-
-    consumed = await _meter_minutes(connection, meters, window)
-    if sharers := await _sharers(connection, vehicle_id, meters, window):
-        delivered += await _vehicle_minutes(connection, sharers, window)
-        mappings += await _mappings(connection, vehicle_meter.c.vehicle_id.in_(sharers), window)
+    delivered: list[VehicleMinute] = []
+    for at in own:
+        delivered += starmap(
+            VehicleMinute, zip(repeat(vehicle_id), at.minutes, repeat(at.meter_id), at.dc_milliwh, strict=False)
+        )
+    consumed: list[MeterMinute] = []
+    if meters:
+        for meter_id, minutes, energies in await connection.execute(_METERS, {"meters": meters, **bounds}):
+            consumed += starmap(MeterMinute, zip(repeat(meter_id), minutes, energies, strict=False))
+        selected = {"vehicle": vehicle_id, "meters": meters, **bounds}
+        if sharers := set(await connection.scalars(_SHARERS, selected)):
+            for other, meter_id, minutes, energies in await connection.execute(
+                _OTHERS, {"vehicles": sharers, **bounds}
+            ):
+                delivered += starmap(
+                    VehicleMinute, zip(repeat(other), minutes, repeat(meter_id), energies, strict=False)
+                )
+            mappings += await _mappings(connection, bounds, sharers)
     return pair(vehicle_id, delivered, consumed, mappings, gap_minutes=gap_minutes)
 
 
-async def _meter_minutes(connection: AsyncConnection, meters: set[int], window: Window) -> list[MeterMinute]:
-    minute = meter_minute(window.first_minute, window.end_minute)
-    statement = (
-        select(
-            minute.c.meter_id,
-            func.array_agg(_number_of(minute.c.bucket)),
-            func.array_agg(minute.c.ac_milliwh),
-        )
-        .where(minute.c.meter_id.in_(meters))
-        .group_by(minute.c.meter_id)
-    )
+async def _mappings(connection: AsyncConnection, bounds: dict[str, datetime], vehicles: set[int]) -> list[Mapping]:
+    rows = await connection.execute(_MAPPINGS, {"vehicles": vehicles, **bounds})
     return [
-        MeterMinute(meter_id, number, milliwh)
-        for meter_id, numbers, energies in await connection.execute(statement)
-        for number, milliwh in zip(numbers, energies, strict=True)
+        Mapping(vehicle_id, meter_id, _us(valid.lower, -_FAR_US), _us(valid.upper, _FAR_US))
+        for vehicle_id, meter_id, valid in rows
     ]
-
-
-async def _sharers(connection: AsyncConnection, vehicle_id: int, meters: set[int], window: Window) -> set[int]:
-    """The other vehicles whose readings name one of the meters, or that are mapped to one."""
-    minute = vehicle_minute(window.first_minute, window.end_minute)
-    named = select(minute.c.vehicle_id).where(minute.c.meter_id.in_(meters), minute.c.vehicle_id != vehicle_id)
-    mapped = select(vehicle_meter.c.vehicle_id).where(
-        vehicle_meter.c.meter_id.in_(meters), vehicle_meter.c.vehicle_id != vehicle_id, _valid_in(window)
-    )
-    return set(await connection.scalars(union(named, mapped)))
-
-
-async def _vehicle_minutes(connection: AsyncConnection, vehicles: set[int], window: Window) -> list[VehicleMinute]:
-    minute = vehicle_minute(window.first_minute, window.end_minute)
-    statement = (
-        select(
-            minute.c.vehicle_id,
-            minute.c.meter_id,
-            func.array_agg(_number_of(minute.c.bucket)),
-            func.array_agg(minute.c.dc_milliwh),
-        )
-        .where(minute.c.vehicle_id.in_(vehicles))
-        .group_by(minute.c.vehicle_id, minute.c.meter_id)
-    )
-    return [
-        VehicleMinute(vehicle_id, number, meter_id, milliwh)
-        for vehicle_id, meter_id, numbers, energies in await connection.execute(statement)
-        for number, milliwh in zip(numbers, energies, strict=True)
-    ]
-
-
-async def _mappings(connection: AsyncConnection, of: ColumnElement[bool], window: Window) -> list[Mapping]:
-    rows = await connection.execute(
-        select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id, vehicle_meter.c.valid).where(of, _valid_in(window))
-    )
-    return [
-        Mapping(vehicle, meter, _us(valid.lower, -_FAR_US), _us(valid.upper, _FAR_US)) for vehicle, meter, valid in rows
-    ]
-
-
-def _valid_in(window: Window) -> ColumnElement[bool]:
-    overlap: ColumnElement[bool] = vehicle_meter.c.valid.overlaps(Range(window.first_minute, window.end_minute))
-    return overlap
-
-
-def _number_of(bucket: ColumnElement[Any]) -> ColumnElement[int]:
-    """The minute's number since 1970-01-01 UTC."""
-    return cast(func.date_part("epoch", bucket) / 60, Integer)
 
 
 def _us(instant: datetime | None, unlimited: int) -> int:
@@ -215,3 +145,75 @@ def _average(sums: Iterable[tuple[int | None, int]]) -> float | None:
     """The average of hundredths, from sums and counts; None over no readings."""
     hundredths, readings = (sum(filter(None, column)) for column in zip(*sums, strict=True))
     return hundredths / (100 * readings) if readings else None
+
+
+# The statements, all over [:range_from, :range_to). A day has 1,440 minutes: arrays cost a tenth of as many rows.
+
+
+def _numbers(bucket: ColumnElement[datetime]) -> ColumnElement[Any]:
+    """Minutes by their number since 1970-01-01 UTC."""
+    return func.array_agg(cast(func.date_part("epoch", bucket) / 60, Integer))
+
+
+def _total(column: ColumnElement[int]) -> ColumnElement[int]:
+    return cast(func.sum(column), BigInteger)
+
+
+_valid_in_range = vehicle_meter.c.valid.op("&&")(func.tstzrange(bindparam("range_from"), bindparam("range_to")))
+
+# The minutes and sums of one vehicle.
+_OWN = (
+    select(
+        vehicle_minute.c.vehicle_id,
+        vehicle_minute.c.meter_id,
+        _numbers(vehicle_minute.c.bucket),
+        func.array_agg(vehicle_minute.c.dc_milliwh),
+        _total(vehicle_minute.c.readings),
+        _total(vehicle_minute.c.soc_centipercent_sum),
+        _total(vehicle_minute.c.soc_readings),
+        _total(vehicle_minute.c.battery_temp_centic_sum),
+        _total(vehicle_minute.c.battery_temp_readings),
+    )
+    .where(
+        vehicle_minute.c.vehicle_id
+        == select(vehicle.c.id).where(vehicle.c.external_id == bindparam("external_id")).scalar_subquery()
+    )
+    .group_by(vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id)
+)
+
+# The AC energy of some meters.
+_METERS = (
+    select(meter_minute.c.meter_id, _numbers(meter_minute.c.bucket), func.array_agg(meter_minute.c.ac_milliwh))
+    .where(meter_minute.c.meter_id.in_(bindparam("meters", expanding=True)))
+    .group_by(meter_minute.c.meter_id)
+)
+
+# The vehicles besides one whose readings name some meters, or that are mapped to them.
+_SHARERS = union(
+    select(vehicle_minute.c.vehicle_id).where(
+        vehicle_minute.c.meter_id.in_(bindparam("meters", expanding=True)),
+        vehicle_minute.c.vehicle_id != bindparam("vehicle"),
+    ),
+    select(vehicle_meter.c.vehicle_id).where(
+        vehicle_meter.c.meter_id.in_(bindparam("meters", expanding=True)),
+        vehicle_meter.c.vehicle_id != bindparam("vehicle"),
+        _valid_in_range,
+    ),
+)
+
+# The DC energy of some vehicles, at whatever meter.
+_OTHERS = (
+    select(
+        vehicle_minute.c.vehicle_id,
+        vehicle_minute.c.meter_id,
+        _numbers(vehicle_minute.c.bucket),
+        func.array_agg(vehicle_minute.c.dc_milliwh),
+    )
+    .where(vehicle_minute.c.vehicle_id.in_(bindparam("vehicles", expanding=True)))
+    .group_by(vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id)
+)
+
+# The mappings of some vehicles.
+_MAPPINGS = select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id, vehicle_meter.c.valid).where(
+    vehicle_meter.c.vehicle_id.in_(bindparam("vehicles", expanding=True)), _valid_in_range
+)
