@@ -1,14 +1,12 @@
 """A day of readings of a whole fleet, written by the database itself."""
 
-from collections.abc import Iterator
-
 import psycopg
-
-from app.telemetry.reading import Stream
+from psycopg import sql
 
 METERS = """
     INSERT INTO meter_reading (ts, meter_id, ac_milliwh, voltage_centiv)
-    SELECT %(hour)s::timestamptz + make_interval(mins => minute, secs => id * 7919 %% 60), id, 120000 + id, 23000 + id %% 100
+    SELECT %(hour)s::timestamptz + make_interval(mins => minute, secs => id * 7919 %% 60), id,
+           120000 + id, 23000 + id %% 100
     FROM generate_series(0, 59) AS minute, generate_series(1, %(devices)s) AS id
     WHERE %(hour)s::timestamptz + make_interval(mins => minute, secs => id * 7919 %% 60) < now()
 """
@@ -21,20 +19,17 @@ VEHICLES = """
 """
 
 
-def store_day(connection: psycopg.Connection, devices: int) -> Iterator[int]:
-    """Stores the last 24 hours of so many meters and vehicles, a reading a minute; yields after each hour."""
-    for stream in Stream:
-        connection.execute(
-            f"INSERT INTO {stream} (external_id) SELECT '{stream}-' || n FROM generate_series(1, %s) AS n ORDER BY n",
-            [devices],
-        )
+def store_day(connection: psycopg.Connection, devices: int) -> None:
+    """Stores the last 24 hours of so many meters and vehicles, a reading a minute, and refreshes the aggregates."""
+    for device in ("meter", "vehicle"):
+        insert = sql.SQL("INSERT INTO {} (external_id) SELECT {} || n FROM generate_series(1, %s) AS n ORDER BY n")
+        connection.execute(insert.format(sql.Identifier(device), sql.Literal(f"{device}-")), [devices])
     connection.execute("SELECT prepare_days(now() - INTERVAL '25 hours', now())")
     hours = connection.execute(
         "SELECT generate_series(date_trunc('hour', now()) - INTERVAL '24 hours', now(), '1 hour')"
     ).fetchall()
-    for n, (hour,) in enumerate(hours):
+    for (hour,) in hours:
         for statement in (METERS, VEHICLES):
             connection.execute(statement, {"hour": hour, "devices": devices})
-        yield n
     connection.execute("CALL refresh_aggregates()")
     connection.execute("ANALYZE")

@@ -1,0 +1,58 @@
+"""How much memory the service needs."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from app.simulator.fleet import Fleet
+from tests.fixtures.service import Process
+
+LIMIT_BYTES = 250_000_000
+SECONDS = 60
+CLIENTS = 8
+CHARGERS = 500
+
+
+def peak_bytes(process: Process) -> int:
+    """The largest resident set that the server's processes have had, summed up."""
+    peaks = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            if int(lines["NSsid"].split()[-1]) == process.popen.pid:
+                peaks.append(int(lines["VmHWM"].split()[0]) * 1024)
+        except (OSError, KeyError):
+            continue  # it ended meanwhile, or is the kernel's
+    return sum(peaks)
+
+
+async def send_for_a_minute(base_url: str) -> int:
+    """Eight clients send batches of 1,000 readings without pause; returns how many were stored."""
+    fleet = Fleet(CHARGERS)
+    minutes = iter(range(int(time.time()) // 60 - 1, 0, -1))
+    end = time.monotonic() + SECONDS
+
+    async def client(http: httpx.AsyncClient) -> int:
+        inserted = 0
+        while time.monotonic() < end:
+            body = msgspec.json.encode(fleet.readings(next(minutes)))
+            answer = await http.post("/v1/telemetry", content=body)
+            assert answer.status_code == httpx.codes.OK, answer.text
+            inserted += answer.json()["inserted"]
+        return inserted
+
+    async with httpx.AsyncClient(base_url=base_url, timeout=60) as http:
+        return sum(await asyncio.gather(*(client(http) for _ in range(CLIENTS))))
+
+
+@pytest.mark.soak
+async def test_a_minute_of_batches_of_1000_stays_below_250_mb(server_process: Process) -> None:
+    inserted = await send_for_a_minute(server_process.base_url)
+    peak = peak_bytes(server_process)
+    print(f"{inserted:,} readings in {SECONDS} s, peak memory {peak / 1e6:.0f} MB")  # noqa: T201
+    assert inserted > 0
+    assert peak < LIMIT_BYTES
