@@ -19,7 +19,8 @@ def main() -> None:
     try:
         cli()
     except SetupError as error:
-        click.echo(f"wattline: {error}", err=True)
+        # PostgreSQL's own messages have several lines.
+        click.echo(f"wattline: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
 
 
@@ -46,6 +47,7 @@ def serve(host: str, port: int) -> None:
     with _database(settings, migrated=True) as url:
         from app.ops.server import run_server
 
+        click.echo(f"Wattline serves at http://{host}:{port}; Ctrl-C stops it.")
         run_server(url, host, port)
 
 

@@ -5,15 +5,25 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
 
 import psycopg
-from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from app.errors import MappingOverlap, StoreBusy, StoreUnavailable
+from app.errors import InvalidParameter, MappingOverlap, SetupError, StoreBusy, StoreUnavailable
 
 # Worth another try with the same data: the transaction lost against another one.
 TRANSIENT = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable)
+
+# Nothing is wrong with the data: another time, or with another server, the same may work. By their SQLSTATE the last
+# three are internal errors.
+UNAVAILABLE = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.TransactionTimeout,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.ReadOnlySqlTransaction,
+)
 
 RETRY_AFTER = {"Retry-After": "1"}
 
@@ -69,6 +79,21 @@ def create_sync_engine(url: str) -> Engine:
 
 
 @contextmanager
+def command_connection(url: str) -> Iterator[Connection]:
+    """A connection for a command. Raises SetupError when the database cannot be reached, or the URL is none."""
+    engine = create_sync_engine(url)
+    try:
+        try:
+            connection = engine.connect()
+        except (OperationalError, ProgrammingError) as error:
+            raise SetupError(f"The database of DATABASE_URL cannot be reached: {error.orig}") from error
+        with connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+@contextmanager
 def translated_errors() -> Iterator[None]:
     """Raises what the driver raised inside as one of ours; what has no translation is a bug and passes."""
     try:
@@ -85,9 +110,12 @@ def translated(error: BaseException) -> BaseException:
     match error.orig if isinstance(error, DBAPIError) else error:
         case psycopg.errors.ExclusionViolation():
             return MappingOverlap()
+        case psycopg.DataError(sqlstate=None):
+            # Refused by the driver, before the database: PostgreSQL's texts hold no NUL.
+            return InvalidParameter("A text holds a character that no id has.")
         case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedFunction():
             return StoreUnavailable("The database is not migrated: run `wattline migrate`.", headers=RETRY_AFTER)
-        case psycopg.OperationalError() | psycopg.InterfaceError():
+        case away if isinstance(away, UNAVAILABLE):
             return StoreUnavailable(headers=RETRY_AFTER)
         case PoolTimeout():
             return StoreBusy("All database connections are in use.", headers=RETRY_AFTER)

@@ -40,6 +40,7 @@ INITDB = ("--username=wattline", "--encoding=UTF8", "--locale=C", "--auth-local=
 DETACHED = ("-c", '"$@" >>"$0" 2>&1 &')
 # Recovery after a crash replays at most a checkpoint's distance of log (`max_wal_size`).
 WAIT_SECONDS = 60
+_NOT_RUNNING = "No database runs under {}: start it with `wattline serve`."
 # PostgreSQL refuses user id 0. In this namespace root's files and processes appear as 65534's, so nothing has to be
 # handed over, and directories that only root can enter stay reachable.
 NAMESPACE = ("unshare", "--user", "--map-user=65534", "--map-group=65534")
@@ -61,6 +62,8 @@ def running(
     SetupError.
     """
     data_dir = data_dir.resolve()
+    if not start and not data_dir.exists():
+        raise SetupError(_NOT_RUNNING.format(data_dir))
     with _user_errors(data_dir):
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         users = _open_lock(data_dir, "users")
@@ -88,7 +91,7 @@ def _serve(data_dir: Path, pg_bin: Path | None, settings: Mapping[str, str], sta
         with _open_lock(data_dir, "server") as lock:
             if _acquired(lock):
                 if not start:
-                    raise SetupError(f"No database runs under {data_dir}: start it with `wattline serve`.")
+                    raise SetupError(_NOT_RUNNING.format(data_dir))
                 if started:
                     raise SetupError(f"PostgreSQL died while it started: {_log_tail(data_dir)}")
                 _start(data_dir, socket_dir, pg_bin, settings, lock)

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
-from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException, SerializationException
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
@@ -18,9 +18,9 @@ from app import __version__
 from app.analytics.routes import get_freshness, get_performance
 from app.database import create_pool
 from app.errors import (
+    BodyTooLarge,
     InternalError,
     InvalidParameter,
-    MalformedBody,
     MethodNotAllowed,
     NotFound,
     ServiceError,
@@ -32,6 +32,7 @@ from app.ingest.writer import Writer
 from app.ops.health import get_live, get_ready
 from app.ops.logging import configure_logging, log_requests
 from app.ops.maintenance import maintain_forever
+from app.ops.server import end_with_parent
 from app.settings import Settings
 
 _log = structlog.get_logger()
@@ -94,9 +95,9 @@ def create_app(settings: Settings) -> ASGIApp:
     return log_requests(app)
 
 
-def answer_problem(_: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+def answer_problem(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
     """The one error response: a problem document, whatever went wrong wherever."""
-    ours = error if isinstance(error, ServiceError) else _as_service_error(error)
+    ours = error if isinstance(error, ServiceError) else _as_service_error(request, error)
     if isinstance(ours, InternalError):
         _log.error("unexpected_error", exc_info=error)
     return Response(
@@ -104,24 +105,26 @@ def answer_problem(_: Request[Any, Any, Any], error: Exception) -> Response[dict
     )
 
 
-def _as_service_error(error: Exception) -> ServiceError:
+def _as_service_error(request: Request[Any, Any, Any], error: Exception) -> ServiceError:
     match error:
         case NotFoundException():
             return NotFound()
         case MethodNotAllowedException():
             return MethodNotAllowed(headers=dict(error.headers or {}))
-        case SerializationException():
-            return MalformedBody(str(error))
+        case HTTPException(status_code=413):
+            return BodyTooLarge()
         case HTTPException(status_code=400):
-            return InvalidParameter(_first_fault(error))
+            return InvalidParameter(_first_fault(request, error))
         case _:
             return InternalError()
 
 
-def _first_fault(error: HTTPException) -> str:
+def _first_fault(request: Request[Any, Any, Any], error: HTTPException) -> str:
     match error.extra:
         case [{"message": message, "key": key}, *_]:
-            return f"{key}: {message}"
+            # Litestar tells our name for the parameter, not the client's.
+            parameter = request.route_handler.parsed_fn_signature.parameters[key].kwarg_definition
+            return f"{getattr(parameter, 'name', None) or key}: {message}"
         case _:
             return error.detail
 
@@ -130,4 +133,5 @@ def from_environ() -> ASGIApp:
     """The application for the server's process, configured by the environment."""
     settings = Settings.from_environ(os.environ)
     configure_logging(settings.log_level)
+    end_with_parent()
     return create_app(settings)

@@ -8,10 +8,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import text
 
-from app.database import create_sync_engine
-from app.errors import SetupError
+from app.database import command_connection
 from app.policies.apply import apply_policies
 from app.policies.desired import read_policies
 
@@ -21,19 +20,18 @@ ALEMBIC_INI = Path(__file__).resolve().parent.parent / "alembic.ini"
 def migrate(url: str, *, engine: Literal["auto", "timescale", "plain"] = "auto") -> list[str]:
     """Migrates to the newest revision and applies timescale/policies.toml; returns a line for each changed policy.
 
-    Raises SetupError when the engine that is asked for cannot be had.
+    Raises SetupError when the engine that is asked for cannot be had, or is not the database's.
     """
     policies = read_policies()
-    database = create_sync_engine(url)
-    try:
-        with database.connect() as connection:
-            config = Config(ALEMBIC_INI)
-            config.attributes.update(connection=connection, engine=engine)
-            command.upgrade(config, "head")
-        with database.begin() as connection:
+    with command_connection(url) as connection:
+        config = Config(ALEMBIC_INI)
+        config.attributes.update(connection=connection, engine=engine)
+        # The migrations take it again; this one lasts as long as the session, over the policies too.
+        connection.execute(text("SELECT pg_advisory_lock(hashtext('wattline migrate'))"))
+        connection.commit()
+        command.upgrade(config, "head")
+        with connection.begin():
             return apply_policies(connection, policies)
-    finally:
-        database.dispose()
 
 
 @cache
@@ -44,11 +42,5 @@ def newest_revision() -> str:
 
 def current_revision(url: str) -> str | None:
     """The revision that the database is at; None before the first migration. Raises SetupError when it is away."""
-    database = create_sync_engine(url)
-    try:
-        with database.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
-    except OperationalError as error:
-        raise SetupError(f"The database of DATABASE_URL cannot be reached: {error.orig}") from error
-    finally:
-        database.dispose()
+    with command_connection(url) as connection:
+        return MigrationContext.configure(connection).get_current_revision()

@@ -1,9 +1,10 @@
 """Which engine a database has, and the SQL files that only that engine understands."""
 
+import os
 from pathlib import Path
 from typing import Literal, cast
 
-from alembic import op
+from alembic import context, op
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -22,18 +23,25 @@ def recorded_engine(connection: Connection) -> Engine | None:
     return cast("Engine | None", connection.scalar(text("SELECT engine FROM installation")))
 
 
-def choose_engine(connection: Connection, wanted: Wanted) -> Engine:
-    """The recorded engine, else the wanted one, else TimescaleDB Community where the server has it.
+def wanted_engine() -> Wanted:
+    """What `wattline migrate` hands over, else WATTLINE_ENGINE."""
+    return cast("Wanted", context.config.attributes.get("engine") or os.environ.get("WATTLINE_ENGINE", "auto"))
 
-    Raises SetupError when `wanted` contradicts the record or the server lacks it.
-    """
+
+def refuse_other_engine(connection: Connection, wanted: Wanted) -> None:
+    """Raises SetupError when the database was migrated for another engine than the wanted one."""
     recorded = recorded_engine(connection)
-    if recorded is not None:
-        if wanted not in ("auto", recorded):
-            raise SetupError(
-                f"This database was migrated for the engine '{recorded}'; WATTLINE_ENGINE asks for '{wanted}'."
-            )
-        return recorded
+    if recorded is not None and wanted not in ("auto", recorded):
+        raise SetupError(
+            f"This database was migrated for the engine '{recorded}'; WATTLINE_ENGINE asks for '{wanted}'."
+        )
+
+
+def choose_engine(connection: Connection, wanted: Wanted) -> Engine:
+    """The wanted engine, else TimescaleDB Community where the server has it, for a database that has none yet.
+
+    Raises SetupError when the server lacks it.
+    """
     if wanted == "plain":
         return "plain"
     if _create_extension(connection):

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 
 from app.database import create_sync_engine
 from app.tables import metadata
+from migrations.engine import refuse_other_engine, wanted_engine
 
 # Partitions and the tables that one engine keeps for itself: made by its SQL files, unknown to the metadata.
 ENGINE_OWNED = re.compile(
@@ -27,11 +28,12 @@ def include_object(item: Any, name: str | None, kind: str, reflected: bool, comp
 
 
 def run_migrations(connection: Connection) -> None:
-    # A migration waits briefly for locks, since every insert would queue behind it, and does no long work.
-    connection.execute(text("SET lock_timeout = '5s'"))
     connection.execute(text("SET statement_timeout = '60s'"))
     # Held by the session, over all transactions: two deployments at once migrate one after the other.
     connection.execute(text("SELECT pg_advisory_lock(hashtext('wattline migrate'))"))
+    # From here on it waits briefly for locks, since every insert would queue behind it. That limit holds for advisory
+    # locks too, and another deployment may take longer.
+    connection.execute(text("SET lock_timeout = '5s'"))
     connection.commit()
     context.configure(
         connection=connection,
@@ -42,6 +44,7 @@ def run_migrations(connection: Connection) -> None:
         compare_server_default=False,
     )
     try:
+        refuse_other_engine(connection, wanted_engine())
         with context.begin_transaction():
             context.run_migrations()
     finally:

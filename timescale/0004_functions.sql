@@ -176,12 +176,15 @@ BEGIN
         LEFT JOIN timescaledb_information.continuous_aggregates AS cagg
             ON cagg.materialization_hypertable_name = chunk.hypertable_name
         WHERE coalesce(cagg.view_name, chunk.hypertable_name) = level.source;
+        CONTINUE WHEN first IS NULL;  -- every row of the level below is dropped
 
         first := greatest(first, date_bin(level.width, range_from, origin));
         last := least(date_bin(level.width, range_to - INTERVAL '1 microsecond', origin) + level.width,
                       date_bin(level.width, now() - INTERVAL '1 minute', origin));
         IF first < last THEN
-            CALL refresh_continuous_aggregate(level.name::regclass, first, last);
+            -- The default of 10 buckets a transaction makes 144 transactions of a day.
+            CALL refresh_continuous_aggregate(level.name::regclass, first, last,
+                                              options => '{"buckets_per_batch": 1440}');
         END IF;
     END LOOP;
 

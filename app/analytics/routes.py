@@ -5,7 +5,6 @@ from typing import Annotated
 
 from litestar import get
 from litestar.di import NamedDependency
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -13,20 +12,13 @@ from app.analytics.freshness import Freshness, fetch_freshness
 from app.analytics.performance import Performance, fetch_performance
 from app.analytics.window import window_of
 from app.database import translated_errors
-from app.errors import Problem
+from app.problems import AWAY, PARAMETER, problems
 from app.settings import Settings
 
 
 @get(
     "/v1/analytics/performance/{vehicle_id:str}",
-    responses={
-        404: ResponseSpec(
-            Problem,
-            description="No readings in the window, or an unknown vehicle.",
-            generate_examples=False,
-            media_type="application/problem+json",
-        )
-    },
+    responses=problems({400: PARAMETER, 404: "No readings in the window, or an unknown vehicle.", 503: AWAY}),
 )
 async def get_performance(
     vehicle_id: FromPath[str],
@@ -51,7 +43,7 @@ async def get_performance(
             )
 
 
-@get("/v1/analytics/freshness")
+@get("/v1/analytics/freshness", responses=problems({503: AWAY}))
 async def get_freshness(pool: NamedDependency[AsyncEngine]) -> Freshness:
     """How fresh the answers are, and how many of the devices report."""
     with translated_errors():

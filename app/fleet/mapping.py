@@ -45,6 +45,10 @@ async def map_vehicle(connection: psycopg.AsyncConnection, wanted: Mapping) -> M
     Without `valid_from`, a vehicle's first mapping holds from the beginning of time and a later one from now. What the
     open mapping says already changes nothing. Raises InvalidTimeRange, and MappingOverlap for any other overlap.
     """
+    for instant in (wanted.valid_from, wanted.valid_to):
+        # Far from the ends of the calendar, beyond which no zone could show it.
+        if instant is not None and not 1900 <= instant.year < 2200:
+            raise InvalidTimeRange("validFrom and validTo must lie between the years 1900 and 2200.")
     vehicle = (await register(connection, Stream.VEHICLE, [wanted.vehicle_id]))[wanted.vehicle_id]
     meter = (await register(connection, Stream.METER, [wanted.meter_id]))[wanted.meter_id]
     async with connection.transaction():

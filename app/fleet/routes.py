@@ -1,23 +1,26 @@
 """Mapping and latest states over HTTP."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import msgspec
-from litestar import Response, get, post
+from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
-from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import JSONBody, QueryParameter
+from litestar.exceptions import InternalServerException
+from litestar.openapi.spec import Example, OpenAPIFormat, OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
+from litestar.params import QueryParameter
 from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import driver_connection, translated_errors
-from app.errors import Problem
+from app.errors import InvalidParameter, MalformedBody, UnsupportedMediaType
 from app.fleet.mapping import Mapping, map_vehicle, mapping_history
 from app.fleet.states import MeterState, VehicleState, meter_states, vehicle_states
+from app.problems import AWAY, PARAMETER, problems
 
-ExternalId = Annotated[str, Meta(pattern="^[A-Za-z0-9._:-]{1,64}$")]
+ExternalId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._:-]{1,64}\Z")]
 Moment = Annotated[datetime, Meta(tz=True)]
 Limit = Annotated[int | None, QueryParameter(ge=1, le=100_000, description="At most so many; else all.")]
 After = Annotated[str | None, QueryParameter(description="Only ids that follow this one.")]
@@ -32,28 +35,62 @@ class WantedMapping(msgspec.Struct, frozen=True, rename="camel"):
     valid_to: Moment | None = None
 
 
+@dataclass
+class MappingOperation(Operation):
+    """What /schema says of the body of a mapping, which is decoded here: Litestar would take a number for a time."""
+
+    def __post_init__(self) -> None:
+        name = Schema(type=OpenAPIType.STRING, pattern="^[A-Za-z0-9._:-]{1,64}$")
+        moment = Schema(type=[OpenAPIType.STRING, OpenAPIType.NULL], format=OpenAPIFormat.DATE_TIME)
+        properties = {"vehicleId": name, "meterId": name, "validFrom": moment, "validTo": moment}
+        schema = Schema(type=OpenAPIType.OBJECT, properties={**properties}, required=["vehicleId", "meterId"])
+        example = Example(value={"vehicleId": "vehicle-001", "meterId": "meter-001"})
+        body = OpenAPIMediaType(schema=schema, examples={"mapping": example})
+        self.request_body = RequestBody(required=True, content={"application/json": body})
+
+
 @post(
     "/v1/ingestion/mapping",
     status_code=200,
-    responses={
-        409: ResponseSpec(
-            Problem,
-            description="The vehicle is mapped already in a part of that time.",
-            generate_examples=False,
-            media_type="application/problem+json",
-        )
-    },
+    operation_class=MappingOperation,
+    responses=problems(
+        {
+            400: "The body is no mapping, or its times are no range.",
+            409: "The vehicle is mapped already in a part of that time.",
+            413: "The body is too large.",
+            415: "The content type is not supported.",
+            503: AWAY,
+        }
+    ),
 )
-async def post_mapping(data: JSONBody[WantedMapping], pool: NamedDependency[AsyncEngine]) -> Mapping:
+async def post_mapping(request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine]) -> Mapping:
     """Maps a vehicle to a meter, ending the vehicle's open mapping."""
+    try:
+        wanted = _decode(await request.body(), request.content_type[0])
+    except InternalServerException:
+        # The client went away: nobody reads the answer, and it is no bug.
+        raise MalformedBody("The connection was closed before the end of the body.") from None
     with translated_errors():
         async with driver_connection(pool) as connection:
             return await map_vehicle(
-                connection, Mapping(data.vehicle_id, data.meter_id, data.valid_from, data.valid_to)
+                connection, Mapping(wanted.vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to)
             )
 
 
-@get("/v1/ingestion/mapping")
+def _decode(body: bytes, media_type: str) -> WantedMapping:
+    if media_type not in ("", "application/json"):
+        raise UnsupportedMediaType("The content type must be application/json.")
+    try:
+        return msgspec.json.decode(body, type=WantedMapping)
+    except msgspec.ValidationError as error:
+        raise InvalidParameter(f"{error}.") from None
+    except RecursionError:
+        raise MalformedBody("The body is nested too deeply.") from None
+    except ValueError as error:  # msgspec lets UnicodeDecodeError through; its own errors are ValueErrors too
+        raise MalformedBody(f"{error}.") from None
+
+
+@get("/v1/ingestion/mapping", responses=problems({400: PARAMETER, 503: AWAY}))
 async def get_mappings(
     pool: NamedDependency[AsyncEngine], vehicle_id: Annotated[str, QueryParameter(name="vehicleId")]
 ) -> list[Mapping]:
@@ -63,7 +100,7 @@ async def get_mappings(
             return await mapping_history(connection, vehicle_id)
 
 
-@get("/v1/analytics/meters/states")
+@get("/v1/analytics/meters/states", responses=problems({400: PARAMETER, 503: AWAY}))
 async def get_meter_states(
     pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
 ) -> Response[list[MeterState]]:
@@ -74,7 +111,7 @@ async def get_meter_states(
     return Response(states, headers=_next_page("meters", limit, [state.meter_id for state in states[-1:]], len(states)))
 
 
-@get("/v1/analytics/vehicles/states")
+@get("/v1/analytics/vehicles/states", responses=problems({400: PARAMETER, 503: AWAY}))
 async def get_vehicle_states(
     pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
 ) -> Response[list[VehicleState]]:

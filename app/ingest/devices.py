@@ -4,6 +4,7 @@ import psycopg
 
 from app.fleet.registry import register
 from app.ingest.check import Batch
+from app.ingest.insert import transaction
 from app.telemetry.reading import Stream
 
 
@@ -19,7 +20,8 @@ class DeviceIds:
         meters = {reading.meter_id for batch in batches for reading in batch.meter}
         meters |= {reading.meter_id for batch in batches for reading in batch.vehicle if reading.meter_id}
         vehicles = {reading.vehicle_id for batch in batches for reading in batch.vehicle}
-        if unknown := meters - self.meter.keys():
-            self.meter |= await register(connection, Stream.METER, unknown)
-        if unknown := vehicles - self.vehicle.keys():
-            self.vehicle |= await register(connection, Stream.VEHICLE, unknown)
+        for stream, known, named in ((Stream.METER, self.meter, meters), (Stream.VEHICLE, self.vehicle, vehicles)):
+            if unknown := named - known.keys():
+                async with transaction(connection):
+                    ids = await register(connection, stream, unknown)
+                known |= ids

@@ -4,7 +4,8 @@ Instants are integers here, microseconds since 2000-01-01 UTC: PostgreSQL's own 
 pass as int8 both ways. Rows stand in the order of their COPY's columns, `ts` first and the device second.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -113,12 +114,11 @@ VEHICLE = StreamSql(
 
 SQL = {Stream.METER: METER, Stream.VEHICLE: VEHICLE}
 
-# Temporary tables are the one thing that a session keeps; made when missing, they work behind a pooling proxy too.
 # No store transaction runs longer: that is how far answers stay behind a refresh (as_of).
 TRANSACTION_SECONDS = 5
+# Temporary tables are the one thing that a session keeps; made when missing, they work behind a pooling proxy too.
 _BEGIN = """
     SET LOCAL client_min_messages = warning;
-    SET LOCAL {timeout} = '{seconds}s';
     CREATE TEMP TABLE IF NOT EXISTS new_meter_state (LIKE meter_state) ON COMMIT DELETE ROWS;
     CREATE TEMP TABLE IF NOT EXISTS new_vehicle_state (LIKE vehicle_state) ON COMMIT DELETE ROWS;
     CREATE TEMP TABLE IF NOT EXISTS new_touched_hour (LIKE touched_hour) ON COMMIT DELETE ROWS;
@@ -149,17 +149,25 @@ def instant(ts: int) -> datetime:
     return EPOCH + timedelta(microseconds=ts)
 
 
-async def begin(connection: Connection, *, staged: bool) -> None:
-    """The transaction's limits and temporary tables, in one round trip."""
+@asynccontextmanager
+async def transaction(connection: Connection, prelude: str = "") -> AsyncIterator[None]:
+    """A transaction that takes TRANSACTION_SECONDS at most; it begins with the statements of `prelude`."""
     # PostgreSQL 16 cannot limit a transaction; there, the limit is a statement's, and COPY is the only long one.
     timeout = "transaction_timeout" if connection.info.server_version >= 170000 else "statement_timeout"
-    statements = _BEGIN.format(timeout=timeout, seconds=TRANSACTION_SECONDS) + (_BEGIN_STAGED if staged else "")
-    await connection.execute(statements.encode())
+    async with connection.transaction():
+        await connection.execute(f"SET LOCAL {timeout} = '{TRANSACTION_SECONDS}s';{prelude}".encode())
+        yield
+
+
+def store_transaction(connection: Connection, *, staged: bool) -> AbstractAsyncContextManager[None]:
+    """A transaction with its limit and temporary tables, in one round trip."""
+    return transaction(connection, _BEGIN + _BEGIN_STAGED if staged else _BEGIN)
 
 
 async def prepare_days(connection: Connection, days: range) -> None:
     """Makes sure that there is a partition for each of the UTC days, counted from 2000-01-01."""
-    await connection.execute("SELECT prepare_days(%s, %s)", (instant(days[0] * DAY_US), instant(days[-1] * DAY_US)))
+    async with transaction(connection):
+        await connection.execute("SELECT prepare_days(%s, %s)", (instant(days[0] * DAY_US), instant(days[-1] * DAY_US)))
 
 
 class Outcome(NamedTuple):

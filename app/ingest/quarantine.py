@@ -7,7 +7,7 @@ from enum import StrEnum
 import psycopg
 
 from app.ingest.check import Rejected
-from app.ingest.insert import clock
+from app.ingest.insert import clock, transaction
 
 PAYLOAD_LIMIT_BYTES = 64 * 1024
 
@@ -41,16 +41,17 @@ async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rej
         )
         for (digest, code), reading in sorted(by_key.items(), key=lambda item: item[0])
     ]
-    await connection.execute(
-        """
-        INSERT INTO quarantine AS kept (source, stream, code, field, message, payload, hash, times)
-        SELECT * FROM unnest(
-            %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[], %s::bytea[], %s::integer[])
-        ON CONFLICT (hash, code) DO UPDATE SET times = kept.times + excluded.times, last_at = now()
-        """,
-        [list(column) for column in zip(*rows, strict=True)],
-    )
-    return await clock(connection)
+    async with transaction(connection):
+        await connection.execute(
+            """
+            INSERT INTO quarantine AS kept (source, stream, code, field, message, payload, hash, times)
+            SELECT * FROM unnest(
+                %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[], %s::bytea[], %s::integer[])
+            ON CONFLICT (hash, code) DO UPDATE SET times = kept.times + excluded.times, last_at = now()
+            """,
+            [list(column) for column in zip(*rows, strict=True)],
+        )
+        return await clock(connection)
 
 
 def _digest(payload: bytes) -> bytes:

@@ -1,34 +1,35 @@
 """POST of readings: body -> decode_batch -> store -> receipt."""
 
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 from litestar import Request, post
 from litestar.di import NamedDependency
-from litestar.openapi.datastructures import ResponseSpec
+from litestar.exceptions import InternalServerException
 
-from app.errors import AllRejected, Problem, UnsupportedMediaType
+from app.errors import AllRejected, MalformedBody, UnsupportedMediaType
 from app.ingest.body import drain, read_body
 from app.ingest.decode import MediaType, decode_batch
 from app.ingest.openapi import MeterBatch, MixedBatch, VehicleBatch
 from app.ingest.quarantine import Source
 from app.ingest.receipt import Receipt
 from app.ingest.writer import Writer
+from app.problems import problems
 from app.telemetry.reading import Stream
 
 Incoming = Request[Any, Any, Any]
 
-RESPONSES = {
-    status: ResponseSpec(Problem, description=text, generate_examples=False, media_type="application/problem+json")
-    for status, text in {
+RESPONSES = problems(
+    {
         400: "The body cannot be decoded, or holds no reading.",
         413: "More than 16 MiB decoded, or more than 50,000 readings.",
         415: "The content type or content encoding is not supported.",
         422: "Every reading was rejected; the receipt's members are added.",
         503: "The database is away or too many readings wait; send the batch again after `Retry-After`.",
-    }.items()
-}
+    }
+)
 
 
 @post(
@@ -71,7 +72,7 @@ async def receive_batch(request: Incoming, writer: Writer, stream: Stream | None
     """From the request's bytes to the receipt; raises the errors of `RESPONSES`."""
     media_type = await _media_type(request)
     body = await read_body(
-        request.stream(),
+        _chunks(request),
         content_encoding=request.headers.get("content-encoding", ""),
         content_length=_content_length(request),
     )
@@ -91,10 +92,19 @@ async def _media_type(request: Incoming) -> MediaType:
     try:
         return MediaType(given)
     except ValueError:
-        await drain(request.stream())
+        await drain(_chunks(request))
         raise UnsupportedMediaType(
             f"The content type must be one of {', '.join(MediaType)}; curl needs -H 'Content-Type: application/json'."
         ) from None
+
+
+async def _chunks(request: Incoming) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except InternalServerException:
+        # The client went away: nobody reads the answer, and it is no bug.
+        raise MalformedBody("The connection was closed before the end of the body.") from None
 
 
 def _content_length(request: Incoming) -> int | None:

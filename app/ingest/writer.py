@@ -16,13 +16,15 @@ import asyncio
 import random
 import time
 from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
+from typing import ParamSpec, TypeVar
 
 import psycopg
 
-from app.database import RETRY_AFTER, TRANSIENT, connect, translated
+from app.database import RETRY_AFTER, TRANSIENT, UNAVAILABLE, connect, translated
 from app.errors import StoreBusy
 from app.ingest import insert
 from app.ingest.check import Batch
@@ -39,6 +41,10 @@ STAGED_SECONDS = 30
 TRANSIENT_ATTEMPTS = 6
 # A device's touched hour is written once in this time, not with each reading.
 TOUCH_SECONDS = 60
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class Writer:
@@ -103,14 +109,16 @@ class Writer:
         try:
             connection = await self._connected()
             if strangers := [pending for pending in group if not pending.rows]:
-                await self._ids.learn(connection, [pending.batch for pending in strangers])
+                await _retried(self._ids.learn, connection, [pending.batch for pending in strangers])
                 for pending in strangers:
                     pending.rows = rows_of(pending.batch, self._ids)
             for part in split(group, time.time_ns() // 1000):
                 await self._store_part(connection, part)
             for pending in group:
                 if pending.batch.rejected:
-                    pending.committed_at = await keep_rejected(connection, pending.source, pending.batch.rejected)
+                    pending.committed_at = await _retried(
+                        keep_rejected, connection, pending.source, pending.batch.rejected
+                    )
         except Exception as error:  # noqa: BLE001
             # Whatever happens to a group, the writer goes on; its batches are answered with what happened.
             for pending in group:
@@ -127,9 +135,9 @@ class Writer:
 
     async def _store_part(self, connection: insert.Connection, part: Part) -> None:
         try:
-            await self._prepare_days(connection, part.days())
-            await self._commit_with_retries(connection, part)
-        except psycopg.OperationalError:
+            await _retried(self._prepare_days, connection, part.days())
+            await _retried(self._commit_part, connection, part)
+        except UNAVAILABLE:
             raise
         except psycopg.Error as error:
             if len(part.slices) == 1:
@@ -143,26 +151,19 @@ class Writer:
             await insert.prepare_days(connection, days)
             self._prepared_days.update(days)
 
-    async def _commit_with_retries(self, connection: insert.Connection, part: Part) -> None:
-        for attempt in range(1, TRANSIENT_ATTEMPTS + 1):
-            staged = time.monotonic() < self._staged_until
+    async def _commit_part(self, connection: insert.Connection, part: Part) -> None:
+        if time.monotonic() >= self._staged_until:
             try:
-                return await self._commit(connection, part, staged=staged)
+                return await self._commit(connection, part, staged=False)
             except psycopg.errors.UniqueViolation:
-                if staged:
-                    raise
                 self._staged_until = time.monotonic() + STAGED_SECONDS
-            except TRANSIENT:
-                if attempt == TRANSIENT_ATTEMPTS:
-                    raise
-                await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - spreads, hides nothing
+        await self._commit(connection, part, staged=True)
 
     async def _commit(self, connection: insert.Connection, part: Part, *, staged: bool) -> None:
         rows = {stream: rows for stream in Stream if (rows := part.rows(stream))}
         outcomes: dict[Stream, insert.Outcome] = {}
         inserted: dict[Stream, list[Row]] = {}
-        async with connection.transaction():
-            await insert.begin(connection, staged=staged)
+        async with insert.store_transaction(connection, staged=staged):
             store = insert.insert_staged if staged else insert.insert_direct
             for stream in rows:
                 outcomes[stream] = await store(connection, stream, rows[stream])
@@ -190,6 +191,17 @@ class Writer:
             for hour, of_hour in groupby(rows, key=lambda row: row[0] // HOUR_US)
             if (new := set(map(itemgetter(1), of_hour)) - self._touched[stream, hour])
         }
+
+
+async def _retried(
+    work: Callable[Arguments, Awaitable[Result]], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result:
+    """Does the work again while it loses against other transactions."""
+    for attempt in range(1, TRANSIENT_ATTEMPTS):
+        with suppress(*TRANSIENT):
+            return await work(*args, **kwargs)
+        await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - spreads, hides nothing
+    return await work(*args, **kwargs)
 
 
 def _count(part: Part, stream: Stream, outcome: insert.Outcome) -> None:

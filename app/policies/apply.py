@@ -1,8 +1,10 @@
 """Brings the database's policies to the desired state; what already fits is left alone, with its history."""
 
+from typing import get_args
+
 from sqlalchemy import Connection, text
 
-from app.policies.desired import Policies, Refresh
+from app.policies.desired import Aggregate, Policies, Readings, Refresh
 
 
 def apply_policies(connection: Connection, policies: Policies) -> list[str]:
@@ -43,14 +45,18 @@ def _apply_timescale(connection: Connection, policies: Policies) -> list[str]:
     for position, (name, refresh) in enumerate(policies.refresh.items()):
         if change := _set_refresh(connection, f"{name}_cagg", refresh, starts_at_second=5 * position):
             changes.append(change)
-    for name in ("policy_compression", "policy_retention"):
-        wanted = policies.columnstore_after if name == "policy_compression" else policies.retention
-        changes += _set_ages(connection, name, {_relation(key): after for key, after in wanted.items()})
+    changes += _end_refreshes(connection, keep=[f"{name}_cagg" for name in policies.refresh])
+    for job, wanted in (("policy_compression", policies.columnstore_after), ("policy_retention", policies.retention)):
+        changes += _set_ages(connection, job, {_relation(key): after for key, after in wanted.items()})
     return changes
 
 
 def _relation(name: str) -> str:
     return name if name.endswith("_reading") else f"{name}_cagg"
+
+
+# The database may hold hypertables of others, whose policies are theirs.
+_OURS = [_relation(name) for name in (*get_args(Readings), *get_args(Aggregate))]
 
 
 def _set_chunk_interval(connection: Connection, table: str, interval: str) -> str | None:
@@ -109,6 +115,19 @@ def _set_refresh(connection: Connection, aggregate: str, refresh: Refresh, *, st
     )
 
 
+def _end_refreshes(connection: Connection, *, keep: list[str]) -> list[str]:
+    gone = connection.scalars(
+        text("""
+            SELECT hypertable_name, remove_continuous_aggregate_policy(CAST(hypertable_name AS regclass))
+            FROM timescaledb_information.jobs
+            WHERE proc_name = 'policy_refresh_continuous_aggregate'
+                AND hypertable_name = ANY (:ours) AND hypertable_name != ALL (:keep)
+        """),
+        {"ours": _OURS, "keep": keep},
+    ).all()
+    return [f"refresh of {aggregate}: none" for aggregate in gone]
+
+
 # The columnstore policy's jobs still bear the name of its predecessor.
 _AGE_STATEMENTS = {
     "policy_compression": (
@@ -129,9 +148,9 @@ def _set_ages(connection: Connection, job: str, wanted: dict[str, str]) -> list[
     live = connection.execute(
         text("""
             SELECT hypertable_name, (config ->> CAST(:key AS text))::interval FROM timescaledb_information.jobs
-            WHERE proc_name = :job
+            WHERE proc_name = :job AND hypertable_name = ANY (:ours)
         """),
-        {"key": key, "job": job},
+        {"key": key, "job": job, "ours": _OURS},
     ).all()
     changes = []
     for relation in sorted({name for name, _ in live} - set(wanted)):

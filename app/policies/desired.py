@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -10,26 +11,40 @@ from app.errors import SetupError
 POLICIES_FILE = Path(__file__).resolve().parent.parent.parent / "timescale" / "policies.toml"
 
 
+Readings = Literal["meter_reading", "vehicle_reading"]
+Aggregate = Literal[
+    "meter_minute",
+    "vehicle_minute",
+    "fleet_meter_minute",
+    "fleet_vehicle_minute",
+    "meter_hour",
+    "vehicle_hour",
+    "meter_day",
+    "vehicle_day",
+]
+Interval = Annotated[str, msgspec.Meta(pattern="^[0-9]+ (second|minute|hour|day)s?$")]
+
+
 class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a continuous aggregate is refreshed, and over which buckets; offsets count back from now."""
 
-    start_offset: str
-    end_offset: str
-    schedule_interval: str
+    start_offset: Interval
+    end_offset: Interval
+    schedule_interval: Interval
     buckets_per_batch: int
 
 
 class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All policies, by the name of the readings table or aggregate; intervals as PostgreSQL writes them."""
 
-    chunk_interval: dict[str, str]
-    columnstore_after: dict[str, str]
-    retention: dict[str, str]
-    refresh: dict[str, Refresh]
+    chunk_interval: dict[Readings, Interval]
+    columnstore_after: dict[Readings | Aggregate, Interval]
+    retention: dict[Readings | Aggregate, Interval]
+    refresh: dict[Aggregate, Refresh]
 
 
 def read_policies(path: Path = POLICIES_FILE) -> Policies:
-    """Raises SetupError for a file that is missing, no TOML, or holds unknown keys or wrong types."""
+    """Raises SetupError for a file that is missing, no TOML, or holds unknown names, wrong types or no intervals."""
     try:
         return msgspec.convert(tomllib.loads(path.read_text()), Policies)
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:

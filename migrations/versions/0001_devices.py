@@ -1,21 +1,17 @@
 """Devices, their latest states and mapping, quarantine, touched hours; the choice of the engine."""
 
-import os
-from typing import cast
-
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from migrations.engine import Wanted, choose_engine
+from migrations.engine import choose_engine, wanted_engine
 
 revision = "0001"
 down_revision = None
 
 
 def upgrade() -> None:
-    wanted = context.config.attributes.get("engine") or os.environ.get("WATTLINE_ENGINE", "auto")
-    engine = choose_engine(op.get_bind(), cast("Wanted", wanted))
+    engine = choose_engine(op.get_bind(), wanted_engine())
     op.create_table(
         "installation",
         sa.Column("engine", sa.Text, nullable=False),

@@ -38,7 +38,7 @@ def test_performance_of_one_vehicle(ask: Ask, benchmark: BenchmarkFixture, repor
         answer = ask(f"/v1/analytics/performance/vehicle-{next(vehicles)}")
         assert answer.json()["coverage"]["paired"] > 1_400
 
-    benchmark.pedantic(get, rounds=ROUNDS, warmup_rounds=5)
+    benchmark.pedantic(get, rounds=ROUNDS, warmup_rounds=5)  # type: ignore[no-untyped-call]
     assert benchmark.stats is not None
     median_ms = benchmark.stats.stats.median * 1000
     report(f"performance of one vehicle over 24 h: median {median_ms:.1f} ms of {ROUNDS} rounds")

@@ -125,7 +125,7 @@ def contest(database_url: str, connection: psycopg.Connection, engine: str) -> I
 
 def test_store_against_bare_copy(contest: Contest, benchmark: BenchmarkFixture, report: Callable[[str], None]) -> None:
     rounds = count(1)
-    benchmark.pedantic(lambda: contest.round(next(rounds)), rounds=ROUNDS)
+    benchmark.pedantic(lambda: contest.round(next(rounds)), rounds=ROUNDS)  # type: ignore[no-untyped-call]
     readings = BATCHES * BATCH_READINGS
     ratios = [ref / own for ref, own in zip(contest.reference_seconds, contest.store_seconds, strict=True)]
     benchmark.extra_info["ratio"] = median(ratios)

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from pathlib import Path
 
 import httpx
 import msgspec
@@ -15,19 +14,6 @@ LIMIT_BYTES = 250_000_000
 SECONDS = 60
 CLIENTS = 8
 CHARGERS = 500
-
-
-def peak_bytes(process: Process) -> int:
-    """The largest resident set that the server's processes have had, summed up."""
-    peaks = []
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-            if int(lines["NSsid"].split()[-1]) == process.popen.pid:
-                peaks.append(int(lines["VmHWM"].split()[0]) * 1024)
-        except (OSError, KeyError):
-            continue  # it ended meanwhile, or is the kernel's
-    return sum(peaks)
 
 
 async def send_for_a_minute(base_url: str) -> int:
@@ -52,7 +38,7 @@ async def send_for_a_minute(base_url: str) -> int:
 @pytest.mark.soak
 async def test_a_minute_of_batches_of_1000_stays_below_250_mb(server_process: Process) -> None:
     inserted = await send_for_a_minute(server_process.base_url)
-    peak = peak_bytes(server_process)
+    peak = server_process.peak_memory_bytes()
     print(f"{inserted:,} readings in {SECONDS} s, peak memory {peak / 1e6:.0f} MB")  # noqa: T201
     assert inserted > 0
     assert peak < LIMIT_BYTES

@@ -19,7 +19,7 @@ def subclasses(of: type[WattlineError]) -> Iterator[type[WattlineError]]:
         yield from subclasses(child)
 
 
-ALL = [WattlineError, *subclasses(WattlineError)]
+ALL: list[type[WattlineError]] = [WattlineError, *subclasses(WattlineError)]
 LEAVES = [error for error in ALL if issubclass(error, ServiceError) and error is not ServiceError]
 
 
@@ -66,7 +66,7 @@ def test_codes_are_unique() -> None:
 
 def test_every_leaf_is_used() -> None:
     used = used_in_app()
-    assert [error.__name__ for error in [SetupError, *LEAVES] if error.__name__ not in used] == []
+    assert {SetupError.__name__, *(error.__name__ for error in LEAVES)} - used == set()
 
 
 def test_the_module_docstring_lists_the_tree() -> None:

@@ -1,0 +1,117 @@
+"""The command `wattline` as an operator meets it: exit status, and one line when it cannot run."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import psycopg
+import pytest
+
+from app import __version__
+from tests.fixtures.service import free_port
+
+COMMANDS = ["serve", "demo", "migrate", "refresh"]
+on_one_engine = pytest.mark.parametrize("server", ["plain"], indirect=True)
+
+
+def wattline(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a command that cannot run."""
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("wattline: ")
+    return line.removeprefix("wattline: ")
+
+
+def test_help_lists_the_commands_and_each_explains_itself() -> None:
+    listed = wattline("--help")
+    assert listed.returncode == 0
+    for command in COMMANDS:
+        assert f"  {command} " in listed.stdout
+    for command in COMMANDS:
+        shown = wattline(command, "-h")
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert shown.stdout.startswith(f"Usage: python -m app.cli {command} ")
+    assert wattline("--version").stdout == f"wattline, version {__version__}\n"
+
+
+def test_a_wrong_use_is_status_2() -> None:
+    for arguments in ["nonsense"], ["serve", "--port", "0"], ["serve", "--port", "http"], ["refresh", "--from", "noon"]:
+        done = wattline(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Error: " in done.stderr
+
+
+def test_wrong_settings_are_one_line_with_key_value_and_type() -> None:
+    assert refusal(wattline("serve", WATTLINE_PORT="8000")).startswith("WATTLINE_PORT is not a setting of Wattline.")
+    assert refusal(wattline("migrate", WATTLINE_POOL_MAX_SIZE="many")) == (
+        "WATTLINE_POOL_MAX_SIZE is 'many'; it must be a whole number."
+    )
+    assert refusal(wattline("refresh", WATTLINE_ENGINE="oracle")) == (
+        "WATTLINE_ENGINE is 'oracle'; it must be one of auto, timescale, plain."
+    )
+
+
+def test_an_address_that_others_reach_needs_authentication_off() -> None:
+    for host in ("0.0.0.0", "::", "192.0.2.1"):  # noqa: S104
+        line = refusal(wattline("serve", "--host", host, DATABASE_URL="postgresql:///nowhere"))
+        assert host in line
+        assert "WATTLINE_AUTH=off" in line
+    assert "--host is 'example.org'" in refusal(wattline("serve", "--host", "example.org"))
+
+
+def test_serve_without_its_database_is_one_line() -> None:
+    url = f"postgresql://127.0.0.1:{free_port()}/wattline"
+    line = refusal(wattline("serve", DATABASE_URL=url))
+    assert line.startswith("The database of DATABASE_URL cannot be reached: ")
+    for command in ("migrate", "refresh"):
+        assert "127.0.0.1" in refusal(wattline(command, DATABASE_URL=url))
+
+
+def test_a_database_url_that_is_none_is_one_line() -> None:
+    for command in ("serve", "migrate", "refresh"):
+        assert '"nonsense"' in refusal(wattline(command, DATABASE_URL="nonsense"))
+
+
+@on_one_engine
+def test_serve_on_a_port_in_use_is_one_line(database_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = refusal(wattline("serve", "--port", str(port), DATABASE_URL=database_url))
+    assert str(port) in line
+
+
+def test_a_database_is_migrated_before_it_is_served_or_refreshed(empty_database_url: str, engine: str) -> None:
+    line = refusal(wattline("serve", DATABASE_URL=empty_database_url))
+    assert line.startswith("The database is at revision None, this version needs ")
+    assert "wattline migrate" in line
+    assert "wattline migrate" in refusal(wattline("refresh", DATABASE_URL=empty_database_url))
+
+    for _ in range(2):
+        migrated = wattline("migrate", DATABASE_URL=empty_database_url)
+        assert (migrated.returncode, migrated.stderr) == (0, "")
+        assert migrated.stdout.endswith("The database is migrated.\n")
+    assert migrated.stdout == "The database is migrated.\n"
+    with psycopg.connect(empty_database_url) as connection:
+        assert connection.execute("SELECT engine FROM installation").fetchone() == (engine,)
+
+    for bounds in [], ["--from", "2026-01-01"], ["--from", "2026-01-01", "--to", "2026-01-02T12:00:00"]:
+        refreshed = wattline("refresh", *bounds, DATABASE_URL=empty_database_url)
+        assert (refreshed.returncode, refreshed.stderr) == (0, "")
+        assert refreshed.stdout == "The aggregates are refreshed.\n"
+
+
+@on_one_engine
+def test_an_engine_that_cannot_be_had_is_one_line(empty_database_url: str) -> None:
+    line = refusal(wattline("migrate", DATABASE_URL=empty_database_url, WATTLINE_ENGINE="timescale"))
+    assert "TimescaleDB" in line

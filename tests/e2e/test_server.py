@@ -1,0 +1,257 @@
+"""`wattline serve` as a process of its own: what its clients see, what it costs, and how it ends."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from app.embedded import running
+from app.migrate import migrate
+from tests.fixtures.database import available_engines
+from tests.fixtures.sending import meter, minutes_ago, problem, vehicle
+from tests.fixtures.service import Process, serving
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+MIB = 1024 * 1024
+JSON = {"Content-Type": "application/json"}
+
+# The engine cannot matter where no reading is stored.
+on_one_engine = pytest.mark.parametrize("server", ["plain"], indirect=True)
+
+
+def post(process: Process, content: Any, **headers: str) -> httpx.Response:
+    named = {"content-type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.post(f"{process.base_url}/v1/telemetry", content=content, headers=named, timeout=60)
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+def gzip_bomb(mebibytes: int) -> bytes:
+    """One gzip member of that many MiB of zeros, repeating one self-contained block."""
+    deflate = zlib.compressobj(9, wbits=31)
+    header = deflate.compress(bytes(MIB)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    block = deflate.compress(bytes(MIB)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    return header + block * (mebibytes - 1)
+
+
+def zstd_bomb(mebibytes: int) -> bytes:
+    frame: bytes = zstd.compress(bytes(128 * MIB))
+    return frame * (mebibytes // 128)
+
+
+@on_one_engine
+def test_a_body_that_is_too_large_is_answered_and_not_cut_off(server_process: Process, tmp_path: Path) -> None:
+    for megabytes in (18, 60):
+        body = b"[" + b" " * (megabytes * 1_000_000)
+        problem(post(server_process, body), 413, "body_too_large")
+        chunked = (body[start : start + MIB] for start in range(0, len(body), MIB))
+        problem(post(server_process, chunked), 413, "body_too_large")
+        problem(post(server_process, body, content_type="text/plain"), 415, "unsupported_media_type")
+        assert _curl(server_process, body, tmp_path) == (413, "body_too_large")
+
+
+def _curl(process: Process, body: bytes, directory: Path) -> tuple[int, str]:
+    if shutil.which("curl") is None:
+        return 413, "body_too_large"
+    (directory / "body").write_bytes(body)
+    command = [
+        *("curl", "--silent", "--show-error", "--noproxy", "*", "--write-out", "\n%{http_code}"),
+        *("--header", "Content-Type: application/json", "--data-binary", f"@{directory / 'body'}"),
+        f"{process.base_url}/v1/telemetry",
+    ]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    document, status = shown.rsplit("\n", 1)
+    return int(status), json.loads(document)["code"]
+
+
+@on_one_engine
+def test_compression_bombs_are_refused_in_bounded_memory(server_process: Process) -> None:
+    assert post(server_process, b"[]").status_code == httpx.codes.BAD_REQUEST
+    before = server_process.peak_memory_bytes()
+    for encoding, bomb in ("gzip", gzip_bomb(10_240)), ("zstd", zstd_bomb(10_240)):
+        with ThreadPoolExecutor() as pool:
+            answers = list(pool.map(lambda _: post(server_process, bomb, content_encoding=encoding), range(2)))  # noqa: B023
+        for answer in answers:
+            problem(answer, 413, "body_too_large")
+    assert server_process.peak_memory_bytes() - before < 100 * MIB
+
+
+@contextmanager
+def stalled_store(url: str) -> Iterator[Callable[[], bool]]:
+    """Holds up every store transaction; says whether one is waiting."""
+    waiting = """
+        SELECT count(*) > 0 FROM pg_locks JOIN pg_database ON pg_database.oid = database
+        WHERE datname = current_database() AND NOT granted
+    """
+    with psycopg.connect(url) as holder, psycopg.connect(url, autocommit=True) as observer:
+        holder.execute("LOCK TABLE meter_state IN EXCLUSIVE MODE")
+
+        def waits() -> bool:
+            row = observer.execute(waiting).fetchone()
+            return bool(row and row[0])
+
+        yield waits
+
+
+@pytest.mark.parametrize("stop", ["SIGTERM to the server", "SIGINT to the whole group"])
+def test_batches_in_flight_are_finished_before_the_server_stops(
+    stop: str, server_process: Process, database_url: str, connection: psycopg.Connection
+) -> None:
+    batches = [[meter(minutes_ago(n), meter_id=f"M{batch}") for n in range(5)] for batch in range(8)]
+    with ThreadPoolExecutor(len(batches)) as pool:
+        with stalled_store(database_url) as waits:
+            answers = [pool.submit(post, server_process, json.dumps(batch)) for batch in batches]
+            eventually(waits)
+            time.sleep(0.5)  # the others have been sent by now
+            if stop.startswith("SIGTERM"):
+                server_process.popen.send_signal(signal.SIGTERM)
+            else:
+                server_process.signal_all(signal.SIGINT)
+            time.sleep(0.5)
+            assert not any(answer.done() for answer in answers)
+        receipts = [answer.result().json() for answer in answers]
+    assert [receipt["inserted"] for receipt in receipts] == [5] * 8
+    assert connection.execute("SELECT count(*) FROM meter_reading").fetchone() == (40,)
+    assert server_process.popen.wait(timeout=10) == 0
+
+
+@on_one_engine
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_connection_does_not_hold_up_the_end(number: int, server_process: Process) -> None:
+    with socket.create_connection(("127.0.0.1", server_process.port)), httpx.Client() as client:
+        assert client.get(f"{server_process.base_url}/health/live").status_code == httpx.codes.OK
+        started = time.monotonic()
+        server_process.signal_all(number)
+        assert server_process.popen.wait(timeout=20) == 0
+        assert time.monotonic() - started < 5
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """Directly in /tmp: where root has no user namespaces, `nobody` could not enter pytest's own."""
+    path = Path(tempfile.mkdtemp(prefix="wattline-test-"))
+    yield path
+    shutil.rmtree((path / "postgres").resolve(), ignore_errors=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def test_a_database_that_goes_away_is_503_until_it_is_back(data_dir: Path) -> None:
+    pg_bin = available_engines()["plain"].bin
+    readings = json.dumps([meter(minutes_ago(2)), vehicle(minutes_ago(2), meterId="M1")])
+    with ExitStack() as database:
+        url = database.enter_context(running(data_dir, pg_bin=pg_bin))
+        migrate(url)
+        with serving(url, WATTLINE_LOG_LEVEL="error") as process:
+            assert post(process, readings).json()["inserted"] == 2
+            database.close()
+            assert_away(process, readings)
+            with running(data_dir) as again:
+                assert again == url
+                eventually(lambda: post(process, readings).status_code == httpx.codes.OK)
+                assert post(process, readings).json()["duplicates"] == 2
+                for path in ("/v1/analytics/performance/V1", "/v1/analytics/meters/states", "/health/ready"):
+                    assert httpx.get(process.base_url + path).status_code == httpx.codes.OK
+
+
+def assert_away(process: Process, readings: str) -> None:
+    mapping = json.dumps({"vehicleId": "V1", "meterId": "M1"})
+    answers = [post(process, readings)]
+    answers += [
+        httpx.get(process.base_url + path)
+        for path in (
+            "/v1/analytics/performance/V1",
+            "/v1/analytics/vehicles/states",
+            "/v1/analytics/freshness",
+            "/v1/ingestion/mapping?vehicleId=V1",
+        )
+    ]
+    answers += [httpx.post(f"{process.base_url}/v1/ingestion/mapping", content=mapping, headers=JSON)]
+    for answer in answers:
+        problem(answer, 503, "store_unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+    ready = httpx.get(f"{process.base_url}/health/ready")
+    assert (ready.status_code, ready.json()["status"]) == (503, "database_away")
+    assert httpx.get(f"{process.base_url}/health/live").json()["status"] == "ok"
+
+
+@on_one_engine
+def test_each_request_is_one_json_line_with_its_id(database_url: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as stderr, serving(database_url, stderr=stderr, WATTLINE_LOG_LEVEL="info") as process:
+        sent = [
+            httpx.get(f"{process.base_url}/health/live", headers={"X-Request-ID": "trace-1"}),
+            httpx.get(f"{process.base_url}/nowhere?secret=1", headers={"X-Request-ID": "trace-2"}),
+            httpx.put(f"{process.base_url}/v1/telemetry", headers={"X-Request-ID": "trace-3"}),
+            post(process, b"[" + b" " * 17 * MIB, x_request_id="trace-4"),
+            httpx.get(f"{process.base_url}/nowhere", headers={"X-Request-ID": 'no"such\\id'}),
+        ]
+    assert [answer.headers["x-request-id"] for answer in sent[:4]] == ["trace-1", "trace-2", "trace-3", "trace-4"]
+    replaced = sent[4].headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", replaced)
+
+    lines = {line["request_id"]: line for line in map(json.loads, log.read_text().splitlines())}
+    shown = [
+        tuple(lines[name][field] for field in ("event", "method", "path", "status"))
+        for name in ("trace-1", "trace-2", "trace-3", "trace-4", replaced)
+    ]
+    assert shown == [
+        ("request", "GET", "/health/live", 200),
+        ("request", "GET", "/nowhere", 404),
+        ("request", "PUT", "/v1/telemetry", 405),
+        ("request", "POST", "/v1/telemetry", 413),
+        ("request", "GET", "/nowhere", 404),
+    ]
+    assert all(isinstance(line["milliseconds"], float) and line["milliseconds"] >= 0 for line in lines.values())
+    assert len(lines) == log.read_text().count("\n")
+
+
+@on_one_engine
+def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_bug(database_url: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as stderr, serving(database_url, stderr=stderr, WATTLINE_LOG_LEVEL="info") as process:
+        for path in "/v1/telemetry", "/v1/ingestion/mapping":
+            head = f"POST {path} HTTP/1.1\r\nHost: wattline\r\nContent-Type: application/json\r\nContent-Length: 1000"
+            with socket.create_connection(("127.0.0.1", process.port)) as client:
+                client.sendall(f"{head}\r\n\r\n[{{".encode())
+                time.sleep(0.2)  # the service has begun to read
+            eventually(lambda: f'"path": "{path}"' in log.read_text())  # noqa: B023
+        assert httpx.get(f"{process.base_url}/health/live").status_code == httpx.codes.OK
+    assert [line for line in log.read_text().splitlines() if '"event": "request"' not in line] == []
+
+
+@on_one_engine
+def test_a_worker_ends_with_its_killed_parent_and_frees_the_port(server_process: Process) -> None:
+    server_process.popen.kill()
+    server_process.popen.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            httpx.get(f"{server_process.base_url}/health/live")
+        except httpx.TransportError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker still serves")

@@ -1,0 +1,337 @@
+"""House-keeping: partitions made ahead, old days dropped without changing an answer, everything bounded."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from app.database import connect
+from app.ops.maintenance import QUARANTINE_ROWS, maintain
+from app.ops.refresh import refresh_aggregates
+from tests.fixtures.engines import on_plain, on_timescale, policy_jobs, run_policies
+from tests.fixtures.readings import (
+    Reading,
+    Rows,
+    answer,
+    answers,
+    meter_reading,
+    midnight,
+    random_readings,
+    store,
+    vehicle_reading,
+)
+
+REFRESH, COLUMNSTORE, RETENTION = "policy_refresh_continuous_aggregate", "policy_compression", "policy_retention"
+PARTITIONS = """
+    SELECT child.relname FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid
+    WHERE inhparent IN ('meter_reading'::regclass, 'vehicle_reading'::regclass)
+    ORDER BY 1
+"""
+PREPARE_AHEAD = "SELECT prepare_days(now() + INTERVAL '10 days', now() + INTERVAL '20 days')"
+
+
+def column(connection: psycopg.Connection, query: str) -> list[Any]:
+    return [value for (value,) in connection.execute(query.encode())]
+
+
+def partitions(*days: datetime) -> list[str]:
+    return sorted(f"{table}_{day:%Y%m%d}" for table in ("meter_reading", "vehicle_reading") for day in days)
+
+
+async def maintain_once(url: str) -> bool:
+    connection = await connect(url)
+    try:
+        return await maintain(connection)
+    finally:
+        await connection.close()
+
+
+def days_and_hours(connection: psycopg.Connection) -> dict[str, Rows]:
+    found = answers(connection, midnight(1200), midnight(-1), "hour", "day")
+    assert all(found.values())
+    return found
+
+
+def minutes_before(connection: psycopg.Connection, end: datetime) -> int:
+    return sum(map(len, answers(connection, midnight(1200), end, "meter_minute", "vehicle_minute").values()))
+
+
+@on_plain
+def test_each_touched_day_gets_its_partitions_once(connection: psycopg.Connection) -> None:
+    first, last = midnight(50), midnight(48)
+    for _ in range(2):
+        connection.execute("SELECT prepare_days(%s, %s)", [first + timedelta(hours=23), last])
+        assert column(connection, PARTITIONS) == partitions(midnight(50), midnight(49), midnight(48))
+
+
+@on_plain
+def test_days_are_utc_days_whatever_the_session_s_time_zone(connection: psycopg.Connection) -> None:
+    connection.execute("SET timezone = 'Pacific/Auckland'")
+    connection.execute("SET datestyle = 'SQL, DMY'")
+    connection.execute("SELECT prepare_days(%s, %s)", [midnight(50), midnight(50)])
+    connection.execute(
+        "INSERT INTO meter_reading (ts, meter_id, ac_milliwh) VALUES (%s, 1, 1), (%s, 1, 1)",
+        [midnight(50), midnight(49) - timedelta(microseconds=1)],
+    )
+    assert column(connection, "SELECT DISTINCT tableoid::regclass::text FROM meter_reading") == [
+        f"meter_reading_{midnight(50):%Y%m%d}"
+    ]
+
+
+@on_plain
+def test_many_may_prepare_the_same_days_at_once(connection: psycopg.Connection, database_url: str) -> None:
+    def prepare(_: int) -> None:
+        with psycopg.connect(database_url, autocommit=True) as own:
+            own.execute(PREPARE_AHEAD)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(prepare, range(8)))
+    assert len(column(connection, PARTITIONS)) == 22
+
+
+@on_plain
+def test_preparing_days_waits_for_no_insert_and_no_insert_waits_for_it(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    connection.execute("SELECT prepare_days(now(), now())")
+    insert = "INSERT INTO meter_reading (ts, meter_id, ac_milliwh) VALUES (now(), %s, 1)"
+    with psycopg.connect(database_url) as storing, psycopg.connect(database_url) as preparing:
+        storing.execute(insert, [1])
+        preparing.execute("SET LOCAL lock_timeout = '1s'")
+        preparing.execute(PREPARE_AHEAD)
+        connection.execute("SET lock_timeout = '1s'")
+        connection.execute(insert, [2])
+
+
+@on_plain
+async def test_dropping_a_day_keeps_its_hours_and_days_and_the_rest(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    await store(database_url, *random_readings(13, midnight(33), 2, 400), *random_readings(14, midnight(29), 2, 200))
+    before = days_and_hours(connection)
+    assert minutes_before(connection, midnight(31)) > 0
+    young = answers(connection, midnight(29), midnight(-1))
+    connection.execute("SELECT drop_expired()")
+    assert days_and_hours(connection) == before
+    assert answers(connection, midnight(29), midnight(-1)) == young
+    assert column(connection, PARTITIONS) == partitions(midnight(29), midnight(28))
+    assert minutes_before(connection, midnight(31)) == 0
+    connection.execute("SELECT drop_expired()")
+    assert days_and_hours(connection) == before
+
+
+@on_plain
+async def test_a_reader_of_an_old_day_is_not_disturbed_and_the_day_is_dropped_next_time(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    await store(database_url, *random_readings(15, midnight(33), 1, 100))
+    before = days_and_hours(connection)
+    with psycopg.connect(database_url) as reading:
+        reading.execute("SELECT count(*) FROM meter_reading")
+        started = time.monotonic()
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            connection.execute("SELECT drop_expired()")
+        assert time.monotonic() - started < 3
+        assert column(connection, PARTITIONS) == partitions(midnight(33))
+        assert days_and_hours(connection) == before
+    connection.execute("SELECT drop_expired()")
+    assert column(connection, PARTITIONS) == []
+    assert days_and_hours(connection) == before
+
+
+@on_plain
+async def test_a_refused_drop_undoes_no_other_step(connection: psycopg.Connection, database_url: str) -> None:
+    await store(database_url, *random_readings(16, midnight(33), 1, 10))
+    touch(connection, days=20)
+    with psycopg.connect(database_url) as reading:
+        reading.execute("SELECT count(*) FROM meter_reading")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            await maintain_once(database_url)
+    assert column(connection, "SELECT count(*) FROM touched_hour") == [0]
+    assert partitions(midnight(-1))[0] in column(connection, PARTITIONS)
+
+
+@on_plain
+async def test_the_retention_table_decides_for_each_table_by_itself(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    await store(database_url, *random_readings(17, midnight(33), 1, 100))
+    connection.execute("UPDATE retention SET drop_after = '100 days' WHERE name = 'meter_reading'")
+    connection.execute("SELECT drop_expired()")
+    assert column(connection, PARTITIONS) == partitions(midnight(33))[:1]
+    connection.execute("DELETE FROM retention WHERE name = 'meter_reading'")
+    connection.execute("SELECT drop_expired()")
+    assert column(connection, PARTITIONS) == partitions(midnight(33))[:1]
+    connection.execute("INSERT INTO retention VALUES ('meter_reading', '1 day')")
+    connection.execute("SELECT drop_expired()")
+    assert column(connection, PARTITIONS) == []
+
+
+@on_plain
+async def test_hours_and_fleet_minutes_go_at_their_own_ages(connection: psycopg.Connection, database_url: str) -> None:
+    old, older, oldest = midnight(100), midnight(185), midnight(1100)
+    for day in (old, older, oldest):
+        await store(database_url, *both_at(day + timedelta(hours=12)))
+    connection.execute("SELECT drop_expired()")
+    assert column(connection, PARTITIONS) == []
+    for stream in ("meter", "vehicle"):
+        hours = [row[1] for row in answer(connection, f"{stream}_hour", midnight(1200), midnight(-1))]
+        assert sorted(hours) == [day + timedelta(hours=12) for day in (older, old)]
+    assert column(connection, "SELECT bucket FROM fleet_minute('2000-01-01', now())") == [old + timedelta(hours=12)]
+
+
+def both_at(*instants: datetime) -> list[Reading]:
+    return [make(at) for at in instants for make in (meter_reading, vehicle_reading)]
+
+
+@pytest.mark.parametrize("rows", [10, QUARANTINE_ROWS + 7])
+async def test_quarantine_is_bounded_in_age_and_rows(
+    connection: psycopg.Connection, database_url: str, rows: int
+) -> None:
+    connection.execute(
+        """
+        INSERT INTO quarantine (source, code, message, payload, hash, last_at)
+        SELECT 'http', 'malformed', '', '', n::text::bytea,
+               now() - make_interval(days => CASE WHEN n %% 5 = 0 THEN 31 ELSE 29 END)
+        FROM generate_series(1, %s) AS n
+        """,
+        [rows],
+    )
+    assert await maintain_once(database_url)
+    kept = column(connection, "SELECT convert_from(hash, 'UTF8')::int FROM quarantine ORDER BY id")
+    assert kept == [n for n in range(max(1, rows - QUARANTINE_ROWS + 1), rows + 1) if n % 5]
+
+
+def touch(connection: psycopg.Connection, *, days: int) -> None:
+    connection.execute(
+        "INSERT INTO touched_hour VALUES ('meter', 1, date_trunc('hour', now() - make_interval(days => %s)), now())",
+        [days],
+    )
+
+
+async def test_touched_hours_are_kept_while_alerts_could_look_at_them(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    for days in (0, 7, 8, 10, 11):
+        touch(connection, days=days)
+    assert await maintain_once(database_url)
+    assert column(connection, "SELECT extract(day FROM now() - hour)::int FROM touched_hour ORDER BY 1") == [0, 7, 8]
+
+
+async def test_of_two_processes_one_maintains(connection: psycopg.Connection, database_url: str) -> None:
+    touch(connection, days=20)
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(hashtext('wattline maintenance'))")
+        assert not await maintain_once(database_url)
+        assert column(connection, "SELECT count(*) FROM touched_hour") == [1]
+    assert await maintain_once(database_url)
+    assert column(connection, "SELECT count(*) FROM touched_hour") == [0]
+
+
+async def test_maintenance_and_ingest_get_along(database_url: str) -> None:
+    maintained = asyncio.gather(*(maintain_once(database_url) for _ in range(4)))
+    receipts = [await store(database_url, *both_at(datetime.now(UTC))) for _ in range(4)]
+    assert any(await maintained)
+    assert [receipt.inserted for receipt in receipts] == [2] * 4
+
+
+@on_plain
+async def test_maintenance_makes_the_partitions_of_the_coming_days(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    assert await maintain_once(database_url)
+    assert column(connection, PARTITIONS) == partitions(midnight(0), midnight(-1), midnight(-2))
+
+
+def raw_chunks_before(connection: psycopg.Connection, end: datetime) -> int:
+    ((count,),) = connection.execute(
+        """
+        SELECT count(*) FROM timescaledb_information.chunks
+        WHERE hypertable_name IN ('meter_reading', 'vehicle_reading') AND range_end <= %s
+        """,
+        [end],
+    ).fetchall()
+    return int(count)
+
+
+@on_timescale
+async def test_the_retention_job_drops_old_readings_and_no_refresh_erases_their_hours(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    await store(database_url, *random_readings(18, midnight(40), 2, 100), *random_readings(19, midnight(3), 3, 100))
+    refresh_aggregates(database_url, None, None)
+    before = answers(connection, midnight(50), midnight(-1))
+    assert raw_chunks_before(connection, midnight(30)) > 0
+    run_policies(connection, RETENTION)
+    assert raw_chunks_before(connection, midnight(31)) == 0
+    assert answers(connection, midnight(50), midnight(-1)) == before
+    run_policies(connection, REFRESH)
+    assert answers(connection, midnight(50), midnight(-1)) == before
+
+
+@on_timescale
+async def test_dropped_minutes_leave_their_hours_and_dropped_hours_their_days(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    minutes_gone, hours_gone = midnight(200), midnight(1200)
+    for day in (minutes_gone, hours_gone):
+        await store(database_url, *both_at(day + timedelta(hours=12)))
+    await store(database_url, *random_readings(20, midnight(3), 3, 50))
+    refresh_aggregates(database_url, None, None)
+    before = days_and_hours(connection)
+    run_policies(connection, RETENTION)
+    run_policies(connection, REFRESH)
+    refresh_aggregates(database_url, None, None)
+    after = days_and_hours(connection)
+    assert minutes_before(connection, midnight(190)) == 0
+    for name in before:
+        kept = [row for row in before[name] if name.endswith("day") or row[1] > midnight(1095)]
+        assert after[name] == kept
+
+
+@on_timescale
+async def test_the_columnstore_changes_no_answer_and_knows_its_duplicates(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    readings = list(random_readings(21, midnight(22), 3, 200))
+    await store(database_url, *readings)
+    refresh_aggregates(database_url, None, None)
+    before = answers(connection, midnight(31), midnight(-1))
+    run_policies(connection, COLUMNSTORE)
+    compressed = column(
+        connection,
+        """
+        SELECT DISTINCT coalesce(cagg.view_name, chunk.hypertable_name) FROM timescaledb_information.chunks AS chunk
+        LEFT JOIN timescaledb_information.continuous_aggregates AS cagg
+            ON cagg.materialization_hypertable_name = chunk.hypertable_name
+        WHERE is_compressed
+        """,
+    )
+    assert len(compressed) == len(policy_jobs(connection, COLUMNSTORE)) == 6
+    assert answers(connection, midnight(31), midnight(-1)) == before
+
+    again = await store(database_url, *readings)
+    assert (again.inserted, again.duplicates, again.conflicts) == (0, len(readings), 0)
+    run_policies(connection, REFRESH)
+    refresh_aggregates(database_url, None, None)
+    assert answers(connection, midnight(31), midnight(-1)) == before
+
+
+@on_timescale
+async def test_a_new_reading_of_a_compressed_chunk_is_stored_and_counted(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    at = midnight(20) + timedelta(hours=1)
+    await store(database_url, *both_at(at))
+    refresh_aggregates(database_url, None, None)
+    run_policies(connection, COLUMNSTORE)
+    # The first value wins there too.
+    receipt = await store(database_url, meter_reading(at, 0.5), meter_reading(at + timedelta(seconds=5), 0.25))
+    assert (receipt.inserted, receipt.duplicates, receipt.conflicts, receipt.late) == (1, 1, 1, 1)
+    refresh_aggregates(database_url, None, None)
+    assert column(connection, "SELECT ac_milliwh FROM meter_minute('2000-01-01', now())") == [370_000]
+    assert column(connection, "SELECT ac_milliwh FROM meter_day('2000-01-01', now())") == [370_000]

@@ -1,0 +1,203 @@
+"""Migrations: up, down and up again, several at once, against held locks, and the choice of the engine."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.exc import OperationalError
+
+from app.database import command_connection
+from app.errors import SetupError
+from app.migrate import ALEMBIC_INI, current_revision, migrate, newest_revision
+from tests.fixtures.engines import on_plain, on_timescale
+from tests.fixtures.readings import Rows, answers, midnight, random_readings, store
+
+# Everything of ours in the schema: relations and functions that belong to no extension.
+OBJECTS = """
+    SELECT relkind::text, relname FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace
+        AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_class.oid AND deptype = 'e')
+    UNION ALL
+    SELECT 'function', oid::regprocedure::text FROM pg_proc
+    WHERE pronamespace = 'public'::regnamespace
+        AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_proc.oid AND deptype = 'e')
+    ORDER BY 1, 2
+"""
+
+
+def alembic(url: str, run: Callable[[Config], None]) -> None:
+    with command_connection(url) as connection:
+        config = Config(ALEMBIC_INI)
+        config.attributes["connection"] = connection
+        run(config)
+
+
+def downgrade(url: str, revision: str = "base") -> None:
+    alembic(url, lambda config: command.downgrade(config, revision))
+
+
+def rows(url: str, query: str) -> Rows:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def recorded_engine(url: str) -> str:
+    ((engine,),) = rows(url, "SELECT engine FROM installation")
+    return str(engine)
+
+
+async def fill(url: str) -> None:
+    """Three days of readings, refreshed."""
+    await store(url, *random_readings(2, midnight(3), 3.5, 600))
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CALL refresh_aggregates()")
+
+
+def counted(url: str) -> Rows:
+    return rows(url, "SELECT (SELECT count(*) FROM meter_reading), (SELECT count(*) FROM vehicle_reading)")
+
+
+def test_an_empty_database_goes_up_down_and_up_again(empty_database_url: str) -> None:
+    assert current_revision(empty_database_url) is None
+    migrate(empty_database_url)
+    made = rows(empty_database_url, OBJECTS)
+    assert current_revision(empty_database_url) == newest_revision()
+    downgrade(empty_database_url)
+    assert rows(empty_database_url, OBJECTS) == [("i", "alembic_version_pkc"), ("r", "alembic_version")]
+    migrate(empty_database_url)
+    assert rows(empty_database_url, OBJECTS) == made
+    alembic(empty_database_url, command.check)
+
+
+async def test_a_filled_database_goes_up_down_and_up_again(database_url: str) -> None:
+    made = rows(database_url, OBJECTS)
+    await fill(database_url)
+    downgrade(database_url)
+    assert rows(database_url, OBJECTS) == [("i", "alembic_version_pkc"), ("r", "alembic_version")]
+    migrate(database_url)
+    assert rows(database_url, OBJECTS) == made
+    await fill(database_url)
+    ((meter, vehicle),) = counted(database_url)
+    assert meter + vehicle == 600
+
+
+async def test_the_aggregates_can_be_made_anew_over_the_readings(database_url: str) -> None:
+    await fill(database_url)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        before = answers(connection, midnight(4), midnight(-1), "hour", "day")
+        downgrade(database_url, "0003")
+        migrate(database_url)
+        connection.execute("CALL refresh_aggregates()")
+        assert answers(connection, midnight(4), midnight(-1), "hour", "day") == before
+
+
+async def test_a_filled_database_is_as_its_migrations_want_it(database_url: str) -> None:
+    await fill(database_url)
+    before = rows(database_url, OBJECTS), counted(database_url)
+    alembic(database_url, command.check)
+    assert migrate(database_url) == []
+    assert (rows(database_url, OBJECTS), counted(database_url)) == before
+
+
+def migrating(stack: ExitStack, url: str) -> subprocess.Popen[str]:
+    """`wattline migrate` as a process."""
+    return stack.enter_context(
+        subprocess.Popen(
+            [sys.executable, "-m", "app.cli", "migrate"],
+            env=os.environ | {"DATABASE_URL": url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    )
+
+
+def test_of_two_migrations_at_once_one_does_the_work_and_both_end_well(empty_database_url: str) -> None:
+    with ExitStack() as stack:
+        processes = [migrating(stack, empty_database_url) for _ in range(2)]
+        outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert current_revision(empty_database_url) == newest_revision()
+    applied = sorted(output.splitlines() for output, _ in outputs)
+    assert applied[0] == ["The database is migrated."]
+    assert len(applied[1]) > 1
+
+
+@on_plain
+def test_a_migration_waits_for_another_that_takes_longer_than_any_lock_may(database_url: str) -> None:
+    with psycopg.connect(database_url) as other, ExitStack() as stack:
+        other.execute("SELECT pg_advisory_lock(hashtext('wattline migrate'))")
+        process = migrating(stack, database_url)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(6.5)
+        other.close()
+        output = process.communicate()
+    assert process.returncode == 0, output
+
+
+def test_a_migration_that_meets_a_held_lock_fails_within_its_limit(database_url: str) -> None:
+    made = rows(database_url, OBJECTS)
+    with psycopg.connect(database_url) as reader:
+        reader.execute("LOCK TABLE meter_reading IN ACCESS EXCLUSIVE MODE")
+        started = time.monotonic()
+        with pytest.raises(OperationalError) as refused:
+            downgrade(database_url, "0001")
+        assert isinstance(refused.value.orig, psycopg.errors.LockNotAvailable)
+        assert time.monotonic() - started < 10
+    # Each revision is a transaction: those before the failed one are done, and the way up is open.
+    assert current_revision(database_url) in ("0002", "0003")
+    migrate(database_url)
+    assert rows(database_url, OBJECTS) == made
+
+
+def test_the_engine_is_the_best_that_the_server_has(empty_database_url: str, engine: str) -> None:
+    migrate(empty_database_url)
+    assert recorded_engine(empty_database_url) == engine
+
+
+@on_timescale
+async def test_plain_works_whole_on_a_server_with_timescale(empty_database_url: str) -> None:
+    migrate(empty_database_url, engine="plain")
+    assert recorded_engine(empty_database_url) == "plain"
+    assert rows(empty_database_url, "SELECT extname FROM pg_extension WHERE extname = 'timescaledb'") == []
+    await fill(empty_database_url)
+    await store(empty_database_url, *random_readings(3, datetime.now(UTC) - timedelta(days=40), 1, 50))
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        before = answers(connection, midnight(60), midnight(-1))
+        assert all(before.values())
+        connection.execute("SELECT drop_expired()")
+        after = answers(connection, midnight(60), midnight(-1))
+        connection.execute("CALL refresh_aggregates(now() - INTERVAL '1 day', now())")
+        freshness = connection.execute("SELECT name FROM aggregate_freshness() WHERE as_of <= now()").fetchall()
+    assert len(freshness) == 8
+    assert len(after["meter_minute"]) < len(before["meter_minute"])
+    assert {name: after[name] for name in after if name.endswith(("hour", "day"))} == {
+        name: before[name] for name in before if name.endswith(("hour", "day"))
+    }
+    alembic(empty_database_url, command.check)
+    downgrade(empty_database_url)
+    migrate(empty_database_url, engine="plain")
+
+
+@on_plain
+def test_timescale_where_the_server_lacks_it_is_refused_and_leaves_nothing(empty_database_url: str) -> None:
+    with pytest.raises(SetupError, match="does not offer TimescaleDB Community"):
+        migrate(empty_database_url, engine="timescale")
+    assert current_revision(empty_database_url) is None
+    migrate(empty_database_url, engine="auto")
+    assert recorded_engine(empty_database_url) == "plain"
+
+
+def test_an_engine_that_contradicts_the_record_is_refused(database_url: str, engine: str) -> None:
+    with pytest.raises(SetupError, match=f"migrated for the engine '{engine}'"):
+        migrate(database_url, engine="plain" if engine == "timescale" else "timescale")
+    assert recorded_engine(database_url) == engine
+    assert migrate(database_url, engine="auto") == []

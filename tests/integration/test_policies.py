@@ -1,0 +1,256 @@
+"""Policies: what the database does is what timescale/policies.toml says, whoever changed it meanwhile."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+
+from app.database import command_connection
+from app.errors import SetupError
+from app.migrate import migrate
+from app.policies.apply import apply_policies
+from app.policies.desired import POLICIES_FILE, Policies, read_policies
+from tests.fixtures.engines import on_plain, on_timescale
+from tests.fixtures.readings import Rows
+
+JOBS = """
+    SELECT job_id, proc_name, hypertable_name, schedule_interval, config FROM timescaledb_information.jobs
+    WHERE hypertable_name IS NOT NULL
+    ORDER BY job_id
+"""
+REFRESH, COLUMNSTORE, RETENTION = "policy_refresh_continuous_aggregate", "policy_compression", "policy_retention"
+
+
+def fetched(connection: psycopg.Connection, query: str, *parameters: Any) -> Rows:
+    return connection.execute(query.encode(), parameters).fetchall()
+
+
+def interval(connection: psycopg.Connection, value: str) -> Any:
+    ((parsed,),) = fetched(connection, "SELECT %s::interval", value)
+    return parsed
+
+
+def relation(name: str) -> str:
+    return name if name.endswith("_reading") else f"{name}_cagg"
+
+
+def job_id(connection: psycopg.Connection, procedure: str, name: str) -> int:
+    ((found,),) = fetched(
+        connection,
+        "SELECT job_id FROM timescaledb_information.jobs WHERE proc_name = %s AND hypertable_name = %s",
+        procedure,
+        relation(name),
+    )
+    return int(found)
+
+
+def live_ages(connection: psycopg.Connection, procedure: str, key: str) -> dict[str, Any]:
+    return {
+        name: interval(connection, config[key])
+        for _, job, name, _, config in fetched(connection, JOBS)
+        if job == procedure
+    }
+
+
+def wanted_ages(connection: psycopg.Connection, ages: Mapping[Any, str]) -> dict[str, Any]:
+    return {relation(name): interval(connection, age) for name, age in ages.items()}
+
+
+@on_timescale
+def test_the_refresh_jobs_are_those_of_the_file(connection: psycopg.Connection) -> None:
+    live = {
+        name: (
+            interval(connection, config["start_offset"]),
+            interval(connection, config["end_offset"]),
+            schedule,
+            config["buckets_per_batch"],
+        )
+        for _, job, name, schedule, config in fetched(connection, JOBS)
+        if job == REFRESH
+    }
+    assert live == {
+        relation(name): (
+            interval(connection, wanted.start_offset),
+            interval(connection, wanted.end_offset),
+            interval(connection, wanted.schedule_interval),
+            wanted.buckets_per_batch,
+        )
+        for name, wanted in read_policies().refresh.items()
+    }
+    caggs = fetched(connection, "SELECT view_name FROM timescaledb_information.continuous_aggregates")
+    assert set(live) == {name for (name,) in caggs}
+
+
+@on_timescale
+def test_the_columnstore_and_retention_jobs_and_the_chunks_are_those_of_the_file(
+    connection: psycopg.Connection,
+) -> None:
+    policies = read_policies()
+    assert live_ages(connection, COLUMNSTORE, "compress_after") == wanted_ages(connection, policies.columnstore_after)
+    assert live_ages(connection, RETENTION, "drop_after") == wanted_ages(connection, policies.retention)
+    chunks = fetched(connection, "SELECT hypertable_name, time_interval FROM timescaledb_information.dimensions")
+    wanted = wanted_ages(connection, policies.chunk_interval)
+    assert {name: width for name, width in chunks if name in wanted} == wanted
+
+
+@on_timescale
+def test_each_refresh_starts_a_minute_s_work_after_the_level_below(connection: psycopg.Connection) -> None:
+    rows = fetched(
+        connection,
+        "SELECT hypertable_name, extract(second FROM initial_start) FROM timescaledb_information.jobs"
+        " WHERE proc_name = %s",
+        REFRESH,
+    )
+    second: dict[str, int] = dict(rows)
+    for stream in ("meter", "vehicle"):
+        minute, hour, day = (second[f"{stream}_{width}_cagg"] for width in ("minute", "hour", "day"))
+        assert minute < hour < day
+        assert minute < second[f"fleet_{stream}_minute_cagg"]
+
+
+@on_timescale
+def test_what_was_changed_removed_or_added_by_others_is_brought_back(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    before = {row[0]: row[1:] for row in fetched(connection, JOBS)}
+    changed = job_id(connection, REFRESH, "meter_hour")
+    shortened = job_id(connection, RETENTION, "meter_reading")
+    removed = job_id(connection, COLUMNSTORE, "vehicle_minute")
+    config = (
+        "SELECT alter_job(%s, config => jsonb_set(config, %s, %s)) FROM timescaledb_information.jobs WHERE job_id=%s"
+    )
+    connection.execute("SELECT alter_job(%s, schedule_interval => INTERVAL '1 day')", [changed])
+    connection.execute(config.encode(), [shortened, ["drop_after"], '"9 days"', shortened])
+    connection.execute("CALL remove_columnstore_policy('vehicle_minute_cagg')")
+    connection.execute("SELECT add_retention_policy('meter_day_cagg', INTERVAL '1 year')")
+    connection.execute("SELECT set_chunk_time_interval('meter_reading', INTERVAL '7 days')")
+
+    assert len(migrate(database_url)) == 5
+    after = {row[0]: row[1:] for row in fetched(connection, JOBS)}
+    assert sorted(map(repr, after.values())) == sorted(map(repr, before.values()))
+    # What still fitted was not touched.
+    assert before.keys() - after.keys() == {changed, shortened, removed}
+    widths = fetched(
+        connection,
+        "SELECT time_interval FROM timescaledb_information.dimensions WHERE hypertable_name = 'meter_reading'",
+    )
+    assert widths == [(interval(connection, "1 day"),)]
+    assert migrate(database_url) == []
+
+
+@on_timescale
+def test_policies_of_others_in_the_same_database_are_left_alone(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    connection.execute("CREATE TABLE other (ts timestamptz NOT NULL, value int)")
+    connection.execute("SELECT create_hypertable('other', by_range('ts'))")
+    connection.execute("SELECT add_retention_policy('other', INTERVAL '1 day')")
+    connection.execute(
+        "CREATE MATERIALIZED VIEW other_hour WITH (timescaledb.continuous) AS"
+        " SELECT time_bucket(INTERVAL '1 hour', ts) AS bucket, sum(value) FROM other GROUP BY 1 WITH NO DATA"
+    )
+    connection.execute("SELECT add_continuous_aggregate_policy('other_hour', NULL, NULL, INTERVAL '1 hour')")
+    before = fetched(connection, JOBS)
+    assert migrate(database_url) == []
+    assert fetched(connection, JOBS) == before
+
+
+@on_timescale
+def test_a_refresh_that_the_file_no_longer_names_ends(connection: psycopg.Connection, database_url: str) -> None:
+    policies = read_policies()
+    fewer = {name: refresh for name, refresh in policies.refresh.items() if name != "meter_day"}
+    assert apply(database_url, msgspec.structs.replace(policies, refresh=fewer)) == ["refresh of meter_day_cagg: none"]
+    names = [name for _, job, name, _, _ in fetched(connection, JOBS) if job == REFRESH]
+    assert sorted(names) == sorted(map(relation, fewer))
+
+
+def apply(url: str, policies: Policies) -> list[str]:
+    with command_connection(url) as connection, connection.begin():
+        return apply_policies(connection, policies)
+
+
+@on_plain
+def test_the_retention_table_is_that_of_the_file_without_what_is_computed(connection: psycopg.Connection) -> None:
+    wanted = {
+        name: interval(connection, age)
+        for name, age in read_policies().retention.items()
+        if name not in ("meter_minute", "vehicle_minute")
+    }
+    assert dict(fetched(connection, "SELECT name, drop_after FROM retention")) == wanted
+
+
+@on_plain
+def test_rows_of_the_retention_table_are_brought_back(connection: psycopg.Connection, database_url: str) -> None:
+    query = "SELECT name, drop_after, ctid::text FROM retention ORDER BY name"
+    before = fetched(connection, query)
+    connection.execute("UPDATE retention SET drop_after = '1 day' WHERE name = 'meter_reading'")
+    connection.execute("DELETE FROM retention WHERE name = 'vehicle_hour'")
+    connection.execute("INSERT INTO retention VALUES ('meter_day', '1 year')")
+
+    assert len(migrate(database_url)) == 3
+    after = fetched(connection, query)
+    assert [row[:2] for row in after] == [row[:2] for row in before]
+    assert {name for name, _, _ in set(before) - set(after)} == {"meter_reading", "vehicle_hour"}
+    assert migrate(database_url) == []
+
+
+def start_offsets(connection: psycopg.Connection) -> dict[str, Any]:
+    offsets = {name: refresh.start_offset for name, refresh in read_policies().refresh.items()}
+    return wanted_ages(connection, offsets)
+
+
+def test_start_offsets_lie_beyond_the_live_window_and_grow_upward(connection: psycopg.Connection) -> None:
+    start = start_offsets(connection)
+    assert min(start.values()) > interval(connection, "7 days")
+    for stream in ("meter", "vehicle"):
+        minute, hour, day = (start[f"{stream}_{width}_cagg"] for width in ("minute", "hour", "day"))
+        assert minute < hour < day
+
+
+def test_nothing_is_dropped_or_compressed_that_a_refresh_could_still_read_or_rewrite(
+    connection: psycopg.Connection,
+) -> None:
+    start, policies = start_offsets(connection), read_policies()
+    for name, age in wanted_ages(connection, policies.columnstore_after).items():
+        assert age > start.get(name, interval(connection, "7 days"))
+    kept, chunk = wanted_ages(connection, policies.retention), interval(connection, "10 days")
+    for stream in ("meter", "vehicle"):
+        for level, above in LEVELS.items():
+            assert kept[relation(f"{stream}_{level}")] > start[f"{stream}_{above}_cagg"] + chunk
+
+
+LEVELS = {"reading": "minute", "minute": "hour", "hour": "day"}
+"""Each level that is dropped at some age, and the one that is made of it."""
+
+BREAKS: dict[str, tuple[Callable[[str], str], str]] = {
+    "no TOML": (lambda text: text + "[refresh", "Expected"),
+    "an unknown table": (lambda text: text + "\n[compression]\nmeter_reading = '1 day'\n", "compression"),
+    "an unknown key": (lambda text: text + "\nstart = '1 day'\n", "`start`"),
+    "an unknown aggregate": (lambda text: text.replace("[refresh.meter_day]", "[refresh.meter_month]"), "meter_month"),
+    "an unknown name": (lambda text: text.replace('vehicle_hour = "1095', 'vehicle_hours = "1095'), "vehicle_hours"),
+    "a wrong type": (lambda text: text.replace("buckets_per_batch = 168", 'buckets_per_batch = "168"', 1), "`int`"),
+    "no interval": (lambda text: text.replace('"180 days"', '"180 dayz"', 1), "regex"),
+    "a missing key": (lambda text: text.replace('end_offset = "1 hour"\n', "", 1), "`end_offset`"),
+    "a missing table": (lambda text: text[text.index("[columnstore_after]") :], "`chunk_interval`"),
+}
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_a_broken_file_is_one_line_that_names_it(what: str, tmp_path: Path) -> None:
+    break_it, named = BREAKS[what]
+    broken = tmp_path / "policies.toml"
+    broken.write_text(break_it(POLICIES_FILE.read_text()))
+    with pytest.raises(SetupError) as refused:
+        read_policies(broken)
+    message = str(refused.value)
+    assert message.startswith("policies.toml: ")
+    assert named in message
+    assert "\n" not in message
+
+
+def test_a_missing_file_is_one_line_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"^elsewhere\.toml: "):
+        read_policies(tmp_path / "elsewhere.toml")

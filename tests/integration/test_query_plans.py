@@ -1,0 +1,190 @@
+"""What the database does for an answer: the chunks, partitions and indexes that its plans really use."""
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.analytics.performance import fetch_performance
+from app.analytics.window import Window, window_of
+from app.database import create_pool
+from tests.fixtures.engines import on_plain, on_timescale
+from tests.fixtures.readings import AGGREGATES, midnight, random_readings, store
+
+DEVICES = 12
+# Vehicles 1 and 2 charge at meter 1; even vehicles do not name their meter, and are mapped to it.
+FLEET = """
+    INSERT INTO meter (external_id) SELECT 'M' || n FROM generate_series(1, {devices}) AS n ORDER BY n;
+    INSERT INTO vehicle (external_id) SELECT 'V' || n FROM generate_series(1, {devices}) AS n ORDER BY n;
+    INSERT INTO vehicle_meter (vehicle_id, meter_id, valid)
+    SELECT n, greatest(n - 1, 1), tstzrange(NULL, NULL) FROM generate_series(2, {devices}, 2) AS n;
+    SELECT prepare_days(now() - INTERVAL '3 days', now());
+    INSERT INTO meter_reading (ts, meter_id, ac_milliwh)
+    SELECT ts, n, 1000
+    FROM generate_series(now() - INTERVAL '3 days', now(), '1 minute') AS ts, generate_series(1, {devices}) AS n;
+    INSERT INTO vehicle_reading (ts, vehicle_id, meter_id, dc_milliwh)
+    SELECT ts, n, CASE WHEN n % 2 = 1 THEN n END, 900
+    FROM generate_series(now() - INTERVAL '3 days', now(), '1 minute') AS ts, generate_series(1, {devices}) AS n;
+"""
+
+Node = dict[str, Any]
+Sent = list[tuple[str, Any]]
+
+
+@pytest.fixture
+def filled(connection: psycopg.Connection) -> psycopg.Connection:
+    """Three days of a small fleet, refreshed and analysed."""
+    connection.execute(FLEET.format(devices=DEVICES).encode())
+    connection.execute("CALL refresh_aggregates()")
+    connection.execute("VACUUM ANALYZE")
+    return connection
+
+
+@asynccontextmanager
+async def capturing(url: str) -> AsyncIterator[tuple[AsyncConnection, Sent]]:
+    """A connection as answers have it, and what is sent over it."""
+    pool = create_pool(url, 1)
+    sent: Sent = []
+
+    @event.listens_for(pool.sync_engine, "before_cursor_execute")
+    def _note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        sent.append((statement, parameters))
+
+    try:
+        async with pool.connect() as connection:
+            yield connection, sent
+    finally:
+        await pool.dispose()
+
+
+async def statements_of_performance(url: str, window: Window) -> Sent:
+    """Those that read aggregates, for a vehicle that shares its meter with one that is mapped."""
+    async with capturing(url) as (connection, sent):
+        found = await fetch_performance(connection, "V1", window, gap_minutes=5, low_efficiency=0.85)
+    assert found.coverage.shared > 1000
+    reads = [one for one in sent if re.search(r"(meter|vehicle)_minute\(", one[0])]
+    assert len(reads) >= 3
+    return reads
+
+
+def plan(connection: psycopg.Connection, statement: str, parameters: Any) -> list[Node]:
+    """All nodes of the plan."""
+    row = connection.execute(f"EXPLAIN (FORMAT JSON) {statement}".encode(), parameters).fetchone()
+    assert row
+    return list(nodes_below(row[0][0]["Plan"]))
+
+
+def nodes_below(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.get("Plans", []):
+        yield from nodes_below(child)
+
+
+def chunks(connection: psycopg.Connection, *, raw: bool) -> dict[str, datetime]:
+    """The end of each chunk of the readings, or of the aggregates of minutes."""
+    rows = connection.execute(
+        """
+        SELECT chunk.chunk_name, chunk.range_end
+        FROM timescaledb_information.chunks AS chunk
+        LEFT JOIN timescaledb_information.continuous_aggregates AS cagg
+            ON cagg.materialization_hypertable_name = chunk.hypertable_name
+        WHERE coalesce(cagg.view_name, chunk.hypertable_name) = ANY (%s)
+        """,
+        [["meter_reading", "vehicle_reading"] if raw else ["meter_minute_cagg", "vehicle_minute_cagg"]],
+    ).fetchall()
+    return dict(rows)
+
+
+def watermark(connection: psycopg.Connection) -> datetime:
+    row = connection.execute(
+        "SELECT min(materialized_through) FROM aggregate_freshness() WHERE name LIKE '%_minute'"
+    ).fetchone()
+    assert row
+    moment: datetime = row[0]
+    return moment
+
+
+@on_timescale
+async def test_performance_reads_raw_chunks_only_after_the_watermark(
+    filled: psycopg.Connection, database_url: str
+) -> None:
+    materialised = watermark(filled)
+    assert datetime.now(UTC) - materialised < timedelta(minutes=5)
+    raw = chunks(filled, raw=True)
+    tail = {name for name, end in raw.items() if end > materialised}
+    assert len(tail) < len(raw)
+    # Shortly after midnight, today's chunk is so small that reading all of it is cheapest.
+    filled.execute("SET enable_seqscan = off")
+    for sent in await statements_of_performance(database_url, window_of(None, None, 24, now=datetime.now(UTC))):
+        scans = [node for node in plan(filled, *sent) if node.get("Relation Name") in raw]
+        assert {node["Relation Name"] for node in scans} <= tail
+        for node in scans:
+            assert after_watermark(node, materialised), node
+
+
+def after_watermark(node: Node, materialised: datetime) -> bool:
+    """An index condition begins at the watermark, asked for when the query runs or known when it is planned."""
+    conditions = " ".join(one["Index Cond"] for one in nodes_below(node) if "Index Cond" in one)
+    known = re.findall(r"ts >= '([^']+)'::timestamp with time zone", conditions)
+    return bool(re.search(r"ts >= COALESCE\([\w.]+\([\w.]+\.cagg_watermark\(", conditions)) or any(
+        datetime.fromisoformat(instant) >= materialised for instant in known
+    )
+
+
+@on_timescale
+async def test_performance_finds_a_device_s_minutes_by_index(filled: psycopg.Connection, database_url: str) -> None:
+    materialised = chunks(filled, raw=False)
+    for sent in await statements_of_performance(database_url, window_of(None, None, 24, now=datetime.now(UTC))):
+        scans = [node for node in plan(filled, *sent) if node.get("Relation Name") in materialised]
+        assert scans
+        for node in scans:
+            # Names of indexes end after 63 characters.
+            assert_by_index(node, r"_(meter|vehicle)_id_bucket_", "bucket")
+
+
+def assert_by_index(node: Node, name: str, time_column: str) -> None:
+    """By device and time at once, and by nothing else."""
+    used = [one for one in nodes_below(node) if "Index Name" in one]
+    assert used, node
+    for one in used:
+        assert re.search(name, one["Index Name"]), one
+        assert re.search(r"(meter|vehicle)_id = ", one["Index Cond"]), one
+        assert f"{time_column} >= " in one["Index Cond"], one
+        assert f"{time_column} < " in one["Index Cond"], one
+
+
+@on_plain
+async def test_performance_reads_only_the_partitions_of_its_window_by_index(
+    filled: psycopg.Connection, database_url: str
+) -> None:
+    window = Window(midnight(2) + timedelta(hours=12), midnight(1) + timedelta(hours=12))
+    days = {f"{midnight(ago):%Y%m%d}" for ago in (2, 1)}
+    for sent in await statements_of_performance(database_url, window):
+        scans = [node for node in plan(filled, *sent) if "_reading_2" in node.get("Relation Name", "")]
+        assert {node["Relation Name"].rpartition("_")[2] for node in scans} == days
+        for node in scans:
+            assert_by_index(node, r"_reading_\d{8}_(pkey|meter_id_ts_idx)$", "ts")
+
+
+async def test_every_function_is_inlined_and_its_range_reaches_the_planner(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    await store(database_url, *random_readings(12, midnight(2), 2, 200))
+    connection.execute("CALL refresh_aggregates()")
+    for name in AGGREGATES:
+        call = sql.SQL("SELECT * FROM {}(%s, %s)").format(sql.Identifier(name)).as_string()
+        stored, elsewhere = (plan(connection, call, [midnight(days), midnight(days - 2)]) for days in (2, 400))
+        assert "Function Scan" not in {node["Node Type"] for node in stored + elsewhere}
+        assert any(map(reads_days, stored)) or name == "fleet_minute"
+        assert not any(map(reads_days, elsewhere))
+
+
+def reads_days(node: Node) -> bool:
+    return bool(re.search(r"_reading_\d{8}$|_chunk$", node.get("Relation Name", "")))
