@@ -135,8 +135,7 @@ class Writer:
 
     async def _store_part(self, connection: insert.Connection, part: Part) -> None:
         try:
-            await _retried(self._prepare_days, connection, part.days())
-            await _retried(self._commit_part, connection, part)
+            await _retried(self._commit_on_days, connection, part)
         except UNAVAILABLE:
             raise
         except psycopg.Error as error:
@@ -146,10 +145,15 @@ class Writer:
             for one in part.slices:
                 await self._store_part(connection, part._replace(slices=[one]))
 
-    async def _prepare_days(self, connection: insert.Connection, days: range) -> None:
-        if not self._prepared_days.issuperset(days):
-            await insert.prepare_days(connection, days)
-            self._prepared_days.update(days)
+    async def _commit_on_days(self, connection: insert.Connection, part: Part) -> None:
+        days = part.days()
+        if self._prepared_days.issuperset(days):
+            # It fails where retention has dropped the partition of an old day since.
+            with suppress(psycopg.errors.CheckViolation):
+                return await self._commit_part(connection, part)
+        await insert.prepare_days(connection, days)
+        self._prepared_days.update(days)
+        await self._commit_part(connection, part)
 
     async def _commit_part(self, connection: insert.Connection, part: Part) -> None:
         if time.monotonic() >= self._staged_until:

@@ -1,12 +1,15 @@
 """Answers say how fresh they are, and house-keeping fails no batch, while batches are stored all the time."""
 
 import asyncio
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 import psycopg
@@ -15,7 +18,7 @@ from app.database import TRANSIENT, connect
 from app.ingest.quarantine import Source
 from app.ops.maintenance import maintain
 from app.telemetry.reading import MeterReading, VehicleReading
-from tests.fixtures.readings import batch_of, writing
+from tests.fixtures.readings import Reading, batch_of, store, writing
 
 VEHICLES = [f"v{n}" for n in range(4)]
 BITS = 28
@@ -68,7 +71,7 @@ class Fleet:
             committed = self.committed[vehicle]
             if as_of is not None and len(committed) == BITS and as_of > max(committed)[0]:
                 return
-            await asyncio.sleep(self.random.uniform(0, 0.05))
+            await asyncio.sleep(self.random.uniform(0, 0.2))
         raise AssertionError("asOf stands still")
 
     def check(self) -> None:
@@ -102,102 +105,115 @@ async def test_what_was_committed_before_as_of_is_in_the_answer(
     refreshing = asyncio.create_task(repeat(lambda: connection.execute("CALL refresh_aggregates()")))
     async with asyncio.TaskGroup() as group:
         for vehicle in VEHICLES:
-            group.create_task(fleet.report(vehicle, 3))
+            group.create_task(fleet.report(vehicle, 2))
             group.create_task(fleet.ask_until_all_must_be_in(vehicle))
     await stopped(refreshing)
     fleet.check()
     assert all(len({answered.as_of for answered in fleet.answers[vehicle]}) > 5 for vehicle in VEHICLES)
 
 
+CLIENTS = 4
 SECONDS = 4
 OLD = timedelta(days=40)
-CHUNKS = """
-    SELECT format('%I.%I', chunk_schema, chunk_name) FROM timescaledb_information.chunks
-    WHERE hypertable_name = ANY (ARRAY['meter_reading', 'vehicle_reading'])
-"""
+CONVERTED = timedelta(days=12)
 
 
-def convert_chunks(connection: psycopg.Connection) -> None:
-    """Moves all chunks into the columnstore, also those that are written to; which may lose against a batch."""
-    for (chunk,) in connection.execute(CHUNKS).fetchall():
-        try:
-            connection.execute("CALL convert_to_columnstore(%s::regclass)", [chunk])
-        except (*TRANSIENT, psycopg.errors.UndefinedTable):
-            continue
+def convert(connection: psycopg.Connection) -> None:
+    """Moves the chunks of that day to the columnstore, as its policy does with chunks that HTTP no longer writes to.
+
+    An insert into the very chunk waits for up to 5 s, until the conversion has given up waiting for it in turn.
+    """
+    chunks = connection.execute(
+        """
+        SELECT format('%%I.%%I', chunk_schema, chunk_name) FROM timescaledb_information.chunks
+        WHERE hypertable_name = ANY (ARRAY['meter_reading', 'vehicle_reading'])
+            AND range_start <= now() - %(age)s AND now() - %(age)s < range_end
+        """,
+        {"age": CONVERTED},
+    ).fetchall()
+    assert len(chunks) == 2
+    for (chunk,) in chunks:
+        connection.execute("CALL convert_to_columnstore(%s::regclass)", [chunk])
 
 
-def drop_chunks(connection: psycopg.Connection) -> None:
-    """Retention. The batches go on to bring readings that are too old."""
+def drop_old(connection: psycopg.Connection) -> None:
+    """Drops old chunks, which batches make again; it may lose against one."""
     for table in ("meter_reading", "vehicle_reading"):
-        try:
+        with suppress(*TRANSIENT):
             connection.execute("SELECT drop_chunks(%s::regclass, now() - INTERVAL '30 days')", [table])
-        except TRANSIENT:
-            continue
 
 
 async def maintain_all_the_time(url: str) -> None:
     connection = await connect(url)
     try:
         while True:
-            try:
+            with suppress(*TRANSIENT):
                 await maintain(connection)
-            except TRANSIENT:
-                pass
             await asyncio.sleep(0.05)
     finally:
         await connection.close()
 
 
-class Traffic:
-    """Batches of fresh, late and far too old readings, some of them sent again."""
+def _pair(client: int, number: int, at: datetime) -> tuple[MeterReading, VehicleReading]:
+    ts_us = round(at.timestamp() * 1_000_000) + number * 1_000
+    return MeterReading(f"m{client}", ts_us, number), VehicleReading(f"v{client}", ts_us, number)
 
-    def __init__(self) -> None:
+
+class Traffic:
+    """Batches of readings of some ages, a few of them sent again."""
+
+    def __init__(self, url: str, ages: list[timedelta]) -> None:
+        self.url = url
+        self.ages = ages
         self.random = Random(6)
         self.now = datetime.now(UTC).replace(microsecond=0)
         self.sent: list[tuple[MeterReading, VehicleReading]] = []
 
-    def pair(self, client: int, number: int) -> tuple[MeterReading, VehicleReading]:
-        age = self.random.choice([timedelta(0), timedelta(0), timedelta(hours=3), timedelta(days=3), OLD])
-        at = self.now - age + timedelta(milliseconds=number)
-        ts_us = round(at.timestamp() * 1_000_000)
-        return MeterReading(f"m{client}", ts_us, number), VehicleReading(f"v{client}", ts_us, number)
-
-    async def send(self, url: str, client: int) -> None:
+    async def send(self, client: int) -> None:
         """Sends for some seconds through a writer of its own. Each batch must be stored at once."""
         deadline = time.monotonic() + SECONDS
-        number = 0
-        async with writing(url) as writer:
+        numbers = itertools.count()
+        async with writing(self.url) as writer:
             while time.monotonic() < deadline:
-                new = [self.pair(client, number := number + 1) for _ in range(self.random.randrange(1, 20))]
+                few = itertools.islice(numbers, self.random.randrange(1, 20))
+                new = [_pair(client, number, self.now - self.random.choice(self.ages)) for number in few]
                 again = self.random.sample(self.sent, min(len(self.sent), self.random.choice([0, 0, 3])))
-                batch = batch_of(*(reading for pair in (*new, *again) for reading in pair))
+                readings: list[Reading] = [reading for pair in new + again for reading in pair]
+                batch = batch_of(*readings)
                 receipt = await writer.store(batch, Source.HTTP)
                 assert receipt.received == receipt.inserted + receipt.duplicates
                 self.sent += new
 
-    def kept(self) -> set[tuple[int, int]]:
-        """Instant and energy of the meter readings that are young enough to be kept."""
-        oldest = (self.now - OLD / 2).timestamp() * 1_000_000
-        return {(meter.ts_us, meter.ac_milliwh) for meter, _ in self.sent if meter.ts_us > oldest}
+    async def send_one(self, age: timedelta) -> None:
+        """A reading of each stream before the traffic begins."""
+        self.sent.append(_pair(CLIENTS, 0, self.now - age))
+        await store(self.url, *self.sent[-1])
+
+    def kept(self) -> list[tuple[int, int]]:
+        """Instant and energy of the meter readings that are young enough to be kept, sorted."""
+        oldest = self.now.timestamp() * 1_000_000 - 20 * 86_400_000_000
+        return sorted((meter.ts_us, meter.ac_milliwh) for meter, _ in self.sent if meter.ts_us > oldest)
 
 
-async def test_house_keeping_fails_no_batch(database_url: str, engine: str) -> None:
-    traffic = Traffic()
-    house_keepers: list[Callable[[psycopg.Connection], Any]] = [lambda c: c.execute("CALL refresh_aggregates()")]
+async def test_house_keeping_fails_no_batch(database_url: str, connection: psycopg.Connection, engine: str) -> None:
+    traffic = Traffic(database_url, [timedelta(0), timedelta(0), timedelta(hours=3), timedelta(days=3)])
+    await store(database_url, *_pair(CLIENTS, 0, traffic.now - OLD))
+    await traffic.send_one(CONVERTED)
+    works: list[Callable[[psycopg.Connection], object]] = [lambda its: its.execute("CALL refresh_aggregates()")]
     if engine == "timescale":
-        house_keepers += [convert_chunks, drop_chunks]
-    connections = [psycopg.connect(database_url, autocommit=True) for _ in house_keepers]
-    loops = [asyncio.create_task(maintain_all_the_time(database_url))]
-    for work, connection in zip(house_keepers, connections, strict=True):
-        loops.append(asyncio.create_task(repeat(lambda work=work, connection=connection: work(connection))))  # type: ignore[misc]
-    async with asyncio.TaskGroup() as group:
-        for client in range(4):
-            group.create_task(traffic.send(database_url, client))
-    await stopped(*loops)
-    with psycopg.connect(database_url) as check:
-        rows = check.execute(
-            "SELECT ts, ac_milliwh FROM meter_reading WHERE ts > now() - INTERVAL '20 days'"
-        ).fetchall()
-    assert {(round(ts.timestamp() * 1_000_000), ac) for ts, ac in rows} == traffic.kept()
-    for connection in connections:
-        connection.close()
+        works.append(drop_old)
+        traffic.ages.append(OLD)
+    with ExitStack() as stack:
+        loops = [asyncio.create_task(maintain_all_the_time(database_url))]
+        for work in works:
+            own = stack.enter_context(psycopg.connect(database_url, autocommit=True))
+            loops.append(asyncio.create_task(repeat(partial(work, own))))
+        async with asyncio.TaskGroup() as group:
+            for client in range(CLIENTS):
+                group.create_task(traffic.send(client))
+            if engine == "timescale":
+                await asyncio.to_thread(convert, connection)
+            traffic.ages.append(CONVERTED)
+        await stopped(*loops)
+    rows = connection.execute("SELECT ts, ac_milliwh FROM meter_reading WHERE ts > now() - INTERVAL '20 days'")
+    assert sorted((round(ts.timestamp() * 1_000_000), ac) for ts, ac in rows.fetchall()) == traffic.kept()

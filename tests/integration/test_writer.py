@@ -667,6 +667,19 @@ async def test_late_readings_have_a_transaction_for_each_hour(one: Writer, conne
     assert fresh.isdisjoint(late)
 
 
+async def test_a_day_that_retention_dropped_is_prepared_again(one: Writer, connection: Connection, engine: str) -> None:
+    drop: dict[str, LiteralString] = {
+        "plain": "SELECT drop_expired()",
+        "timescale": "SELECT drop_chunks('meter_reading', now() - INTERVAL '30 days')",
+    }
+    old = m("m1", 40 * 86_400)
+    for _ in range(3):
+        assert counts(await store(one, old)) == (1, 0, 0, 1)
+        assert counts(await store(one, old)) == (0, 1, 0, 0)
+        connection.execute(drop[engine])
+        assert stored(connection) == set()
+
+
 # Quarantine
 
 

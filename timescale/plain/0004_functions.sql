@@ -129,7 +129,8 @@ CREATE PROCEDURE refresh_aggregates(range_from timestamptz DEFAULT NULL, range_t
 LANGUAGE sql AS $$ SELECT $$;
 
 -- Drops the partitions of days that are over for longer than the readings are kept, after it stored their hours, and the
--- hours and fleet minutes that are too old. A day is locked against late inserts before its hours are taken. Nothing
+-- hours and fleet minutes that are too old. A day is locked against late inserts before its hours are taken. Hours that are
+-- stored already stay: readings that came after their day was dropped may have been in them before. Nothing
 -- waits long for its lock here, since every insert would wait behind it: what cannot be had now is had at the next call.
 CREATE FUNCTION drop_expired() RETURNS void
 LANGUAGE plpgsql
@@ -155,9 +156,9 @@ BEGIN
         day_end := day_start + INTERVAL '1 day';
         EXECUTE format('LOCK TABLE %I IN SHARE MODE', expired.partition);
         IF expired.parent = 'meter_reading' THEN
-            INSERT INTO meter_hour_kept SELECT * FROM meter_hour(day_start, day_end);
+            INSERT INTO meter_hour_kept SELECT * FROM meter_hour(day_start, day_end) ON CONFLICT DO NOTHING;
         ELSE
-            INSERT INTO vehicle_hour_kept SELECT * FROM vehicle_hour(day_start, day_end);
+            INSERT INTO vehicle_hour_kept SELECT * FROM vehicle_hour(day_start, day_end) ON CONFLICT DO NOTHING;
         END IF;
         EXECUTE format('DROP TABLE %I', expired.partition);
     END LOOP;
