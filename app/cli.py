@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,14 @@ from datetime import datetime
 import click
 
 from app import __version__
+from app.embedded import running
 from app.errors import SetupError
+from app.migrate import current_revision, newest_revision
+from app.migrate import migrate as migrate_database
+from app.ops.refresh import refresh_aggregates
+from app.ops.server import run_server
 from app.settings import Settings
+from app.simulator.feed import feeding
 
 
 def main() -> None:
@@ -43,11 +50,9 @@ PORT = click.option("--port", default=8000, show_default=True, type=click.IntRan
 def serve(host: str, port: int) -> None:
     """Serve the API until Ctrl-C. Migrates its own database; another one must be migrated already."""
     settings = Settings.from_environ(os.environ)
-    _refuse_open_door(host, settings)
+    _refuse_address(host, port, settings)
     with _database(settings, migrated=True) as url:
-        from app.ops.server import run_server
-
-        click.echo(f"Wattline serves at http://{host}:{port}; Ctrl-C stops it.")
+        click.echo(f"Wattline serves at {_url(host, port)}; Ctrl-C stops it.")
         run_server(url, host, port)
 
 
@@ -58,13 +63,10 @@ def serve(host: str, port: int) -> None:
 def demo(host: str, port: int, chargers: int) -> None:
     """Serve the API with a simulated fleet that keeps sending readings, until Ctrl-C."""
     settings = Settings.from_environ(os.environ)
-    _refuse_open_door(host, settings)
+    _refuse_address(host, port, settings)
     with _database(settings, migrated=True) as url:
-        from app.ops.server import run_server
-        from app.simulator.feed import feeding
-
         os.environ.setdefault("WATTLINE_LOG_LEVEL", "warning")  # a line for each request would hide what it says
-        with feeding(f"http://{host}:{port}", chargers):
+        with feeding(_url(host, port), chargers):
             run_server(url, host, port)
 
 
@@ -73,7 +75,7 @@ def migrate() -> None:
     """Bring the database to this version, and apply timescale/policies.toml."""
     settings = Settings.from_environ(os.environ)
     with _database(settings, migrated=False) as url:
-        for change in _migrate(url, settings):
+        for change in migrate_database(url, engine=settings.engine):
             click.echo(change)
     click.echo("The database is migrated.")
 
@@ -85,13 +87,11 @@ def refresh(start: datetime | None, end: datetime | None) -> None:
     """Bring the aggregates up to date at once, instead of within the minute."""
     settings = Settings.from_environ(os.environ)
     with _database(settings, migrated=False, start=False) as url:
-        from app.ops.refresh import refresh_aggregates
-
-        refresh_aggregates(url, start, end)
+        refresh_aggregates(url, start, end, progress=click.echo)
     click.echo("The aggregates are refreshed.")
 
 
-def _refuse_open_door(host: str, settings: Settings) -> None:
+def _refuse_address(host: str, port: int, settings: Settings) -> None:
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -101,6 +101,16 @@ def _refuse_open_door(host: str, settings: Settings) -> None:
             f"Without access tokens, anyone who reaches {host} could read and write. "
             "Set WATTLINE_AUTH=off if that is meant, or listen on 127.0.0.1."
         )
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise SetupError(f"{host} port {port} cannot be listened on: {error.strerror}.") from None
+
+
+def _url(host: str, port: int) -> str:
+    """Where this machine reaches the service."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
 @contextmanager
@@ -111,23 +121,13 @@ def _database(settings: Settings, *, migrated: bool, start: bool = True) -> Iter
             _refuse_other_revision(settings.database_url)
         yield settings.database_url
         return
-    from app.embedded import running
-
     with running(settings.data_dir, pg_bin=settings.pg_bin, start=start) as url:
         if migrated:
-            _migrate(url, settings)
+            migrate_database(url, engine=settings.engine)
         yield url
 
 
-def _migrate(url: str, settings: Settings) -> list[str]:
-    from app.migrate import migrate
-
-    return migrate(url, engine=settings.engine)
-
-
 def _refuse_other_revision(url: str) -> None:
-    from app.migrate import current_revision, newest_revision
-
     current, needed = current_revision(url), newest_revision()
     if current != needed:
         raise SetupError(f"The database is at revision {current}, this version needs {needed}: run `wattline migrate`.")

@@ -28,25 +28,30 @@ UNAVAILABLE = (
 RETRY_AFTER = {"Retry-After": "1"}
 
 _CONNECT_TIMEOUT_S = 5
+_OPTIONS: dict[str, Any] = {
+    "application_name": "wattline",
+    "connect_timeout": _CONNECT_TIMEOUT_S,
+    # No statement is prepared: a generic plan would no longer exclude chunks and partitions, and pooling proxies work.
+    "prepare_threshold": None,
+    # A database that vanished without a word (failover, firewall) is noticed within half a minute, not after a quarter
+    # of an hour; libpq ignores these on a Unix socket.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
 
 
 async def connect(url: str) -> psycopg.AsyncConnection:
-    """A connection of its own for the writer or a loop. Statements are never prepared, so that pooling proxies work."""
-    return await psycopg.AsyncConnection.connect(
-        url, autocommit=True, prepare_threshold=None, connect_timeout=_CONNECT_TIMEOUT_S, application_name="wattline"
-    )
+    """A connection of its own for the writer or a loop."""
+    return await psycopg.AsyncConnection.connect(url, autocommit=True, **_OPTIONS)
 
 
 def create_pool(url: str, max_size: int) -> AsyncEngine:
-    """The pool behind all answers.
-
-    Statements are not prepared: a generic plan would no longer exclude chunks and partitions.
-    """
+    """The pool behind all answers."""
 
     async def creator() -> psycopg.AsyncConnection:
-        return await psycopg.AsyncConnection.connect(
-            url, prepare_threshold=None, connect_timeout=_CONNECT_TIMEOUT_S, application_name="wattline"
-        )
+        return await psycopg.AsyncConnection.connect(url, **_OPTIONS)
 
     # A ping costs 0.1 ms and finds the connections that a restart of the database has broken.
     return create_async_engine(
@@ -72,9 +77,7 @@ def create_sync_engine(url: str) -> Engine:
     """For commands: migrations, policies."""
     return create_engine(
         "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(
-            url, prepare_threshold=None, connect_timeout=_CONNECT_TIMEOUT_S, application_name="wattline"
-        ),
+        creator=lambda: psycopg.connect(url, **_OPTIONS),
     )
 
 

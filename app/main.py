@@ -32,7 +32,7 @@ from app.ingest.writer import Writer
 from app.ops.health import get_live, get_ready
 from app.ops.logging import configure_logging, log_requests
 from app.ops.maintenance import maintain_forever
-from app.ops.server import end_with_parent
+from app.ops.server import follow_parent
 from app.settings import Settings
 
 _log = structlog.get_logger()
@@ -133,5 +133,5 @@ def from_environ() -> ASGIApp:
     """The application for the server's process, configured by the environment."""
     settings = Settings.from_environ(os.environ)
     configure_logging(settings.log_level)
-    end_with_parent()
+    follow_parent()
     return create_app(settings)

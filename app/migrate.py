@@ -8,9 +8,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from app.database import command_connection
+from app.errors import SetupError
 from app.policies.apply import apply_policies
 from app.policies.desired import read_policies
 
@@ -20,7 +23,7 @@ ALEMBIC_INI = Path(__file__).resolve().parent.parent / "alembic.ini"
 def migrate(url: str, *, engine: Literal["auto", "timescale", "plain"] = "auto") -> list[str]:
     """Migrates to the newest revision and applies timescale/policies.toml; returns a line for each changed policy.
 
-    Raises SetupError when the engine that is asked for cannot be had, or is not the database's.
+    Raises SetupError when a migration fails, or the engine that is asked for cannot be had or is not the database's.
     """
     policies = read_policies()
     with command_connection(url) as connection:
@@ -29,9 +32,13 @@ def migrate(url: str, *, engine: Literal["auto", "timescale", "plain"] = "auto")
         # The migrations take it again; this one lasts as long as the session, over the policies too.
         connection.execute(text("SELECT pg_advisory_lock(hashtext('wattline migrate'))"))
         connection.commit()
-        command.upgrade(config, "head")
-        with connection.begin():
-            return apply_policies(connection, policies)
+        try:
+            command.upgrade(config, "head")
+            with connection.begin():
+                return apply_policies(connection, policies)
+        except (CommandError, DBAPIError) as error:
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            raise SetupError(f"The database cannot be migrated: {reason}") from error
 
 
 @cache

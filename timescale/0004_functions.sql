@@ -106,7 +106,8 @@ DECLARE
 BEGIN
     SELECT greatest(
         (SELECT max(history.start_time) FROM timescaledb_information.job_history AS history
-         WHERE history.job_id = job.job_id AND history.succeeded AND history.finish_time <= seen_at),
+         WHERE history.job_id = job.job_id AND history.succeeded AND history.finish_time <= seen_at
+             AND history.start_time > now() - INTERVAL '1 day'),  -- of a month it keeps, which takes 40 ms to search
         (SELECT stats.last_run_started_at FROM timescaledb_information.job_stats AS stats
          WHERE stats.job_id = job.job_id AND stats.last_run_status = 'Success'
              AND stats.last_successful_finish <= seen_at))
@@ -171,17 +172,23 @@ BEGIN
             ('vehicle_day_cagg', 'vehicle_hour_cagg', INTERVAL '1 day')
         ) AS levels (name, source, width)
     LOOP
+        -- Not from a chunk that its retention policy may drop meanwhile.
         SELECT min(chunk.range_start) INTO first
         FROM timescaledb_information.chunks AS chunk
         LEFT JOIN timescaledb_information.continuous_aggregates AS cagg
             ON cagg.materialization_hypertable_name = chunk.hypertable_name
-        WHERE coalesce(cagg.view_name, chunk.hypertable_name) = level.source;
+        LEFT JOIN timescaledb_information.jobs AS retention
+            ON retention.proc_name = 'policy_retention' AND retention.hypertable_name = level.source
+        WHERE coalesce(cagg.view_name, chunk.hypertable_name) = level.source
+            AND chunk.range_end > now() + INTERVAL '1 day'
+                - coalesce((retention.config ->> 'drop_after')::interval, INTERVAL '1000 years');
         CONTINUE WHEN first IS NULL;  -- every row of the level below is dropped
 
         first := greatest(first, date_bin(level.width, range_from, origin));
         last := least(date_bin(level.width, range_to - INTERVAL '1 microsecond', origin) + level.width,
                       date_bin(level.width, now() - INTERVAL '1 minute', origin));
         IF first < last THEN
+            RAISE NOTICE 'Refreshing % from % to %', level.name, first, last;
             -- The default of 10 buckets a transaction makes 144 transactions of a day.
             CALL refresh_continuous_aggregate(level.name::regclass, first, last,
                                               options => '{"buckets_per_batch": 1440}');
@@ -197,4 +204,4 @@ END
 $$;
 
 -- The retention policies drop what is too old.
-CREATE FUNCTION drop_expired() RETURNS void LANGUAGE sql AS $$ SELECT $$;
+CREATE FUNCTION drop_expired() RETURNS boolean LANGUAGE sql AS $$ SELECT false $$;

@@ -1,5 +1,6 @@
 """One vehicle's efficiency over a window, with its evidence."""
 
+import asyncio
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import repeat, starmap
@@ -126,7 +127,8 @@ async def _fetch_pairing(
                     VehicleMinute, zip(repeat(other), minutes, repeat(meter_id), energies, strict=False)
                 )
             mappings += await _mappings(connection, bounds, sharers)
-    return pair(vehicle_id, delivered, consumed, mappings, gap_minutes=gap_minutes)
+    # Not in the event loop: 90 days of a meter that many share take seconds.
+    return await asyncio.to_thread(pair, vehicle_id, delivered, consumed, mappings, gap_minutes=gap_minutes)
 
 
 async def _mappings(connection: AsyncConnection, bounds: dict[str, datetime], vehicles: set[int]) -> list[Mapping]:

@@ -9,6 +9,8 @@ from app.errors import InvalidTimeRange
 AHEAD = timedelta(minutes=5)
 MAX_HOURS = 2160
 _MINUTE = timedelta(minutes=1)
+# Far from the ends of the calendar, where a minute more cannot be counted.
+_EARLIEST, _LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
 
 class Window(NamedTuple):
@@ -51,6 +53,8 @@ def window_of(start: datetime | None, end: datetime | None, hours: int | None, *
         start = end - timedelta(hours=hours or 24) if start is None else start.astimezone(UTC)
     except OverflowError:
         raise InvalidTimeRange("`from` or `to` lies outside of what can be counted.") from None
+    if not (start >= _EARLIEST and end <= _LATEST):
+        raise InvalidTimeRange("`from` and `to` must lie between the years 1900 and 2200.")
     if not timedelta(0) < end - start <= timedelta(hours=MAX_HOURS):
         raise InvalidTimeRange(f"`to` must lie after `from`, by at most {MAX_HOURS} hours.")
     return Window(start, end)

@@ -53,7 +53,7 @@ async def map_vehicle(connection: psycopg.AsyncConnection, wanted: Mapping) -> M
     meter = (await register(connection, Stream.METER, [wanted.meter_id]))[wanted.meter_id]
     async with connection.transaction():
         # One change of a vehicle's mapping at a time.
-        await connection.execute("SELECT FROM vehicle WHERE id = %s FOR UPDATE", [vehicle])
+        await connection.execute("SELECT FROM vehicle WHERE id = %s FOR NO KEY UPDATE", [vehicle])
         history = await mapping_history(connection, wanted.vehicle_id)
         now = await _now(connection)
         valid_from = wanted.valid_from or (now if history else None)

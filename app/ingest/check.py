@@ -9,6 +9,8 @@ import msgspec
 
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
+# What quarantine keeps of a reading: a refused one may be as large as the whole body.
+PAYLOAD_LIMIT_BYTES = 64 * 1024
 MAX_AHEAD_US = 5 * 60 * 1_000_000
 MAX_AGE_US = 7 * 24 * 3600 * 1_000_000
 
@@ -31,7 +33,8 @@ class Rejected(msgspec.Struct):
     """A reading that was refused.
 
     `index` is its position in the batch, `code` and `message` come from `REJECTIONS`, `field` is the JSON name.
-    `stream` is None when it cannot be told; `payload` holds the reading's own bytes as received.
+    `stream` is None when it cannot be told; `payload` holds the reading's own bytes as received, cut at
+    PAYLOAD_LIMIT_BYTES.
     """
 
     index: int

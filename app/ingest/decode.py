@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Raw
 
 from app.errors import BatchTooLarge, EmptyBatch, MalformedBody
-from app.ingest.check import Batch, Rejected, Wire, check_each, rejected
+from app.ingest.check import PAYLOAD_LIMIT_BYTES, Batch, Rejected, Wire, check_each, rejected
 from app.telemetry.reading import Stream
 
 MAX_READINGS = 50_000
@@ -95,7 +95,7 @@ def decode_batch(body: bytes, media_type: MediaType, *, now_us: int, stream: Str
     if batch.rejected:
         elements = elements or _take_apart(body, form, many=many)
         for refused in batch.rejected:
-            refused.payload = bytes(elements[refused.index])
+            refused.payload = bytes(elements[refused.index])[:PAYLOAD_LIMIT_BYTES]
     return batch
 
 

@@ -4,6 +4,7 @@ Instants are integers here, microseconds since 2000-01-01 UTC: PostgreSQL's own 
 pass as int8 both ways. Rows stand in the order of their COPY's columns, `ts` first and the device second.
 """
 
+import time
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -117,13 +118,13 @@ SQL = {Stream.METER: METER, Stream.VEHICLE: VEHICLE}
 # No store transaction runs longer: that is how far answers stay behind a refresh (as_of).
 TRANSACTION_SECONDS = 5
 # Temporary tables are the one thing that a session keeps; made when missing, they work behind a pooling proxy too.
-_BEGIN = """
+_TEMPORARY_TABLES = """
     SET LOCAL client_min_messages = warning;
     CREATE TEMP TABLE IF NOT EXISTS new_meter_state (LIKE meter_state) ON COMMIT DELETE ROWS;
     CREATE TEMP TABLE IF NOT EXISTS new_vehicle_state (LIKE vehicle_state) ON COMMIT DELETE ROWS;
     CREATE TEMP TABLE IF NOT EXISTS new_touched_hour (LIKE touched_hour) ON COMMIT DELETE ROWS;
 """
-_BEGIN_STAGED = """
+_STAGING_TABLES = """
     CREATE TEMP TABLE IF NOT EXISTS staged_meter_reading (
         ts timestamptz, meter_id int, ac_milliwh int, voltage_centiv int, n int) ON COMMIT DELETE ROWS;
     CREATE TEMP TABLE IF NOT EXISTS staged_vehicle_reading (
@@ -152,16 +153,19 @@ def instant(ts: int) -> datetime:
 @asynccontextmanager
 async def transaction(connection: Connection, prelude: str = "") -> AsyncIterator[None]:
     """A transaction that takes TRANSACTION_SECONDS at most; it begins with the statements of `prelude`."""
-    # PostgreSQL 16 cannot limit a transaction; there, the limit is a statement's, and COPY is the only long one.
+    # PostgreSQL 16 can only limit each statement; what they take together is looked at before the COMMIT.
     timeout = "transaction_timeout" if connection.info.server_version >= 170000 else "statement_timeout"
+    started = time.monotonic()
     async with connection.transaction():
         await connection.execute(f"SET LOCAL {timeout} = '{TRANSACTION_SECONDS}s';{prelude}".encode())
         yield
+        if time.monotonic() - started > TRANSACTION_SECONDS:
+            raise psycopg.errors.TransactionTimeout
 
 
 def store_transaction(connection: Connection, *, staged: bool) -> AbstractAsyncContextManager[None]:
     """A transaction with its limit and temporary tables, in one round trip."""
-    return transaction(connection, _BEGIN + _BEGIN_STAGED if staged else _BEGIN)
+    return transaction(connection, _TEMPORARY_TABLES + _STAGING_TABLES if staged else _TEMPORARY_TABLES)
 
 
 async def prepare_days(connection: Connection, days: range) -> None:

@@ -9,8 +9,6 @@ import psycopg
 from app.ingest.check import Rejected
 from app.ingest.insert import clock, transaction
 
-PAYLOAD_LIMIT_BYTES = 64 * 1024
-
 
 class Source(StrEnum):
     """The way in by which a reading came."""
@@ -35,7 +33,7 @@ async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rej
             reading.code,
             reading.field,
             reading.message,
-            reading.payload[:PAYLOAD_LIMIT_BYTES],
+            reading.payload,
             digest,
             times[digest, code],
         )
@@ -47,7 +45,8 @@ async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rej
             INSERT INTO quarantine AS kept (source, stream, code, field, message, payload, hash, times)
             SELECT * FROM unnest(
                 %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[], %s::bytea[], %s::integer[])
-            ON CONFLICT (hash, code) DO UPDATE SET times = kept.times + excluded.times, last_at = now()
+            ON CONFLICT (hash, code) DO UPDATE SET
+                times = least(kept.times::bigint + excluded.times, 2147483647), last_at = now()
             """,
             [list(column) for column in zip(*rows, strict=True)],
         )

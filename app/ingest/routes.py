@@ -1,5 +1,6 @@
 """POST of readings: body -> decode_batch -> store -> receipt."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,6 +19,10 @@ from app.ingest.receipt import Receipt
 from app.ingest.writer import Writer
 from app.problems import problems
 from app.telemetry.reading import Stream
+
+# Decoding 50,000 readings takes 0.1 to 0.3 s, in which no other batch would be answered. A small body is not worth a
+# thread.
+LARGE_BODY_BYTES = 512 * 1024
 
 Incoming = Request[Any, Any, Any]
 
@@ -76,7 +81,11 @@ async def receive_batch(request: Incoming, writer: Writer, stream: Stream | None
         content_encoding=request.headers.get("content-encoding", ""),
         content_length=_content_length(request),
     )
-    batch = decode_batch(body, media_type, now_us=time.time_ns() // 1000, stream=stream)
+    now_us = time.time_ns() // 1000
+    if len(body) > LARGE_BODY_BYTES:
+        batch = await asyncio.to_thread(decode_batch, body, media_type, now_us=now_us, stream=stream)
+    else:
+        batch = decode_batch(body, media_type, now_us=now_us, stream=stream)
     del body  # up to 16 MiB, no longer needed while the batch waits for its commit
     receipt = await writer.store(batch, Source.HTTP)
     if len(receipt.rejected) == receipt.received:

@@ -37,6 +37,7 @@ from app.telemetry.reading import Stream
 
 # Large enough that a transaction's fixed costs vanish; what waits meanwhile gets decoded.
 GROUP_READINGS = 20_000
+MIN_GROUP_READINGS = 1_000
 STAGED_SECONDS = 30
 TRANSIENT_ATTEMPTS = 6
 # A device's touched hour is written once in this time, not with each reading.
@@ -59,6 +60,7 @@ class Writer:
         self._closing = False
         self._connection: insert.Connection | None = None
         self._ids = DeviceIds()
+        self._group_readings = GROUP_READINGS
         self._staged_until = 0.0
         self._prepared_days: set[int] = set()
         self._touched: defaultdict[tuple[Stream, int], set[int]] = defaultdict(set)
@@ -99,7 +101,7 @@ class Writer:
     def _take_group(self) -> list[Pending]:
         group = [self._queue.popleft()]
         readings = group[0].batch.received
-        while self._queue and readings + self._queue[0].batch.received <= GROUP_READINGS:
+        while self._queue and readings + self._queue[0].batch.received <= self._group_readings:
             group.append(self._queue.popleft())
             readings += group[-1].batch.received
         self._waiting_readings -= readings
@@ -108,24 +110,32 @@ class Writer:
     async def _store_group(self, group: list[Pending]) -> None:
         try:
             connection = await self._connected()
-            if strangers := [pending for pending in group if not pending.rows]:
-                await _retried(self._ids.learn, connection, [pending.batch for pending in strangers])
-                for pending in strangers:
+            if without_rows := [pending for pending in group if not pending.rows]:
+                await _retried(self._ids.learn, connection, [pending.batch for pending in without_rows])
+                for pending in without_rows:
                     pending.rows = rows_of(pending.batch, self._ids)
             for part in split(group, time.time_ns() // 1000):
                 await self._store_part(connection, part)
-            for pending in group:
-                if pending.batch.rejected:
-                    pending.committed_at = await _retried(
-                        keep_rejected, connection, pending.source, pending.batch.rejected
-                    )
+            await self._keep_rejected(connection, group)
+            self._group_readings = min(2 * self._group_readings, GROUP_READINGS)
         except Exception as error:  # noqa: BLE001
+            # A group that is too large for a slow database would come back as large, and fail again.
+            self._group_readings = max(self._group_readings // 2, MIN_GROUP_READINGS)
             # Whatever happens to a group, the writer goes on; its batches are answered with what happened.
             for pending in group:
                 _fail(pending, error)
         for pending in group:
             if not pending.answered.done():
                 pending.answered.set_result(pending.receipt())
+
+    async def _keep_rejected(self, connection: insert.Connection, group: list[Pending]) -> None:
+        for source in Source:
+            refused = [pending for pending in group if pending.source is source and pending.batch.rejected]
+            rejected = [reading for pending in refused for reading in pending.batch.rejected]
+            if rejected:
+                committed_at = await _retried(keep_rejected, connection, source, rejected)
+                for pending in refused:
+                    pending.committed_at = committed_at
 
     async def _connected(self) -> insert.Connection:
         if self._connection is None or self._connection.closed:

@@ -35,14 +35,24 @@ async def maintain_forever(url: str) -> None:
 async def maintain(connection: psycopg.AsyncConnection) -> bool:
     """One round; false when another process is at it. Each step is a transaction, so that none undoes another."""
     for statement, parameters in _STEPS:
-        async with connection.transaction():
-            row = await (
-                await connection.execute("SELECT pg_try_advisory_xact_lock(hashtext('wattline maintenance'))")
-            ).fetchone()
-            if row is None or not row[0]:
-                return False
-            await connection.execute(statement.encode(), parameters)
-    return True
+        if await _step(connection, statement, parameters) is None:
+            return False
+    # Last, for it may be refused its locks. It drops one partition a call.
+    while (dropped := await _step(connection, "SELECT drop_expired()", {})) is not None:
+        if await dropped.fetchone() == (False,):
+            return True
+    return False
+
+
+async def _step(
+    connection: psycopg.AsyncConnection, statement: str, parameters: dict[str, int]
+) -> psycopg.AsyncCursor | None:
+    """Runs the statement; None when another process is at it."""
+    async with connection.transaction():
+        lock = await connection.execute("SELECT pg_try_advisory_xact_lock(hashtext('wattline maintenance'))")
+        if await lock.fetchone() == (False,):
+            return None
+        return await connection.execute(statement.encode(), parameters)
 
 
 _STEPS: list[tuple[str, dict[str, int]]] = [
@@ -57,6 +67,4 @@ _STEPS: list[tuple[str, dict[str, int]]] = [
         {"days": QUARANTINE_DAYS, "rows": QUARANTINE_ROWS},
     ),
     ("DELETE FROM touched_hour WHERE hour < now() - make_interval(days => %(days)s)", {"days": TOUCHED_DAYS}),
-    # Last, for it may be refused its locks.
-    ("SELECT drop_expired()", {}),
 ]

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import threading
 import time
 
@@ -10,18 +9,12 @@ from granian import Granian
 from granian.constants import Interfaces
 from granian.log import LogLevels
 
-from app.errors import SetupError
-
 # Batches in flight are finished within it: a store transaction runs 5 s at most, and a group has few of them.
 STOP_SECONDS = 30
 
 
 def run_server(url: str, host: str, port: int) -> None:
-    """Serves until SIGTERM or SIGINT; then requests in flight are finished and answered.
-
-    Raises SetupError when the address cannot be listened on.
-    """
-    _refuse_taken_address(host, port)
+    """Serves until SIGTERM or SIGINT; then requests in flight are finished and answered."""
     os.environ["DATABASE_URL"] = url  # the worker process reads its settings from there
     server = Granian(
         "app.main:from_environ",
@@ -37,8 +30,13 @@ def run_server(url: str, host: str, port: int) -> None:
     server.serve()
 
 
-def end_with_parent() -> None:
-    """Stops this worker in good order once its parent is gone, which was killed: it would go on and keep the port."""
+def follow_parent() -> None:
+    """Makes this worker stop, in good order, when its parent says so or is gone, and for nothing else.
+
+    A terminal sends Ctrl-C to both. With the parent's SIGTERM coming on top of it, one stop in five hung for
+    STOP_SECONDS and cut off a request. Without its parent, a worker would go on for ever and keep the port.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     parent = os.getppid()
 
     def watch() -> None:
@@ -47,10 +45,3 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _refuse_taken_address(host: str, port: int) -> None:
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise SetupError(f"{host} port {port} cannot be listened on: {error.strerror}.") from None

@@ -61,7 +61,9 @@ def _send(client: httpx.Client, fleet: Fleet, minute: int, stopped: threading.Ev
         body = msgspec.json.encode(readings[start : start + BATCH_READINGS])
         while not stopped.is_set():
             try:
-                if client.post("/v1/telemetry", content=body).status_code == httpx.codes.OK:
+                answer = client.post("/v1/telemetry", content=body)
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                    answer.raise_for_status()
                     break
             except httpx.TransportError:
                 pass  # it is stopping

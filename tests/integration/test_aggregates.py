@@ -118,15 +118,15 @@ def invalidated(connection: psycopg.Connection) -> list[tuple[datetime, datetime
 async def test_a_refresh_over_dropped_readings_erases_nothing(
     connection: psycopg.Connection, database_url: str, newer: bool
 ) -> None:
-    await store(database_url, *random_readings(6, midnight(40), 3, 300))
+    await store(database_url, *random_readings(6, midnight(25), 3, 300))
     if newer:
         await store(database_url, *random_readings(7, midnight(5), 5, 300))
     refresh_aggregates(database_url, None, None)
     before = answers(connection, midnight(50), midnight(-1))
     assert all(before.values())
     for table in ("meter_reading", "vehicle_reading"):
-        connection.execute("SELECT drop_chunks(%s, now() - INTERVAL '30 days')", [table])
-    for bounds in ((midnight(45), midnight(35)), (None, None)):
+        connection.execute("SELECT drop_chunks(%s, now() - INTERVAL '20 days')", [table])
+    for bounds in ((midnight(28), midnight(21)), (None, None)):
         refresh_aggregates(database_url, *(bound and bound.replace(tzinfo=None) for bound in bounds))
         assert answers(connection, midnight(50), midnight(-1)) == before
 

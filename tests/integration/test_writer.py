@@ -17,7 +17,7 @@ from app.errors import StoreBusy, StoreUnavailable
 from app.ingest import insert, writer
 from app.ingest.check import Batch, Rejected
 from app.ingest.insert import TRANSACTION_SECONDS
-from app.ingest.quarantine import PAYLOAD_LIMIT_BYTES, Source
+from app.ingest.quarantine import Source
 from app.ingest.receipt import Receipt
 from app.ingest.writer import TRANSIENT_ATTEMPTS, Writer
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
@@ -178,6 +178,7 @@ async def test_a_group_is_bounded_in_readings(
     one: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "GROUP_READINGS", 10)
+    monkeypatch.setattr(one, "_group_readings", 10)
     await store_together(one, [batch(*(m(f"m{n}", age) for age in range(4))) for n in range(5)])
     per_transaction = rows(connection, "SELECT count(*) FROM meter_reading GROUP BY xmin::text ORDER BY 1")
     assert per_transaction == [(4,), (8,), (8,)]
@@ -683,19 +684,27 @@ async def test_a_day_that_retention_dropped_is_prepared_again(one: Writer, conne
 # Quarantine
 
 
-async def test_refused_readings_count_up_and_are_cut(one: Writer, connection: Connection) -> None:
-    long = b"x" * PAYLOAD_LIMIT_BYTES
+async def test_refused_readings_count_up(one: Writer, connection: Connection) -> None:
     same = refused(b"same")
-    await one.store(batch(m("m1"), rejected=[same, refused(long + b"1"), same, refused(long + b"2")]), Source.HTTP)
+    await one.store(batch(m("m1"), rejected=[same, refused(b"other"), same]), Source.HTTP)
     await one.store(batch(rejected=[same, refused(b"same", "missing_field")]), Source.MQTT)
     kept = rows(connection, "SELECT source, code, payload, times FROM quarantine")
     assert sorted(kept) == [
+        ("http", "malformed", b"other", 1),
         ("http", "malformed", b"same", 3),
-        ("http", "malformed", long, 1),
-        ("http", "malformed", long, 1),
         ("mqtt", "missing_field", b"same", 1),
     ]
     assert value(connection, "SELECT bool_and(first_at <= last_at) FROM quarantine")
+
+
+async def test_a_count_that_is_full_fails_no_neighbour(one: Writer, connection: Connection) -> None:
+    await one.store(batch(rejected=[refused(b"same")]), Source.HTTP)
+    connection.execute("UPDATE quarantine SET times = 2147483647")
+    receipts = await asyncio.gather(
+        one.store(batch(rejected=[refused(b"same")]), Source.HTTP), one.store(batch(m("m1")), Source.HTTP)
+    )
+    assert [receipt.inserted for receipt in receipts] == [0, 1]
+    assert value(connection, "SELECT times FROM quarantine") == 2147483647
 
 
 async def test_two_writers_refuse_the_same_readings_at_once(database_url: str, connection: Connection) -> None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from app.errors import BatchTooLarge, EmptyBatch, MalformedBody
-from app.ingest.check import REJECTIONS, Batch, Rejected
+from app.ingest.check import PAYLOAD_LIMIT_BYTES, REJECTIONS, Batch, Rejected
 from app.ingest.decode import MAX_READINGS, MediaType, decode_batch
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
@@ -396,3 +396,8 @@ def test_what_is_no_json_costs_only_its_own_reading(fault: str) -> None:
 def test_an_array_broken_beside_a_fault_is_malformed(body: str) -> None:
     with pytest.raises(MalformedBody):
         decode(body.encode())
+
+
+def test_what_quarantine_keeps_of_a_large_reading_is_cut() -> None:
+    batch = decode(msgspec.json.encode([{"meterId": "x" * 10 * PAYLOAD_LIMIT_BYTES, "timestamp": "now"}]))
+    assert len(batch.rejected[0].payload) == PAYLOAD_LIMIT_BYTES

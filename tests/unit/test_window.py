@@ -82,3 +82,10 @@ def test_a_window_takes_every_minute_that_it_touches(start: str, end: str, first
     window = Window(*(datetime.fromisoformat(f"2026-05-01T{time}+00:00") for time in (start, end)))
     assert f"{window.first_minute:%H:%M:%S.%f}" == f"{first}:00.000000"
     assert f"{window.end_minute:%H:%M:%S.%f}" == f"{after_last}:00.000000"
+
+
+@pytest.mark.parametrize("year", [1, 1899, 2200, 9999])
+def test_years_at_the_ends_of_the_calendar_are_refused(year: int) -> None:
+    end = datetime(year, 12, 31, 23, 59, 30, tzinfo=UTC)
+    with pytest.raises(InvalidTimeRange):
+        window_of(None, end, None, now=NOW)

@@ -29,7 +29,7 @@ LANGUAGE sql STABLE AS $$
     GROUP BY vehicle_id, meter_id, date_bin('1 minute', ts, TIMESTAMPTZ '2000-01-01 00:00Z')
 $$;
 
--- Hours of days whose readings are gone, and of those that are still there: no day is in both.
+-- Hours of days whose readings were dropped, and of those that are still there.
 CREATE FUNCTION meter_hour(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
     meter_id integer, bucket timestamptz, ac_milliwh bigint, readings bigint,
     voltage_centiv_sum bigint, voltage_readings bigint, voltage_centiv_min integer, voltage_centiv_max integer)
@@ -47,7 +47,7 @@ LANGUAGE sql STABLE AS $$
     GROUP BY meter_id, date_bin('1 hour', ts, TIMESTAMPTZ '2000-01-01 00:00Z')
 $$;
 
--- Hours of days whose readings are gone, and of those that are still there: no day is in both.
+-- Hours of days whose readings were dropped, and of those that are still there.
 CREATE FUNCTION vehicle_hour(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
     vehicle_id integer, bucket timestamptz, dc_milliwh bigint, readings bigint,
     soc_centipercent_sum bigint, soc_readings bigint, soc_centipercent_min smallint, soc_centipercent_max smallint,
@@ -128,11 +128,12 @@ $$;
 CREATE PROCEDURE refresh_aggregates(range_from timestamptz DEFAULT NULL, range_to timestamptz DEFAULT NULL)
 LANGUAGE sql AS $$ SELECT $$;
 
--- Drops the partitions of days that are over for longer than the readings are kept, after it stored their hours, and the
--- hours and fleet minutes that are too old. A day is locked against late inserts before its hours are taken. Hours that are
--- stored already stay: readings that came after their day was dropped may have been in them before. Nothing
--- waits long for its lock here, since every insert would wait behind it: what cannot be had now is had at the next call.
-CREATE FUNCTION drop_expired() RETURNS void
+-- Drops the oldest partition that is over for longer than its readings are kept, after it stored its hours; true when it
+-- did. Without such a partition, drops the hours and fleet minutes that are too old. One partition a call: dropping it
+-- locks its parent, and what followed in the same transaction would keep every insert waiting. For the same reason nothing
+-- waits long for a lock here; what cannot be had now is had at the next call. The partition is locked against late inserts
+-- before its hours are taken. Hours that are stored already stay: a day may have been made again after it was dropped.
+CREATE FUNCTION drop_expired() RETURNS boolean
 LANGUAGE plpgsql
 SET lock_timeout = '500ms'
 AS $$
@@ -142,16 +143,17 @@ DECLARE
     day_start  timestamptz;
     day_end    timestamptz;
 BEGIN
-    FOR expired IN
-        SELECT parent.relname AS parent, child.relname AS partition
-        FROM pg_inherits
-        JOIN pg_class AS parent ON parent.oid = inhparent
-        JOIN pg_class AS child ON child.oid = inhrelid
-        WHERE parent.oid IN ('meter_reading'::regclass, 'vehicle_reading'::regclass)
-            AND to_date(right(child.relname, 8), 'YYYYMMDD') + 1
-                <= ((now() - (keep ->> parent.relname)::interval) AT TIME ZONE 'UTC')::date
-        ORDER BY child.relname
-    LOOP
+    SELECT parent.relname AS parent, child.relname AS partition INTO expired
+    FROM pg_inherits
+    JOIN pg_class AS parent ON parent.oid = inhparent
+    JOIN pg_class AS child ON child.oid = inhrelid
+    WHERE parent.oid IN ('meter_reading'::regclass, 'vehicle_reading'::regclass)
+        AND to_date(right(child.relname, 8), 'YYYYMMDD') + 1
+            <= ((now() - (keep ->> parent.relname)::interval) AT TIME ZONE 'UTC')::date
+    ORDER BY right(child.relname, 8), child.relname
+    LIMIT 1;
+
+    IF FOUND THEN
         day_start := to_date(right(expired.partition, 8), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC';
         day_end := day_start + INTERVAL '1 day';
         EXECUTE format('LOCK TABLE %I IN SHARE MODE', expired.partition);
@@ -161,11 +163,13 @@ BEGIN
             INSERT INTO vehicle_hour_kept SELECT * FROM vehicle_hour(day_start, day_end) ON CONFLICT DO NOTHING;
         END IF;
         EXECUTE format('DROP TABLE %I', expired.partition);
-    END LOOP;
+        RETURN true;
+    END IF;
 
     DELETE FROM meter_hour_kept WHERE bucket < now() - (keep ->> 'meter_hour')::interval;
     DELETE FROM vehicle_hour_kept WHERE bucket < now() - (keep ->> 'vehicle_hour')::interval;
     DELETE FROM fleet_meter_minute WHERE bucket < now() - (keep ->> 'fleet_meter_minute')::interval;
     DELETE FROM fleet_vehicle_minute WHERE bucket < now() - (keep ->> 'fleet_vehicle_minute')::interval;
+    RETURN false;
 END
 $$;
