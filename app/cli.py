@@ -40,7 +40,9 @@ def cli() -> None:
     """
 
 
-HOST = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+HOST = click.option("--host", default="127.0.0.1", show_default=True, help="IP address to listen on.")
+# With a zone, as everywhere; a date is a day of UTC.
+INSTANT = click.DateTime(formats=["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d"])
 PORT = click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
 
 
@@ -48,7 +50,10 @@ PORT = click.option("--port", default=8000, show_default=True, type=click.IntRan
 @HOST
 @PORT
 def serve(host: str, port: int) -> None:
-    """Serve the API until Ctrl-C. Migrates its own database; another one must be migrated already."""
+    """Serve the API until Ctrl-C.
+
+    Wattline's own database is migrated first; the one of DATABASE_URL must be migrated already.
+    """
     settings = Settings.from_environ(os.environ)
     _refuse_address(host, port, settings)
     with _database(settings, migrated=True) as url:
@@ -61,7 +66,7 @@ def serve(host: str, port: int) -> None:
 @PORT
 @click.option("--chargers", default=200, show_default=True, type=click.IntRange(1, 5000), help="Size of the fleet.")
 def demo(host: str, port: int, chargers: int) -> None:
-    """Serve the API with a simulated fleet that keeps sending readings, until Ctrl-C."""
+    """Serve the API with a simulated fleet, until Ctrl-C."""
     settings = Settings.from_environ(os.environ)
     _refuse_address(host, port, settings)
     with _database(settings, migrated=True) as url:
@@ -72,7 +77,7 @@ def demo(host: str, port: int, chargers: int) -> None:
 
 @cli.command()
 def migrate() -> None:
-    """Bring the database to this version, and apply timescale/policies.toml."""
+    """Bring the database to this version; apply the policies."""
     settings = Settings.from_environ(os.environ)
     with _database(settings, migrated=False) as url:
         for change in migrate_database(url, engine=settings.engine):
@@ -81,10 +86,13 @@ def migrate() -> None:
 
 
 @cli.command()
-@click.option("--from", "start", type=click.DateTime(), help="UTC; from the oldest readings if not given.")
-@click.option("--to", "end", type=click.DateTime(), help="UTC; until now if not given.")
+@click.option("--from", "start", type=INSTANT, help="From the oldest readings if not given.")
+@click.option("--to", "end", type=INSTANT, help="Until now if not given.")
 def refresh(start: datetime | None, end: datetime | None) -> None:
-    """Bring the aggregates up to date at once, instead of within the minute."""
+    """Bring the aggregates up to date now. The database must be running.
+
+    Without this, the refresh policies do it each minute.
+    """
     settings = Settings.from_environ(os.environ)
     with _database(settings, migrated=False, start=False) as url:
         refresh_aggregates(url, start, end, progress=click.echo)
@@ -93,9 +101,9 @@ def refresh(start: datetime | None, end: datetime | None) -> None:
 
 def _refuse_address(host: str, port: int, settings: Settings) -> None:
     try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
-        raise SetupError(f"--host is {host!r}; it must be an IP address or localhost.") from None
+        raise SetupError(f"--host is {host!r}; it must be an IP address, such as 127.0.0.1.") from None
     if not loopback and settings.auth != "off":
         raise SetupError(
             f"Without access tokens, anyone who reaches {host} could read and write. "
@@ -104,7 +112,7 @@ def _refuse_address(host: str, port: int, settings: Settings) -> None:
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
-        raise SetupError(f"{host} port {port} cannot be listened on: {error.strerror}.") from None
+        raise SetupError(f"{host} port {port} cannot be listened on: {error.strerror}. Another one: --port.") from None
 
 
 def _url(host: str, port: int) -> str:
@@ -123,6 +131,7 @@ def _database(settings: Settings, *, migrated: bool, start: bool = True) -> Iter
         return
     with running(settings.data_dir, pg_bin=settings.pg_bin, start=start) as url:
         if migrated:
+            click.echo(f"The database lies under {settings.data_dir.resolve()}.")
             migrate_database(url, engine=settings.engine)
         yield url
 

@@ -90,7 +90,7 @@ async def receive_batch(request: Incoming, writer: Writer, stream: Stream | None
     receipt = await writer.store(batch, Source.HTTP)
     if len(receipt.rejected) == receipt.received:
         raise AllRejected(
-            f"All {receipt.received} readings were rejected; the first: {receipt.rejected[0].message}",
+            f"Every reading was rejected; the first: {receipt.rejected[0].message}",
             **msgspec.to_builtins(receipt),
         )
     return receipt

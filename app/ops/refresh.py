@@ -14,7 +14,7 @@ ATTEMPTS = 30
 def refresh_aggregates(
     url: str, start: datetime | None, end: datetime | None, *, progress: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Refreshes the buckets that [start, end) touches, times in UTC; everything without them.
+    """Refreshes the buckets that [start, end) touches, in UTC where they have no zone; everything without them.
 
     `progress` is told of each aggregate. Raises SetupError.
     """
@@ -24,9 +24,13 @@ def refresh_aggregates(
         if notice.message_primary and notice.message_primary.startswith("Refreshing "):
             progress(notice.message_primary)
 
-    bounds = [None if bound is None else bound.replace(tzinfo=UTC) for bound in (start, end)]
-    if (start is None) != (end is None):
-        bounds = [bounds[0] or datetime(2000, 1, 1, tzinfo=UTC), bounds[1] or datetime.now(UTC)]
+    bounds: list[datetime | None] = [None, None]
+    if start is not None or end is not None:
+        first, last = start or datetime(2000, 1, 1, tzinfo=UTC), end or datetime.now(UTC)
+        first, last = first.replace(tzinfo=first.tzinfo or UTC), last.replace(tzinfo=last.tzinfo or UTC)
+        if first >= last:
+            raise SetupError("--to must lie after --from.")
+        bounds = [first, last]
     try:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.add_notice_handler(tell)

@@ -105,7 +105,7 @@ def test_a_database_is_migrated_before_it_is_served_or_refreshed(empty_database_
     with psycopg.connect(empty_database_url) as connection:
         assert connection.execute("SELECT engine FROM installation").fetchone() == (engine,)
 
-    for bounds in [], ["--from", "2026-01-01"], ["--from", "2026-01-01", "--to", "2026-01-02T12:00:00"]:
+    for bounds in [], ["--from", "2026-01-01"], ["--from", "2026-01-01", "--to", "2026-01-02T12:00:00Z"]:
         refreshed = wattline("refresh", *bounds, DATABASE_URL=empty_database_url)
         assert (refreshed.returncode, refreshed.stderr) == (0, "")
         assert refreshed.stdout == "The aggregates are refreshed.\n"
@@ -115,3 +115,13 @@ def test_a_database_is_migrated_before_it_is_served_or_refreshed(empty_database_
 def test_an_engine_that_cannot_be_had_is_one_line(empty_database_url: str) -> None:
     line = refusal(wattline("migrate", DATABASE_URL=empty_database_url, WATTLINE_ENGINE="timescale"))
     assert "TimescaleDB" in line
+
+
+def test_a_refresh_of_an_empty_range_is_refused(database_url: str) -> None:
+    done = wattline("refresh", "--from", "2026-01-02", "--to", "2026-01-01", DATABASE_URL=database_url)
+    assert refusal(done) == "--to must lie after --from."
+
+
+def test_a_database_of_a_newer_version_is_refused(database_url: str, connection: psycopg.Connection) -> None:
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    assert "9999" in refusal(wattline("migrate", DATABASE_URL=database_url))
