@@ -4,7 +4,7 @@
       SetupError            a command cannot run: one line for the operator, exit status 1
       ServiceError          a request cannot be served: one problem document (RFC 9457)
         MalformedBody, EmptyBatch, InvalidTimeRange, InvalidParameter          400
-        NotFound, NoChargingData                                               404
+        NotFound, NoChargingData, UnknownDevice                                404
         MethodNotAllowed                                                       405
         MappingOverlap                                                         409
         BodyTooLarge, BatchTooLarge                                            413
@@ -97,6 +97,12 @@ class NoChargingData(ServiceError):
     """No charging data found in the window."""
 
     code, status = "no_charging_data", 404
+
+
+class UnknownDevice(ServiceError):
+    """No device with this id is known."""
+
+    code, status = "unknown_device", 404
 
 
 class MethodNotAllowed(ServiceError):

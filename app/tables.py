@@ -168,6 +168,13 @@ _VEHICLE_COLUMNS = (
     Column("battery_temp_centic_min", SmallInteger),
     Column("battery_temp_centic_max", SmallInteger),
 )
+_FLEET_COLUMNS = (
+    Column("bucket", Moment),
+    Column("ac_milliwh", BigInteger),
+    Column("meter_readings", BigInteger),
+    Column("dc_milliwh", BigInteger),
+    Column("vehicle_readings", BigInteger),
+)
 
 
 def _buckets(name: str, *columns: Column[Any]) -> TableValuedAlias:
@@ -182,9 +189,21 @@ def _buckets(name: str, *columns: Column[Any]) -> TableValuedAlias:
 
 
 meter_minute = _buckets("meter_minute", *_METER_COLUMNS)
+meter_hour = _buckets("meter_hour", *_METER_COLUMNS)
+meter_day = _buckets("meter_day", *_METER_COLUMNS)
 vehicle_minute = _buckets("vehicle_minute", *_VEHICLE_COLUMNS, Column("meter_id", Integer))
+vehicle_hour = _buckets("vehicle_hour", *_VEHICLE_COLUMNS)
+vehicle_day = _buckets("vehicle_day", *_VEHICLE_COLUMNS)
+fleet_minute = _buckets("fleet_minute", *_FLEET_COLUMNS)
+fleet_hour = _buckets("fleet_hour", *_FLEET_COLUMNS)
+fleet_day = _buckets("fleet_day", *_FLEET_COLUMNS)
 
 # as_of: every reading committed before it is in the aggregate.
 aggregate_freshness = func.aggregate_freshness().table_valued(
     Column("name", Text), Column("materialized_through", Moment), Column("as_of", Moment), name="aggregate_freshness"
+)
+
+# kept_from: the aggregate is whole from then on; NULL: it is kept for good.
+aggregate_retention = func.aggregate_retention().table_valued(
+    Column("name", Text), Column("kept_from", Moment), name="aggregate_retention"
 )

@@ -1,7 +1,7 @@
--- Sums per minute, hour and day of each device, and per minute of the fleet, as continuous aggregates.
+-- Sums per minute, hour and day of each device, and per minute and hour of the fleet, as continuous aggregates.
 -- They hold what adds up (sums, counts, extremes), never averages. Buckets are fixed UTC widths: those of a time zone or of
--- months lose their last bucket in 2.29 (timescale/timescaledb issue 10296). Real-time reads are on: what is not yet
--- materialised is added from the level below. Sums of sums are cast back, since sum(bigint) is numeric.
+-- months lose their last bucket in 2.29 (timescale/timescaledb issue 10296). Real-time reads are on for the devices':
+-- what is not yet materialised is added from the level below. Sums of sums are cast back, since sum(bigint) is numeric.
 
 CREATE MATERIALIZED VIEW meter_minute_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
 SELECT
@@ -17,8 +17,9 @@ FROM meter_reading
 GROUP BY meter_id, time_bucket(INTERVAL '1 minute', ts)
 WITH NO DATA;
 
--- `bucket` stands second in every device aggregate: 2.29 refuses a third level above a parent that has it elsewhere.
-CREATE MATERIALIZED VIEW vehicle_minute_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+-- `bucket` stands second in every aggregate: 2.29 refuses a third level above a parent that has it elsewhere.
+CREATE MATERIALIZED VIEW vehicle_minute_cagg WITH (
+    timescaledb.continuous, timescaledb.materialized_only = false, timescaledb.create_group_indexes = false) AS
 SELECT
     vehicle_id,
     time_bucket(INTERVAL '1 minute', ts) AS bucket,
@@ -37,23 +38,47 @@ FROM vehicle_reading
 GROUP BY vehicle_id, meter_id, time_bucket(INTERVAL '1 minute', ts)
 WITH NO DATA;
 
--- One for each stream: an aggregate over two hypertables is refused.
-CREATE MATERIALIZED VIEW fleet_meter_minute_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+CREATE INDEX vehicle_minute_vehicle_id_bucket_idx ON vehicle_minute_cagg (vehicle_id, bucket DESC);
+-- Finds the other vehicles at a meter without reading those of the one: vehicle_id < x or > x.
+CREATE INDEX vehicle_minute_meter_id_vehicle_id_bucket_idx ON vehicle_minute_cagg (meter_id, vehicle_id, bucket DESC);
+
+-- The fleet's, one for each stream: an aggregate over two hypertables is refused. Materialised only: fleet_minute() and
+-- fleet_hour() add what is newer themselves, which takes a fifth of the time of real-time reads (20 against 100 ms with
+-- three minutes of 1,000 readings/s; above the device minutes these would ask for their watermark once a row: 700 ms).
+CREATE MATERIALIZED VIEW fleet_meter_minute_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
 SELECT
-    time_bucket(INTERVAL '1 minute', bucket) AS bucket,
-    sum(ac_milliwh)::bigint AS ac_milliwh,
-    sum(readings)::bigint AS readings
-FROM meter_minute_cagg
-GROUP BY time_bucket(INTERVAL '1 minute', bucket)
+    sum(ac_milliwh) AS ac_milliwh,
+    time_bucket(INTERVAL '1 minute', ts) AS bucket,
+    count(*) AS readings
+FROM meter_reading
+GROUP BY time_bucket(INTERVAL '1 minute', ts)
 WITH NO DATA;
 
-CREATE MATERIALIZED VIEW fleet_vehicle_minute_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+CREATE MATERIALIZED VIEW fleet_vehicle_minute_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
 SELECT
-    time_bucket(INTERVAL '1 minute', bucket) AS bucket,
-    sum(dc_milliwh)::bigint AS dc_milliwh,
+    sum(dc_milliwh) AS dc_milliwh,
+    time_bucket(INTERVAL '1 minute', ts) AS bucket,
+    count(*) AS readings
+FROM vehicle_reading
+GROUP BY time_bucket(INTERVAL '1 minute', ts)
+WITH NO DATA;
+
+CREATE MATERIALIZED VIEW fleet_meter_hour_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
+SELECT
+    sum(ac_milliwh)::bigint AS ac_milliwh,
+    time_bucket(INTERVAL '1 hour', bucket) AS bucket,
     sum(readings)::bigint AS readings
-FROM vehicle_minute_cagg
-GROUP BY time_bucket(INTERVAL '1 minute', bucket)
+FROM fleet_meter_minute_cagg
+GROUP BY time_bucket(INTERVAL '1 hour', bucket)
+WITH NO DATA;
+
+CREATE MATERIALIZED VIEW fleet_vehicle_hour_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
+SELECT
+    sum(dc_milliwh)::bigint AS dc_milliwh,
+    time_bucket(INTERVAL '1 hour', bucket) AS bucket,
+    sum(readings)::bigint AS readings
+FROM fleet_vehicle_minute_cagg
+GROUP BY time_bucket(INTERVAL '1 hour', bucket)
 WITH NO DATA;
 
 CREATE MATERIALIZED VIEW meter_hour_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS

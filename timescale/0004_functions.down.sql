@@ -1,10 +1,17 @@
 DROP FUNCTION drop_expired();
 DROP PROCEDURE refresh_aggregates(timestamptz, timestamptz);
+DROP FUNCTION aggregate_retention();
 DROP FUNCTION aggregate_freshness();
-DROP FUNCTION cagg_materialized_through(text);
 DROP FUNCTION cagg_refreshed(text, timestamptz);
 DROP TABLE full_refresh;
+DROP FUNCTION fleet_day(timestamptz, timestamptz);
+DROP FUNCTION fleet_hour(timestamptz, timestamptz);
 DROP FUNCTION fleet_minute(timestamptz, timestamptz);
+DROP FUNCTION cagg_fleet_vehicle_hour(timestamptz, timestamptz);
+DROP FUNCTION cagg_fleet_meter_hour(timestamptz, timestamptz);
+DROP FUNCTION cagg_fleet_vehicle_minute(timestamptz, timestamptz);
+DROP FUNCTION cagg_fleet_meter_minute(timestamptz, timestamptz);
+DROP FUNCTION cagg_materialized_through(text);
 DROP FUNCTION vehicle_day(timestamptz, timestamptz);
 DROP FUNCTION meter_day(timestamptz, timestamptz);
 DROP FUNCTION vehicle_hour(timestamptz, timestamptz);

@@ -71,14 +71,105 @@ LANGUAGE sql STABLE AS $$
     WHERE bucket >= range_from AND bucket < range_to
 $$;
 
+-- Up to which bucket an aggregate is materialised; NULL for one that was never refreshed.
+CREATE FUNCTION cagg_materialized_through(cagg text) RETURNS timestamptz
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (
+        SELECT nullif(_timescaledb_functions.to_timestamp(_timescaledb_functions.cagg_watermark(materialized.id)),
+                      '4714-11-24 00:00Z BC')
+        FROM timescaledb_information.continuous_aggregates
+        JOIN _timescaledb_catalog.hypertable AS materialized
+            ON materialized.schema_name = materialization_hypertable_schema
+            AND materialized.table_name = materialization_hypertable_name
+        WHERE view_name = cagg);
+END
+$$;
+
+-- The fleet's materialised buckets of one stream, and what is newer from the level below. The watermark is asked for once,
+-- in a subquery.
+CREATE FUNCTION cagg_fleet_meter_minute(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    bucket timestamptz, ac_milliwh bigint, readings bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT bucket, ac_milliwh, readings
+    FROM fleet_meter_minute_cagg
+    WHERE bucket >= range_from AND bucket < range_to
+        AND bucket < (SELECT cagg_materialized_through('fleet_meter_minute_cagg'))
+    UNION ALL
+    SELECT time_bucket(INTERVAL '1 minute', ts), sum(ac_milliwh), count(*)
+    FROM meter_reading
+    WHERE ts >= range_from AND ts < range_to
+        AND ts >= (SELECT coalesce(cagg_materialized_through('fleet_meter_minute_cagg'), '-infinity'))
+    GROUP BY time_bucket(INTERVAL '1 minute', ts)
+$$;
+
+CREATE FUNCTION cagg_fleet_vehicle_minute(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    bucket timestamptz, dc_milliwh bigint, readings bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT bucket, dc_milliwh, readings
+    FROM fleet_vehicle_minute_cagg
+    WHERE bucket >= range_from AND bucket < range_to
+        AND bucket < (SELECT cagg_materialized_through('fleet_vehicle_minute_cagg'))
+    UNION ALL
+    SELECT time_bucket(INTERVAL '1 minute', ts), sum(dc_milliwh), count(*)
+    FROM vehicle_reading
+    WHERE ts >= range_from AND ts < range_to
+        AND ts >= (SELECT coalesce(cagg_materialized_through('fleet_vehicle_minute_cagg'), '-infinity'))
+    GROUP BY time_bucket(INTERVAL '1 minute', ts)
+$$;
+
+CREATE FUNCTION cagg_fleet_meter_hour(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    bucket timestamptz, ac_milliwh bigint, readings bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT bucket, ac_milliwh, readings
+    FROM fleet_meter_hour_cagg
+    WHERE bucket >= range_from AND bucket < range_to
+        AND bucket < (SELECT cagg_materialized_through('fleet_meter_hour_cagg'))
+    UNION ALL
+    SELECT time_bucket(INTERVAL '1 hour', bucket), sum(ac_milliwh)::bigint, sum(readings)::bigint
+    FROM cagg_fleet_meter_minute(range_from, range_to)
+    WHERE bucket >= (SELECT coalesce(cagg_materialized_through('fleet_meter_hour_cagg'), '-infinity'))
+    GROUP BY time_bucket(INTERVAL '1 hour', bucket)
+$$;
+
+CREATE FUNCTION cagg_fleet_vehicle_hour(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    bucket timestamptz, dc_milliwh bigint, readings bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT bucket, dc_milliwh, readings
+    FROM fleet_vehicle_hour_cagg
+    WHERE bucket >= range_from AND bucket < range_to
+        AND bucket < (SELECT cagg_materialized_through('fleet_vehicle_hour_cagg'))
+    UNION ALL
+    SELECT time_bucket(INTERVAL '1 hour', bucket), sum(dc_milliwh)::bigint, sum(readings)::bigint
+    FROM cagg_fleet_vehicle_minute(range_from, range_to)
+    WHERE bucket >= (SELECT coalesce(cagg_materialized_through('fleet_vehicle_hour_cagg'), '-infinity'))
+    GROUP BY time_bucket(INTERVAL '1 hour', bucket)
+$$;
+
 -- A minute in which one stream was silent has NULL there, not zero.
 CREATE FUNCTION fleet_minute(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
     bucket timestamptz, ac_milliwh bigint, meter_readings bigint, dc_milliwh bigint, vehicle_readings bigint)
 LANGUAGE sql STABLE AS $$
     SELECT bucket, m.ac_milliwh, m.readings, v.dc_milliwh, v.readings
-    FROM (SELECT * FROM fleet_meter_minute_cagg WHERE bucket >= range_from AND bucket < range_to) AS m
-    FULL JOIN (SELECT * FROM fleet_vehicle_minute_cagg WHERE bucket >= range_from AND bucket < range_to) AS v
-        USING (bucket)
+    FROM cagg_fleet_meter_minute(range_from, range_to) AS m
+    FULL JOIN cagg_fleet_vehicle_minute(range_from, range_to) AS v USING (bucket)
+$$;
+
+CREATE FUNCTION fleet_hour(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    bucket timestamptz, ac_milliwh bigint, meter_readings bigint, dc_milliwh bigint, vehicle_readings bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT bucket, m.ac_milliwh, m.readings, v.dc_milliwh, v.readings
+    FROM cagg_fleet_meter_hour(range_from, range_to) AS m
+    FULL JOIN cagg_fleet_vehicle_hour(range_from, range_to) AS v USING (bucket)
+$$;
+
+CREATE FUNCTION fleet_day(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    bucket timestamptz, ac_milliwh bigint, meter_readings bigint, dc_milliwh bigint, vehicle_readings bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z'),
+           sum(ac_milliwh)::bigint, sum(meter_readings)::bigint, sum(dc_milliwh)::bigint, sum(vehicle_readings)::bigint
+    FROM fleet_hour(range_from, range_to)
+    GROUP BY date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z')
 $$;
 
 -- When refresh_aggregates() last refreshed everything.
@@ -95,8 +186,8 @@ CREATE FUNCTION cagg_refreshed(cagg text, seen_at timestamptz DEFAULT 'infinity'
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
     source   CONSTANT text := CASE cagg
-        WHEN 'fleet_meter_minute_cagg' THEN 'meter_minute_cagg'
-        WHEN 'fleet_vehicle_minute_cagg' THEN 'vehicle_minute_cagg'
+        WHEN 'fleet_meter_hour_cagg' THEN 'fleet_meter_minute_cagg'
+        WHEN 'fleet_vehicle_hour_cagg' THEN 'fleet_vehicle_minute_cagg'
         WHEN 'meter_hour_cagg' THEN 'meter_minute_cagg'
         WHEN 'vehicle_hour_cagg' THEN 'vehicle_minute_cagg'
         WHEN 'meter_day_cagg' THEN 'meter_hour_cagg'
@@ -122,21 +213,6 @@ BEGIN
 END
 $$;
 
--- Up to which bucket an aggregate is materialised; NULL for one that was never refreshed.
-CREATE FUNCTION cagg_materialized_through(cagg text) RETURNS timestamptz
-LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    RETURN (
-        SELECT nullif(_timescaledb_functions.to_timestamp(_timescaledb_functions.cagg_watermark(materialized.id)),
-                      '4714-11-24 00:00Z BC')
-        FROM timescaledb_information.continuous_aggregates
-        JOIN _timescaledb_catalog.hypertable AS materialized
-            ON materialized.schema_name = materialization_hypertable_schema
-            AND materialized.table_name = materialization_hypertable_name
-        WHERE view_name = cagg);
-END
-$$;
-
 -- How far each aggregate is materialised, and as_of: every reading committed before it is in the aggregate, since no
 -- store transaction runs for more than 5 s.
 CREATE FUNCTION aggregate_freshness() RETURNS TABLE (name text, materialized_through timestamptz, as_of timestamptz)
@@ -145,7 +221,19 @@ LANGUAGE sql STABLE AS $$
            cagg_materialized_through(aggregate.name || '_cagg'),
            cagg_refreshed(aggregate.name || '_cagg') - INTERVAL '5 seconds'
     FROM (VALUES ('meter_minute'), ('vehicle_minute'), ('fleet_meter_minute'), ('fleet_vehicle_minute'),
-                 ('meter_hour'), ('vehicle_hour'), ('meter_day'), ('vehicle_day')) AS aggregate (name)
+                 ('fleet_meter_hour'), ('fleet_vehicle_hour'), ('meter_hour'), ('vehicle_hour'), ('meter_day'),
+                 ('vehicle_day')) AS aggregate (name)
+$$;
+
+-- From when on each aggregate is kept whole; NULL for good. What is older is dropped chunk by chunk.
+CREATE FUNCTION aggregate_retention() RETURNS TABLE (name text, kept_from timestamptz)
+LANGUAGE sql STABLE AS $$
+    SELECT aggregate.name, now() - (job.config ->> 'drop_after')::interval
+    FROM (VALUES ('meter_minute'), ('vehicle_minute'), ('fleet_meter_minute'), ('fleet_vehicle_minute'),
+                 ('fleet_meter_hour'), ('fleet_vehicle_hour'), ('meter_hour'), ('vehicle_hour'), ('meter_day'),
+                 ('vehicle_day')) AS aggregate (name)
+    LEFT JOIN timescaledb_information.jobs AS job
+        ON job.proc_name = 'policy_retention' AND job.hypertable_name = aggregate.name || '_cagg'
 $$;
 
 -- Refreshes every aggregate over the buckets that [range_from, range_to) touches, minutes before hours before days;
@@ -164,8 +252,10 @@ BEGIN
         SELECT * FROM (VALUES
             ('meter_minute_cagg', 'meter_reading', INTERVAL '1 minute'),
             ('vehicle_minute_cagg', 'vehicle_reading', INTERVAL '1 minute'),
-            ('fleet_meter_minute_cagg', 'meter_minute_cagg', INTERVAL '1 minute'),
-            ('fleet_vehicle_minute_cagg', 'vehicle_minute_cagg', INTERVAL '1 minute'),
+            ('fleet_meter_minute_cagg', 'meter_reading', INTERVAL '1 minute'),
+            ('fleet_vehicle_minute_cagg', 'vehicle_reading', INTERVAL '1 minute'),
+            ('fleet_meter_hour_cagg', 'fleet_meter_minute_cagg', INTERVAL '1 hour'),
+            ('fleet_vehicle_hour_cagg', 'fleet_vehicle_minute_cagg', INTERVAL '1 hour'),
             ('meter_hour_cagg', 'meter_minute_cagg', INTERVAL '1 hour'),
             ('vehicle_hour_cagg', 'vehicle_minute_cagg', INTERVAL '1 hour'),
             ('meter_day_cagg', 'meter_hour_cagg', INTERVAL '1 day'),

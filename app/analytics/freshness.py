@@ -1,6 +1,7 @@
 """How fresh the answers are."""
 
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import bindparam, func, select, text
@@ -29,13 +30,20 @@ class Freshness(msgspec.Struct, frozen=True, rename="camel"):
     devices_expected: int
 
 
-async def as_of(connection: AsyncConnection, *aggregates: str) -> datetime | None:
-    """Every reading committed before it is in those aggregates, for a statement that starts later.
+class Instants(NamedTuple):
+    """Up to when some aggregates are complete and materialised; None when one of them was never refreshed."""
 
-    None when one of them was never refreshed. To be asked before the data.
+    as_of: datetime | None
+    materialized_through: datetime | None
+
+
+async def fetch_instants(connection: AsyncConnection, *aggregates: str) -> Instants:
+    """Every reading committed before `as_of` is in all of those aggregates, for a statement that starts later.
+
+    So it is to be asked before the data.
     """
-    instants = (await connection.scalars(_AS_OF, {"names": aggregates})).all()
-    return None if None in instants else min(instants, default=None)
+    rows = (await connection.execute(_INSTANTS, {"names": aggregates})).all()
+    return Instants(*(None if None in instants else min(instants) for instants in zip(*rows, strict=True)))
 
 
 async def fetch_freshness(connection: AsyncConnection) -> Freshness:
@@ -51,7 +59,9 @@ async def fetch_freshness(connection: AsyncConnection) -> Freshness:
     )
 
 
-_AS_OF = select(aggregate_freshness.c.as_of).where(aggregate_freshness.c.name.in_(bindparam("names", expanding=True)))
+_INSTANTS = select(aggregate_freshness.c.as_of, aggregate_freshness.c.materialized_through).where(
+    aggregate_freshness.c.name.in_(bindparam("names", expanding=True))
+)
 _AGGREGATES = select(
     aggregate_freshness.c.name,
     aggregate_freshness.c.materialized_through,

@@ -74,6 +74,28 @@ class Pairing(msgspec.Struct, frozen=True):
         return self.paired + self.shared + self.unpaired
 
 
+class Evidence(msgspec.Struct, frozen=True):
+    """The minutes behind a Pairing. The keys of both energies are the paired minutes."""
+
+    covered: set[int]
+    shared: set[int]
+    paired_ac_milliwh: Energy
+    paired_dc_milliwh: Energy
+    has_meter: bool
+
+    def total(self) -> Pairing:
+        """Counts and sums over all minutes."""
+        paired = len(self.paired_ac_milliwh)
+        return Pairing(
+            paired=paired,
+            shared=len(self.shared),
+            unpaired=len(self.covered) - paired - len(self.shared),
+            paired_ac_milliwh=sum(self.paired_ac_milliwh.values()),
+            paired_dc_milliwh=sum(self.paired_dc_milliwh.values()),
+            has_meter=self.has_meter,
+        )
+
+
 def pair(
     vehicle_id: int,
     vehicle_minutes: Iterable[VehicleMinute],
@@ -81,7 +103,7 @@ def pair(
     mappings: Iterable[Mapping],
     *,
     gap_minutes: int,
-) -> Pairing:
+) -> Evidence:
     """Pair one vehicle's minutes with those of its meters.
 
     `vehicle_minutes` holds the window's minutes of this vehicle and of every vehicle that may share a meter with it,
@@ -91,27 +113,20 @@ def pair(
     delivered = _delivered(vehicle_minutes, mappings)
     consumed = _consumed(meter_minutes)
     own = delivered.pop(vehicle_id, ByMeter())
-    minutes, at_meter = _cover(own, gap_minutes)
+    covered, at_meter = _cover(own, gap_minutes)
     taken = _taken(delivered.values(), gap_minutes)
 
-    paired, shared, ac_milliwh, dc_milliwh = set[int](), set[int](), 0, 0
+    shared, ac_milliwh, dc_milliwh = set[int](), Energy(int), Energy(int)
     for meter_id, here in at_meter.items():
         shared_here = here & taken[meter_id]
         ac = consumed[meter_id]
         paired_here = (here - shared_here) & _filled(ac.keys(), _gaps(ac, gap_minutes))
-        ac_milliwh += _total(ac, paired_here)
-        dc_milliwh += _total(own[meter_id], paired_here)
-        paired |= paired_here
+        dc = own[meter_id]
+        for minute in paired_here:
+            ac_milliwh[minute] += ac.get(minute, 0)
+            dc_milliwh[minute] += dc.get(minute, 0)
         shared |= shared_here
-    shared -= paired
-    return Pairing(
-        paired=len(paired),
-        shared=len(shared),
-        unpaired=len(minutes) - len(paired) - len(shared),
-        paired_ac_milliwh=ac_milliwh,
-        paired_dc_milliwh=dc_milliwh,
-        has_meter=bool(at_meter),
-    )
+    return Evidence(covered, shared - ac_milliwh.keys(), ac_milliwh, dc_milliwh, bool(at_meter))
 
 
 def _delivered(vehicle_minutes: Iterable[VehicleMinute], mappings: Iterable[Mapping]) -> dict[int, ByMeter]:
@@ -180,7 +195,3 @@ def _filled(minutes: AbstractSet[int], gaps: dict[int, int]) -> set[int]:
     sides = ((before, gaps[before]) for before in gaps.keys() & minutes)
     between = (range(before + 1, after) for before, after in sides if after in minutes)
     return set(minutes).union(chain.from_iterable(between))
-
-
-def _total(energy: Energy, minutes: set[int]) -> int:
-    return sum(energy[minute] for minute in minutes & energy.keys())

@@ -8,6 +8,8 @@ from app.errors import InvalidTimeRange
 # Devices' clocks may be that far ahead, and their readings are taken.
 AHEAD = timedelta(minutes=5)
 MAX_HOURS = 2160
+# As long as the calendar below.
+CALENDAR_HOURS = 300 * 366 * 24
 _MINUTE = timedelta(minutes=1)
 # Far from the ends of the calendar, where a minute more cannot be counted.
 _EARLIEST, _LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
@@ -36,18 +38,20 @@ class Window(NamedTuple):
         return floor if floor == self.end else floor + _MINUTE
 
 
-def window_of(start: datetime | None, end: datetime | None, hours: int | None, *, now: datetime) -> Window:
+def window_of(
+    start: datetime | None, end: datetime | None, hours: int | None, *, now: datetime, max_hours: int = MAX_HOURS
+) -> Window:
     """The window from `start`, or `hours` (24) long, to `end`, or 5 minutes from now.
 
-    Raises InvalidTimeRange when it is empty, longer than 2160 hours, has both `start` and `hours`, or a time without a
+    Raises InvalidTimeRange when it is empty, longer than `max_hours`, has both `start` and `hours`, or a time without a
     zone.
     """
     if start is not None and hours is not None:
         raise InvalidTimeRange("Give either `from` or `hours`.")
     if any(instant is not None and instant.tzinfo is None for instant in (start, end)):
         raise InvalidTimeRange("`from` and `to` need a time zone.")
-    if hours is not None and not 1 <= hours <= MAX_HOURS:
-        raise InvalidTimeRange(f"`hours` must lie between 1 and {MAX_HOURS}.")
+    if hours is not None and not 1 <= hours <= max_hours:
+        raise InvalidTimeRange(f"`hours` must lie between 1 and {max_hours}.")
     try:
         end = now + AHEAD if end is None else end.astimezone(UTC)
         start = end - timedelta(hours=hours or 24) if start is None else start.astimezone(UTC)
@@ -55,6 +59,6 @@ def window_of(start: datetime | None, end: datetime | None, hours: int | None, *
         raise InvalidTimeRange("`from` or `to` lies outside of what can be counted.") from None
     if not (start >= _EARLIEST and end <= _LATEST):
         raise InvalidTimeRange("`from` and `to` must lie between the years 1900 and 2200.")
-    if not timedelta(0) < end - start <= timedelta(hours=MAX_HOURS):
-        raise InvalidTimeRange(f"`to` must lie after `from`, by at most {MAX_HOURS} hours.")
+    if not timedelta(0) < end - start <= timedelta(hours=max_hours):
+        raise InvalidTimeRange(f"`to` must lie after `from`, by at most {max_hours} hours.")
     return Window(start, end)

@@ -17,6 +17,8 @@ Aggregate = Literal[
     "vehicle_minute",
     "fleet_meter_minute",
     "fleet_vehicle_minute",
+    "fleet_meter_hour",
+    "fleet_vehicle_hour",
     "meter_hour",
     "vehicle_hour",
     "meter_day",

@@ -21,8 +21,8 @@ CREATE TABLE vehicle_reading (
     PRIMARY KEY (vehicle_id, ts)
 ) PARTITION BY RANGE (ts);
 
--- Finds the vehicles that shared a meter.
-CREATE INDEX vehicle_reading_meter_id_ts_idx ON vehicle_reading (meter_id, ts);
+-- Finds the other vehicles at a meter without reading those of the one: vehicle_id < x or > x.
+CREATE INDEX vehicle_reading_meter_id_vehicle_id_ts_idx ON vehicle_reading (meter_id, vehicle_id, ts);
 
 -- Makes the partitions of the UTC days that [range_from, range_to] touches, where they are missing.
 -- Attaching a finished table locks out other DDL only; CREATE TABLE ... PARTITION OF would lock out every insert.

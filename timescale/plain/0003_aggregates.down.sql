@@ -1,4 +1,8 @@
 DROP TABLE retention;
+DROP TABLE fleet_vehicle_hour_kept;
+DROP TABLE fleet_meter_hour_kept;
+DROP TABLE vehicle_day_kept;
+DROP TABLE meter_day_kept;
 DROP TABLE vehicle_hour_kept;
 DROP TABLE meter_hour_kept;
 DROP TRIGGER add_to_fleet_minute ON vehicle_reading;

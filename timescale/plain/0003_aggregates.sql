@@ -1,5 +1,5 @@
 -- What plain PostgreSQL has to keep itself: the fleet's minutes, which no index over the readings could answer fast
--- enough, and the hours of the days whose readings are dropped. All else is computed from the readings when asked.
+-- enough, and the hours and days of what is dropped. All else is computed from the readings when asked.
 
 -- Every batch adds to the same few minutes. A row for each of 16 shards, chosen by backend, keeps concurrent batches from
 -- queueing for one row lock.
@@ -84,6 +84,21 @@ CREATE TABLE vehicle_hour_kept (
     battery_temp_centic_min  smallint,
     battery_temp_centic_max  smallint,
     PRIMARY KEY (vehicle_id, bucket)
+);
+
+CREATE TABLE meter_day_kept (LIKE meter_hour_kept INCLUDING ALL);
+CREATE TABLE vehicle_day_kept (LIKE vehicle_hour_kept INCLUDING ALL);
+
+CREATE TABLE fleet_meter_hour_kept (
+    bucket      timestamptz PRIMARY KEY,
+    ac_milliwh  bigint      NOT NULL,
+    readings    bigint      NOT NULL
+);
+
+CREATE TABLE fleet_vehicle_hour_kept (
+    bucket      timestamptz PRIMARY KEY,
+    dc_milliwh  bigint      NOT NULL,
+    readings    bigint      NOT NULL
 );
 
 -- How long each kind of row is kept; written from policies.toml, read by drop_expired().

@@ -1,6 +1,9 @@
 DROP FUNCTION drop_expired();
 DROP PROCEDURE refresh_aggregates(timestamptz, timestamptz);
+DROP FUNCTION aggregate_retention();
 DROP FUNCTION aggregate_freshness();
+DROP FUNCTION fleet_day(timestamptz, timestamptz);
+DROP FUNCTION fleet_hour(timestamptz, timestamptz);
 DROP FUNCTION fleet_minute(timestamptz, timestamptz);
 DROP FUNCTION vehicle_day(timestamptz, timestamptz);
 DROP FUNCTION meter_day(timestamptz, timestamptz);

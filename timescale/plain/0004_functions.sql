@@ -69,10 +69,16 @@ LANGUAGE sql STABLE AS $$
     GROUP BY vehicle_id, date_bin('1 hour', ts, TIMESTAMPTZ '2000-01-01 00:00Z')
 $$;
 
+-- Days of hours that were dropped, and of those that are still there.
 CREATE FUNCTION meter_day(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
     meter_id integer, bucket timestamptz, ac_milliwh bigint, readings bigint,
     voltage_centiv_sum bigint, voltage_readings bigint, voltage_centiv_min integer, voltage_centiv_max integer)
 LANGUAGE sql STABLE AS $$
+    SELECT meter_id, bucket, ac_milliwh, readings, voltage_centiv_sum, voltage_readings, voltage_centiv_min,
+           voltage_centiv_max
+    FROM meter_day_kept
+    WHERE bucket >= range_from AND bucket < range_to
+    UNION ALL
     SELECT meter_id, date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z'),
            sum(ac_milliwh)::bigint, sum(readings)::bigint, sum(voltage_centiv_sum)::bigint,
            sum(voltage_readings)::bigint, min(voltage_centiv_min), max(voltage_centiv_max)
@@ -80,12 +86,19 @@ LANGUAGE sql STABLE AS $$
     GROUP BY meter_id, date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z')
 $$;
 
+-- Days of hours that were dropped, and of those that are still there.
 CREATE FUNCTION vehicle_day(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
     vehicle_id integer, bucket timestamptz, dc_milliwh bigint, readings bigint,
     soc_centipercent_sum bigint, soc_readings bigint, soc_centipercent_min smallint, soc_centipercent_max smallint,
     battery_temp_centic_sum bigint, battery_temp_readings bigint,
     battery_temp_centic_min smallint, battery_temp_centic_max smallint)
 LANGUAGE sql STABLE AS $$
+    SELECT vehicle_id, bucket, dc_milliwh, readings, soc_centipercent_sum, soc_readings, soc_centipercent_min,
+           soc_centipercent_max, battery_temp_centic_sum, battery_temp_readings, battery_temp_centic_min,
+           battery_temp_centic_max
+    FROM vehicle_day_kept
+    WHERE bucket >= range_from AND bucket < range_to
+    UNION ALL
     SELECT vehicle_id, date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z'),
            sum(dc_milliwh)::bigint, sum(readings)::bigint,
            sum(soc_centipercent_sum)::bigint, sum(soc_readings)::bigint,
@@ -112,6 +125,41 @@ LANGUAGE sql STABLE AS $$
           GROUP BY bucket) AS v USING (bucket)
 $$;
 
+-- Hours of minutes that were dropped, and of those that are still there.
+CREATE FUNCTION fleet_hour(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    bucket timestamptz, ac_milliwh bigint, meter_readings bigint, dc_milliwh bigint, vehicle_readings bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT bucket, m.ac_milliwh, m.readings, v.dc_milliwh, v.readings
+    FROM (SELECT bucket, sum(ac_milliwh)::bigint AS ac_milliwh, sum(readings)::bigint AS readings
+          FROM (SELECT bucket, ac_milliwh, readings
+                FROM fleet_meter_hour_kept
+                WHERE bucket >= range_from AND bucket < range_to
+                UNION ALL
+                SELECT date_bin('1 hour', bucket, TIMESTAMPTZ '2000-01-01 00:00Z'), ac_milliwh, readings
+                FROM fleet_meter_minute
+                WHERE bucket >= range_from AND bucket < range_to) AS parts
+          GROUP BY bucket) AS m
+    FULL JOIN
+         (SELECT bucket, sum(dc_milliwh)::bigint AS dc_milliwh, sum(readings)::bigint AS readings
+          FROM (SELECT bucket, dc_milliwh, readings
+                FROM fleet_vehicle_hour_kept
+                WHERE bucket >= range_from AND bucket < range_to
+                UNION ALL
+                SELECT date_bin('1 hour', bucket, TIMESTAMPTZ '2000-01-01 00:00Z'), dc_milliwh, readings
+                FROM fleet_vehicle_minute
+                WHERE bucket >= range_from AND bucket < range_to) AS parts
+          GROUP BY bucket) AS v USING (bucket)
+$$;
+
+CREATE FUNCTION fleet_day(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
+    bucket timestamptz, ac_milliwh bigint, meter_readings bigint, dc_milliwh bigint, vehicle_readings bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z'),
+           sum(ac_milliwh)::bigint, sum(meter_readings)::bigint, sum(dc_milliwh)::bigint, sum(vehicle_readings)::bigint
+    FROM fleet_hour(range_from, range_to)
+    GROUP BY date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z')
+$$;
+
 -- Nothing is materialised, so every aggregate is as fresh as the tables. as_of: every reading committed before it is
 -- seen by a statement that starts later. A transaction under way may have taken its commit time already, hence not
 -- later than its start; a store transaction runs for 5 s at most.
@@ -122,17 +170,31 @@ LANGUAGE sql STABLE AS $$
                     least(now(), (SELECT min(xact_start) FROM pg_stat_activity
                                   WHERE datname = current_database() AND backend_xid IS NOT NULL)))
     FROM (VALUES ('meter_minute'), ('vehicle_minute'), ('fleet_meter_minute'), ('fleet_vehicle_minute'),
-                 ('meter_hour'), ('vehicle_hour'), ('meter_day'), ('vehicle_day')) AS aggregate (name)
+                 ('fleet_meter_hour'), ('fleet_vehicle_hour'), ('meter_hour'), ('vehicle_hour'), ('meter_day'),
+                 ('vehicle_day')) AS aggregate (name)
+$$;
+
+-- From when on each aggregate is kept whole; NULL for good. A device's minutes are its readings'.
+CREATE FUNCTION aggregate_retention() RETURNS TABLE (name text, kept_from timestamptz)
+LANGUAGE sql STABLE AS $$
+    SELECT aggregate.name, now() - retention.drop_after
+    FROM (VALUES ('meter_minute', 'meter_reading'), ('vehicle_minute', 'vehicle_reading'),
+                 ('fleet_meter_minute', 'fleet_meter_minute'), ('fleet_vehicle_minute', 'fleet_vehicle_minute'),
+                 ('fleet_meter_hour', NULL), ('fleet_vehicle_hour', NULL),
+                 ('meter_hour', 'meter_hour'), ('vehicle_hour', 'vehicle_hour'),
+                 ('meter_day', NULL), ('vehicle_day', NULL)) AS aggregate (name, source)
+    LEFT JOIN retention ON retention.name = aggregate.source
 $$;
 
 CREATE PROCEDURE refresh_aggregates(range_from timestamptz DEFAULT NULL, range_to timestamptz DEFAULT NULL)
 LANGUAGE sql AS $$ SELECT $$;
 
 -- Drops the oldest partition that is over for longer than its readings are kept, after it stored its hours; true when it
--- did. Without such a partition, drops the hours and fleet minutes that are too old. One partition a call: dropping it
--- locks its parent, and what followed in the same transaction would keep every insert waiting. For the same reason nothing
--- waits long for a lock here; what cannot be had now is had at the next call. The partition is locked against late inserts
--- before its hours are taken. Hours that are stored already stay: a day may have been made again after it was dropped.
+-- did. Without such a partition, drops the devices' hours and the fleet's minutes that are too old, and stores their days
+-- and hours. One partition a call: dropping it locks its parent, and what followed in the same transaction would keep
+-- every insert waiting. For the same reason nothing waits long for a lock here; what cannot be had now is had at the next
+-- call. The partition is locked against late inserts before its hours are taken. Hours that are stored already stay: a
+-- day may have been made again after it was dropped.
 CREATE FUNCTION drop_expired() RETURNS boolean
 LANGUAGE plpgsql
 SET lock_timeout = '500ms'
@@ -166,10 +228,56 @@ BEGIN
         RETURN true;
     END IF;
 
-    DELETE FROM meter_hour_kept WHERE bucket < now() - (keep ->> 'meter_hour')::interval;
-    DELETE FROM vehicle_hour_kept WHERE bucket < now() - (keep ->> 'vehicle_hour')::interval;
-    DELETE FROM fleet_meter_minute WHERE bucket < now() - (keep ->> 'fleet_meter_minute')::interval;
-    DELETE FROM fleet_vehicle_minute WHERE bucket < now() - (keep ->> 'fleet_vehicle_minute')::interval;
+    WITH gone AS (
+        DELETE FROM meter_hour_kept
+        WHERE bucket < date_bin('1 day', now() - (keep ->> 'meter_hour')::interval, '2000-01-01 00:00Z')
+        RETURNING *)
+    INSERT INTO meter_day_kept
+    SELECT meter_id, date_bin('1 day', bucket, '2000-01-01 00:00Z') AS day,
+           sum(ac_milliwh)::bigint, sum(readings)::bigint, sum(voltage_centiv_sum)::bigint,
+           sum(voltage_readings)::bigint, min(voltage_centiv_min), max(voltage_centiv_max)
+    FROM gone
+    GROUP BY meter_id, day
+    ON CONFLICT DO NOTHING;
+
+    WITH gone AS (
+        DELETE FROM vehicle_hour_kept
+        WHERE bucket < date_bin('1 day', now() - (keep ->> 'vehicle_hour')::interval, '2000-01-01 00:00Z')
+        RETURNING *)
+    INSERT INTO vehicle_day_kept
+    SELECT vehicle_id, date_bin('1 day', bucket, '2000-01-01 00:00Z') AS day,
+           sum(dc_milliwh)::bigint, sum(readings)::bigint,
+           sum(soc_centipercent_sum)::bigint, sum(soc_readings)::bigint,
+           min(soc_centipercent_min), max(soc_centipercent_max),
+           sum(battery_temp_centic_sum)::bigint, sum(battery_temp_readings)::bigint,
+           min(battery_temp_centic_min), max(battery_temp_centic_max)
+    FROM gone
+    GROUP BY vehicle_id, day
+    ON CONFLICT DO NOTHING;
+
+    WITH gone AS (
+        DELETE FROM fleet_meter_minute
+        WHERE bucket < date_bin('1 hour', now() - (keep ->> 'fleet_meter_minute')::interval, '2000-01-01 00:00Z')
+        RETURNING bucket, ac_milliwh, readings)
+    INSERT INTO fleet_meter_hour_kept AS kept (bucket, ac_milliwh, readings)
+    SELECT date_bin('1 hour', bucket, '2000-01-01 00:00Z') AS hour, sum(ac_milliwh), sum(readings)
+    FROM gone
+    GROUP BY hour
+    ON CONFLICT (bucket) DO UPDATE SET
+        ac_milliwh = kept.ac_milliwh + excluded.ac_milliwh,
+        readings = kept.readings + excluded.readings;
+
+    WITH gone AS (
+        DELETE FROM fleet_vehicle_minute
+        WHERE bucket < date_bin('1 hour', now() - (keep ->> 'fleet_vehicle_minute')::interval, '2000-01-01 00:00Z')
+        RETURNING bucket, dc_milliwh, readings)
+    INSERT INTO fleet_vehicle_hour_kept AS kept (bucket, dc_milliwh, readings)
+    SELECT date_bin('1 hour', bucket, '2000-01-01 00:00Z') AS hour, sum(dc_milliwh), sum(readings)
+    FROM gone
+    GROUP BY hour
+    ON CONFLICT (bucket) DO UPDATE SET
+        dc_milliwh = kept.dc_milliwh + excluded.dc_milliwh,
+        readings = kept.readings + excluded.readings;
     RETURN false;
 END
 $$;

@@ -1,0 +1,4 @@
+DROP FUNCTION prepared_until();
+DROP FUNCTION storage_sizes();
+DROP FUNCTION job_scheduler();
+DROP FUNCTION background_jobs();

@@ -1,0 +1,53 @@
+-- What an operator asks about jobs, their scheduler and sizes (timescale/0005_operations.sql is the twin). All are cheap
+-- and read only.
+
+-- None: Wattline's maintenance loop does what is to be done, and there is nothing to refresh or to compress.
+CREATE FUNCTION background_jobs() RETURNS TABLE (
+    job_id integer, work text, target text, schedule interval, paused boolean, last_start timestamptz,
+    last_status text, next_start timestamptz, failures bigint, last_failure timestamptz, last_error text)
+LANGUAGE sql STABLE AS $$
+    SELECT NULL::integer, NULL, NULL, NULL::interval, NULL::boolean, NULL::timestamptz, NULL, NULL::timestamptz,
+           NULL::bigint, NULL::timestamptz, NULL
+    WHERE false
+$$;
+
+-- None.
+CREATE FUNCTION job_scheduler() RETURNS TABLE (
+    licence text, workers integer, workers_wanted integer, running boolean, restoring boolean, logs_runs boolean)
+LANGUAGE sql STABLE AS $$
+    SELECT NULL, NULL::integer, NULL::integer, NULL::boolean, NULL::boolean, NULL::boolean WHERE false
+$$;
+
+-- Of the readings and of each aggregate that is stored; of the devices' hours, those of days whose readings are dropped.
+-- A part is a day; oldest and newest are where the first and the last one start, NULL for what has no parts.
+CREATE FUNCTION storage_sizes() RETURNS TABLE (
+    name text, rows_estimated bigint, bytes bigint, parts bigint, compressed_parts bigint,
+    oldest timestamptz, newest timestamptz)
+LANGUAGE sql STABLE AS $$
+    SELECT regexp_replace(stored, '_kept$', ''),
+           -- reltuples is of the last ANALYZE, and -1 before the first one.
+           sum(greatest(part.reltuples::bigint, pg_stat_get_live_tuples(part.oid)))::bigint,
+           sum(pg_total_relation_size(part.oid))::bigint,
+           count(*) FILTER (WHERE part.relispartition),
+           0::bigint,
+           min(to_date(substring(part.relname FROM '_(\d{8})$'), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC'),
+           max(to_date(substring(part.relname FROM '_(\d{8})$'), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC')
+    FROM unnest(ARRAY['meter_reading', 'vehicle_reading', 'fleet_meter_minute', 'fleet_vehicle_minute',
+                      'fleet_meter_hour_kept', 'fleet_vehicle_hour_kept', 'meter_hour_kept', 'vehicle_hour_kept'])
+        AS stored
+    JOIN pg_class AS part
+        ON part.oid = stored::regclass OR part.oid IN (SELECT relid FROM pg_partition_tree(stored::regclass))
+    GROUP BY stored
+$$;
+
+-- Up to when readings find their partition already there. The maintenance loop makes those of the next two days.
+CREATE FUNCTION prepared_until() RETURNS timestamptz
+LANGUAGE sql STABLE AS $$
+    SELECT min(until) FROM (
+        SELECT max(to_date(right(part.relname, 8), 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC' AS until
+        FROM unnest(ARRAY['meter_reading', 'vehicle_reading']) AS parent
+        LEFT JOIN pg_inherits ON inhparent = parent::regclass
+        LEFT JOIN pg_class AS part ON part.oid = inhrelid
+        GROUP BY parent
+    ) AS prepared
+$$;
