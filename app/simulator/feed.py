@@ -1,87 +1,123 @@
-"""Feeding a service from the simulated fleet."""
+"""Feeding a service from the simulated fleet: a day of history, then what the devices send."""
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
 
 import httpx
 import msgspec
-from rich.console import Console
-from rich.progress import track
 
+from app.simulator.charging import DAY_US, HOUR_US
+from app.simulator.devices import Reading
 from app.simulator.fleet import Fleet
+from app.simulator.tell import reporting, say_what_to_try
 
-HISTORY_MINUTES = 120
-BATCH_READINGS = 1_000
-
-_console = Console()
+# Larger batches are stored no faster. In smaller ones, a large fleet looks for late and repeated readings too often.
+BATCH_READINGS = 10_000
+# Two devices that report each 34 to 108 s.
+_READINGS_PER_CHARGER_HOUR = 120
+# What arrived shortly before the last stop may not have been sent; what is sent again is a duplicate.
+OVERLAP_US = 3 * HOUR_US
 
 
 @contextmanager
-def feeding(base_url: str, chargers: int) -> Iterator[None]:
-    """Sends two hours of history as soon as the service is ready, then what the fleet measures, while this is open."""
-    stopped = threading.Event()
-    feeder = threading.Thread(target=_feed, args=(base_url, Fleet(chargers), stopped), daemon=True)
-    feeder.start()
+def feeding(base_url: str, chargers: int, refresh: Callable[[], None]) -> Iterator[None]:
+    """Feeds the service as soon as it is ready: a day, or what the last start has not sent; then live, until the end.
+
+    After the history it calls `refresh`, which must not raise, and prints what to try.
+    """
+    feeder = Feeder(base_url, Fleet(chargers), refresh)
+    thread = threading.Thread(target=feeder.run, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        stopped.set()
-        feeder.join(timeout=10)
+        feeder.stopped.set()
+        thread.join(timeout=10)
 
 
-def _feed(base_url: str, fleet: Fleet, stopped: threading.Event) -> None:
-    with httpx.Client(base_url=base_url, timeout=30) as client:
-        _await_ready(client, stopped)
-        # The minute that is over: a reading's timestamp must not lie ahead.
-        last = int(time.time()) // 60 - 1
-        for minute in track(range(last - HISTORY_MINUTES, last + 1), "Sending two hours of history", console=_console):
-            _send(client, fleet, minute, stopped)
-        _introduce(base_url, fleet)
-        while not stopped.wait(1):
-            for minute in range(last + 1, int(time.time()) // 60):
-                _send(client, fleet, minute, stopped)
-                last = minute
+class Feeder:
+    """Sends what arrives from a fleet, in order, until `stopped` is set."""
 
+    def __init__(self, base_url: str, fleet: Fleet, refresh: Callable[[], None]) -> None:
+        self.stopped = threading.Event()
+        self._base_url = base_url
+        self._client = httpx.Client(base_url=base_url, timeout=30)
+        self._fleet = fleet
+        self._refresh = refresh
 
-def _await_ready(client: httpx.Client, stopped: threading.Event) -> None:
-    while not stopped.wait(0.1):
-        try:
-            if client.get("/health/ready").status_code == httpx.codes.OK:
+    def run(self) -> None:
+        """Sends the history, then what arrives from one second to the next."""
+        with self._client:
+            for vehicle_id, meter_id in self._fleet.mappings():
+                self._post("/v1/ingestion/mapping", {"vehicleId": vehicle_id, "meterId": meter_id})
+            sent_until_us = _now_us()
+            self._send_history(sent_until_us)
+            if not self.stopped.is_set():
+                self._refresh()
+                say_what_to_try(self._ask, self._base_url, self._fleet)
+            while not self.stopped.wait(1):
+                now_us = _now_us()
+                # The machine may have slept for days.
+                for _, readings in self._batches(max(sent_until_us, now_us - DAY_US), now_us):
+                    self._post("/v1/telemetry", readings)
+                sent_until_us = now_us
+
+    def _send_history(self, to_us: int) -> None:
+        """Sends a day, or what the last start has not sent of it."""
+        if (states := self._ask("/v1/analytics/meters/states")) is None:
+            return
+        from_us = max(self._sent_until_us(states) - OVERLAP_US, to_us - DAY_US)
+        with reporting((to_us - from_us) / HOUR_US) as report:
+            for hours, readings in self._batches(from_us, to_us):
+                self._post("/v1/telemetry", readings)
+                report(hours, len(readings))
+
+    def _sent_until_us(self, states: list[dict[str, Any]]) -> int:
+        """The latest reading of the fleet's meters; 0 when one of them has never reported."""
+        last_updated = {state["meterId"]: state["lastUpdated"] for state in states}
+        meters = {charger.meter_id for charger in self._fleet.chargers}
+        if not meters <= last_updated.keys():
+            return 0
+        newest = max(datetime.fromisoformat(last_updated[meter_id]) for meter_id in meters)
+        return int(newest.timestamp() * 1_000_000)
+
+    def _batches(self, from_us: int, to_us: int) -> Iterator[tuple[float, list[Reading]]]:
+        """What arrives in [from_us, to_us), in batches, each with the hours in which it does; until stopped."""
+        step_us = HOUR_US * BATCH_READINGS // (_READINGS_PER_CHARGER_HOUR * len(self._fleet.chargers))
+        for start_us in range(from_us, to_us, step_us):
+            end_us = min(start_us + step_us, to_us)
+            readings = self._fleet.deliveries(start_us, end_us)
+            if self.stopped.is_set():
                 return
-        except httpx.TransportError:
-            continue  # it is starting
+            if readings:
+                yield (end_us - start_us) / HOUR_US, readings
 
+    def _ask(self, path: str) -> Any:
+        """The answer, of whatever status; None when stopped before."""
+        answer = self._request("GET", path)
+        return None if answer is None else answer.json()
 
-def _send(client: httpx.Client, fleet: Fleet, minute: int, stopped: threading.Event) -> None:
-    """Sends a minute's readings until they are acknowledged."""
-    readings = fleet.readings(minute)
-    for start in range(0, len(readings), BATCH_READINGS):
-        body = msgspec.json.encode(readings[start : start + BATCH_READINGS])
-        while not stopped.is_set():
+    def _post(self, path: str, content: Any) -> None:
+        answer = self._request("POST", path, msgspec.json.encode(content))
+        if answer is not None:
+            answer.raise_for_status()
+
+    def _request(self, method: str, path: str, body: bytes | None = None) -> httpx.Response | None:
+        """The service's answer, however often it takes; None when stopped before."""
+        while not self.stopped.is_set():
             try:
-                answer = client.post("/v1/telemetry", content=body)
+                answer = self._client.request(method, path, content=body)
                 if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                    answer.raise_for_status()
-                    break
+                    return answer
             except httpx.TransportError:
-                pass  # it is stopping
-            stopped.wait(1)
+                pass  # it is starting or stopping
+            self.stopped.wait(0.2)
+        return None
 
 
-def _introduce(base_url: str, fleet: Fleet) -> None:
-    vehicle = fleet.chargers[0].vehicle_id
-    _console.print(
-        f"""
-[bold]Wattline serves {len(fleet.chargers)} chargers at {base_url}.[/bold] Try:
-
-  curl '{base_url}/v1/analytics/performance/{vehicle}?hours=2'
-  curl '{base_url}/v1/analytics/vehicles/states?limit=3'
-  curl '{base_url}/health/ready'
-
-Ctrl-C stops it; the next start goes on with the same data.
-""",
-        soft_wrap=True,
-        highlight=False,
-    )
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -1,58 +1,82 @@
-"""A seeded fleet of vehicles that charge, each at a meter of its own, and what their devices send."""
+"""A seeded fleet of chargers and vehicles, what it sends, and the truth of what flowed.
 
-import random
+Everything is a function of seed, device and time: a fleet made again goes on as if it had never stopped.
+"""
+
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Any
+from operator import itemgetter
+from typing import NamedTuple
 
-MINUTE_US = 60_000_000
+from app.simulator.devices import Charger, Reading, Vehicle
 
 
-class Charger:
-    """A meter and the vehicle that charges at it, with clocks of their own."""
+class Truth(NamedTuple):
+    """The energy drawn from the grid for a vehicle, and the energy delivered to its battery."""
 
-    def __init__(self, number: int, seed: int) -> None:
-        chance = random.Random(f"{seed}/{number}")
-        self.meter_id = f"meter-{number:04d}"
-        self.vehicle_id = f"vehicle-{number:04d}"
-        self.power_kw = chance.choice([3.7, 7.4, 11.0, 22.0])
-        # A charger loses 10 to 15 %; one in twenty is failing.
-        self.efficiency = chance.uniform(0.70, 0.82) if chance.random() < 0.05 else chance.uniform(0.86, 0.92)
-        self.meter_clock_us = chance.randrange(MINUTE_US)
-        self.vehicle_clock_us = chance.randrange(MINUTE_US)
-        self.soc_at_start = chance.uniform(10, 40)
+    ac_kwh: float
+    dc_kwh: float
 
-    def readings(self, minute: int) -> Iterator[dict[str, Any]]:
-        """What both devices send in a minute, counted from 1970 UTC: the energy of the 60 s before each reading."""
-        kwh = self.power_kw / 60
-        # One charge of 5 hours after the other.
-        soc = min(100.0, self.soc_at_start + minute % 300 * 0.2)
-        yield {
-            "meterId": self.meter_id,
-            "timestamp": _timestamp(minute * MINUTE_US + self.meter_clock_us),
-            "kwhConsumedAc": round(kwh, 6),
-            "voltage": round(230 + 2 * self.efficiency, 2),
-        }
-        yield {
-            "vehicleId": self.vehicle_id,
-            "meterId": self.meter_id,
-            "timestamp": _timestamp(minute * MINUTE_US + self.vehicle_clock_us),
-            "kwhDeliveredDc": round(kwh * self.efficiency, 6),
-            "soc": round(soc, 2),
-            "batteryTemp": round(20 + soc / 10, 2),
-        }
+    @property
+    def efficiency(self) -> float | None:
+        """None when nothing was drawn."""
+        return self.dc_kwh / self.ac_kwh if self.ac_kwh else None
 
 
 class Fleet:
-    """So many chargers, in use all the time. The same seed and minute give the same readings."""
+    """So many chargers and as many vehicles, each kind of them among any 25.
+
+    Of 25 chargers, one is failing; of ten, one serves two vehicles, and the next none; of ten vehicles, one never names
+    its meter, but is mapped to it. Times are microseconds since 1970 UTC.
+    """
 
     def __init__(self, chargers: int, *, seed: int = 1) -> None:
         self.chargers = [Charger(number, seed) for number in range(1, chargers + 1)]
+        # Vehicles 8, 18, ... charge where 7, 17, ... do.
+        self.vehicles = [
+            Vehicle(number, seed, self.chargers[number - 2 if number % 10 == 8 else number - 1])
+            for number in range(1, chargers + 1)
+        ]
+        self._devices: list[Charger | Vehicle] = [*self.chargers, *self.vehicles]
 
-    def readings(self, minute: int) -> list[dict[str, Any]]:
-        """All readings of a minute, counted from 1970 UTC, as the API takes them."""
-        return [reading for charger in self.chargers for reading in charger.readings(minute)]
+    def mappings(self) -> list[tuple[str, str]]:
+        """Vehicle and meter, for the vehicles that do not name theirs."""
+        return [(vehicle.vehicle_id, vehicle.charger.meter_id) for vehicle in self.vehicles if not vehicle.names_meter]
 
+    def measured(self, from_us: int, to_us: int) -> Iterator[Reading]:
+        """Every reading with a timestamp in [from_us, to_us), sent or not, device by device."""
+        for device in self._devices:
+            yield from device.readings(device.clock.moments(from_us, to_us))
 
-def _timestamp(us: int) -> str:
-    return datetime.fromtimestamp(us / 1_000_000, UTC).isoformat()
+    def deliveries(self, from_us: int, to_us: int) -> list[Reading]:
+        """The readings that arrive in [from_us, to_us), in that order: some late, some again, without the lost ones."""
+        arrivals: list[tuple[int, Reading]] = []
+        for device in self._devices:
+            moments = device.clock.moments(device.clock.measured_from_us(from_us), to_us)
+            if due := device.clock.arrivals(moments, from_us, to_us):
+                first, last = min(index for _, index in due), max(index for _, index in due)
+                readings = device.readings(moments[first - 1 : last + 1])
+                arrivals += [(arrival_us, readings[index - first]) for arrival_us, index in due]
+        arrivals.sort(key=itemgetter(0))
+        return [reading for _, reading in arrivals]
+
+    def truth(self, vehicle_id: str, from_us: int, to_us: int) -> Truth:
+        """What flowed into a vehicle in [from_us, to_us), measured or not."""
+        vehicle = next(vehicle for vehicle in self.vehicles if vehicle.vehicle_id == vehicle_id)
+        stays = vehicle.plan.stays(from_us, to_us)
+        dc_kwh = sum(stay.dc_kwh(to_us) - stay.dc_kwh(from_us) for stay in stays)
+        return Truth(dc_kwh / vehicle.charger.efficiency, dc_kwh)
+
+    def charging(self, at_us: int) -> list[str]:
+        """The vehicles that charge at that instant at a sound charger of their own, and name its meter."""
+        return [
+            vehicle.vehicle_id
+            for vehicle in self.vehicles
+            if vehicle.names_meter
+            and not vehicle.charger.is_failing
+            and len(vehicle.charger.vehicles) == 1
+            and any(stay.is_charging(at_us) for stay in vehicle.plan.stays(at_us, at_us))
+        ]
+
+    def failing(self) -> list[str]:
+        """The vehicles that charge at a failing charger."""
+        return [vehicle.vehicle_id for vehicle in self.vehicles if vehicle.charger.is_failing]

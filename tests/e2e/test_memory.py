@@ -7,25 +7,27 @@ import httpx
 import msgspec
 import pytest
 
+from app.simulator.clock import MINUTE_US
 from app.simulator.fleet import Fleet
 from tests.fixtures.service import Process
 
 LIMIT_BYTES = 250_000_000
 SECONDS = 60
 CLIENTS = 8
-CHARGERS = 500
+CHARGERS = 530  # about 1,000 readings a minute
 
 
 async def send_for_a_minute(base_url: str) -> int:
-    """Eight clients send batches of 1,000 readings without pause; returns how many were stored."""
+    """Eight clients send batches of about 1,000 readings without pause; returns how many were stored."""
     fleet = Fleet(CHARGERS)
-    minutes = iter(range(int(time.time()) // 60 - 1, 0, -1))
+    minutes_us = iter(range(time.time_ns() // 1000 - MINUTE_US, 0, -MINUTE_US))
     end = time.monotonic() + SECONDS
 
     async def client(http: httpx.AsyncClient) -> int:
         inserted = 0
         while time.monotonic() < end:
-            body = msgspec.json.encode(fleet.readings(next(minutes)))
+            start_us = next(minutes_us)
+            body = msgspec.json.encode(list(fleet.measured(start_us, start_us + MINUTE_US)))
             answer = await http.post("/v1/telemetry", content=body)
             assert answer.status_code == httpx.codes.OK, answer.text
             inserted += answer.json()["inserted"]

@@ -1,0 +1,107 @@
+"""How a vehicle charges: its stays at the charger with the drives between them, and what flows during a stay."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from math import exp, log
+from random import Random
+from typing import NamedTuple
+
+HOUR_US = 3_600_000_000
+DAY_US = 24 * HOUR_US
+
+_TAPER_SOC = 80.0
+# Charging ends when the taper has come down to this share of the full power.
+_LAST_SHARE = 0.05
+_TAPER_LENGTHS = -log(_LAST_SHARE)
+
+
+class Battery(NamedTuple):
+    """A battery, and the DC power that its charger gives it at most."""
+
+    capacity_kwh: float
+    power_kw: float
+
+
+class Stay:
+    """A stay at the charger: constant power to 80 %, then an exponential taper, then full, at 0 kW until it leaves."""
+
+    __slots__ = ("_constant_h", "_constant_kwh", "_full_h", "_taper_h", "battery", "end_us", "soc_at_start", "start_us")
+
+    def __init__(self, battery: Battery, start_us: int, end_us: int, soc_at_start: float) -> None:
+        self.battery = battery
+        self.start_us = start_us
+        self.end_us = end_us
+        self.soc_at_start = soc_at_start
+        self._constant_kwh = battery.capacity_kwh * (_TAPER_SOC - soc_at_start) / 100
+        self._constant_h = self._constant_kwh / battery.power_kw
+        taper_kwh = battery.capacity_kwh * (100 - _TAPER_SOC) / 100
+        self._taper_h = taper_kwh / battery.power_kw / (1 - _LAST_SHARE)
+        self._full_h = self._constant_h + _TAPER_LENGTHS * self._taper_h
+
+    def dc_kwh(self, at_us: int) -> float:
+        """The energy delivered from the start of the stay to that instant, which may lie outside of the stay."""
+        hours = (min(at_us, self.end_us) - self.start_us) / HOUR_US
+        if hours <= 0:
+            return 0.0
+        if hours <= self._constant_h:
+            return self.battery.power_kw * hours
+        tapering_h = min(hours, self._full_h) - self._constant_h
+        return self._constant_kwh + self.battery.power_kw * self._taper_h * (1 - exp(-tapering_h / self._taper_h))
+
+    def soc(self, at_us: int) -> float:
+        """The state of charge in percent; that of the start before it, that of the end after it."""
+        return min(100.0, self.soc_at_start + 100 * self.dc_kwh(at_us) / self.battery.capacity_kwh)
+
+    def is_charging(self, at_us: int) -> bool:
+        """Whether power flows."""
+        return 0 <= at_us - self.start_us < self._full_h * HOUR_US and at_us < self.end_us
+
+
+class Plan:
+    """A depot vehicle's days, each planned by itself: two or three stays, 70 to 85 % of the day, and drives between."""
+
+    def __init__(self, seed: str, battery: Battery) -> None:
+        self._seed = seed
+        self._battery = battery
+        # Vehicles' days begin at any time of day, so that some charge at any hour.
+        self._day_starts_us = Random(seed).randrange(DAY_US)
+        self._day = lru_cache(maxsize=8)(self._stays_of_day)
+
+    def stays(self, from_us: int, to_us: int) -> list[Stay]:
+        """In order: at least all that touch the range, one before it and one after it."""
+        first, last = ((at_us - self._day_starts_us) // DAY_US for at_us in (from_us, to_us))
+        return [stay for day in range(first - 1, last + 2) for stay in self._day(day)]
+
+    def along(self, times_us: Sequence[int]) -> Iterator[tuple[Stay, Stay]]:
+        """For each interval between two of the times: the stay that it touches, else the next, and the stay before.
+
+        A drive is longer than any interval, so an interval touches one stay at most.
+        """
+        pairs = pairwise(self.stays(times_us[0], times_us[-1]))
+        before, stay = next(pairs)
+        for previous_us in times_us[:-1]:
+            while stay.end_us <= previous_us:
+                before, stay = next(pairs)
+            yield stay, before
+
+    def _stays_of_day(self, day: int) -> list[Stay]:
+        random = Random(f"{self._seed}/{day}")
+        count = random.choice([2, 3])
+        plugged_us = DAY_US * random.uniform(0.70, 0.85)
+        lengths_us = _shares(random, count, plugged_us)
+        # A drive lasts over the end of the day, so there is one part more than there are stays.
+        drives_us = _shares(random, count + 1, DAY_US - plugged_us)
+        stays = []
+        at_us = self._day_starts_us + day * DAY_US
+        for drive_us, length_us in zip(drives_us, lengths_us, strict=False):
+            start_us = at_us + drive_us
+            at_us = start_us + length_us
+            stays.append(Stay(self._battery, start_us, at_us, random.uniform(15, 50)))
+        return stays
+
+
+def _shares(random: Random, count: int, total: float) -> list[int]:
+    """A total in parts of about the same size, none less than 6/10 of another."""
+    weights = [random.uniform(0.75, 1.25) for _ in range(count)]
+    return [int(total * weight / sum(weights)) for weight in weights]

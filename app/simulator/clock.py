@@ -1,0 +1,123 @@
+"""When a device measures, and when its readings arrive: on a clock of its own, over a network that fails at times.
+
+All of it is a function of seed, device and time, so any range can be had without those before it.
+"""
+
+from functools import lru_cache
+from random import Random
+from typing import NamedTuple
+
+from app.simulator.charging import DAY_US
+
+SECOND_US = 1_000_000
+MINUTE_US = 60 * SECOND_US
+
+# Kinds of outages: the chance that a day has one, its shortest and its longest duration in minutes.
+# A silent device measures and does not send: that energy is lost. What a network holds back arrives at the end.
+SILENCES = ((0.05, 10, 90), (0.003, 960, 1320))
+NETWORK_OUTAGES = ((0.07, 15, 120),)
+
+_LATENCY_US = 2 * SECOND_US
+_REPEATED_ONE_IN = 200
+_REPEATED_WITHIN_S = 300
+
+
+class Outage(NamedTuple):
+    """From start_us until before end_us."""
+
+    start_us: int
+    end_us: int
+
+
+class Outages:
+    """The outages of a device or a network; on most days of UTC none begins, on no day more than one."""
+
+    def __init__(self, seed: str, kinds: tuple[tuple[float, int, int], ...]) -> None:
+        self._seed = seed
+        self._kinds = kinds
+        self._day = lru_cache(maxsize=8)(self._of_day)
+
+    def touching(self, from_us: int, to_us: int) -> list[Outage]:
+        """Those that touch [from_us, to_us)."""
+        days = range(from_us // DAY_US - 1, to_us // DAY_US + 1)
+        found = (outage for day in days if (outage := self._day(day)) is not None)
+        return [outage for outage in found if outage.start_us < to_us and outage.end_us > from_us]
+
+    def _of_day(self, day: int) -> Outage | None:
+        random = Random(f"{self._seed}/{day}")
+        for chance, shortest, longest in self._kinds:
+            if random.random() < chance:
+                start_us = day * DAY_US + random.randrange(DAY_US)
+                return Outage(start_us, start_us + random.randint(shortest, longest) * MINUTE_US)
+        return None
+
+
+class Moment(NamedTuple):
+    """An instant at which a device measures, with 64 random bits for whatever is random about the reading."""
+
+    at_us: int
+    bits: int
+
+
+class Clock:
+    """When a device measures, each 30 to 120 s, and when those readings arrive."""
+
+    def __init__(self, seed: str, network: Outages) -> None:
+        random = Random(seed)
+        self._salt = random.getrandbits(64)
+        self._interval_us = random.randint(34, 108) * SECOND_US
+        self._phase_us = random.randrange(self._interval_us)
+        self._silences = Outages(f"{seed}/silent", SILENCES)
+        self._network = network
+
+    def moments(self, from_us: int, to_us: int) -> list[Moment]:
+        """The instants in [from_us, to_us), after the one before them: a reading holds the energy since that."""
+        # Jitter adds a tenth of the interval at most, so the one before `first` lies before `from_us`.
+        first, last = ((at_us - self._phase_us) // self._interval_us for at_us in (from_us, to_us))
+        moments = [self._moment(number) for number in range(first - 1, last + 1)]
+        start = next((index for index, moment in enumerate(moments) if moment.at_us >= from_us), len(moments))
+        return [moment for moment in moments[start - 1 :] if moment.at_us < to_us]
+
+    def arrivals(self, moments: list[Moment], from_us: int, to_us: int) -> list[tuple[int, int]]:
+        """Of which moment (its index) a reading arrives in [from_us, to_us), and when; a repeated one twice."""
+        silent = self._silences.touching(moments[0].at_us, to_us)
+        away = self._network.touching(moments[0].at_us, to_us)
+        found = []
+        for index, (at_us, bits) in enumerate(moments[1:], 1):
+            if _end_us(silent, at_us):
+                continue
+            sent_us = _end_us(away, at_us) or at_us
+            arrival_us = sent_us + (bits >> 16 & 0xFFFF) * _LATENCY_US // 0x10000
+            if from_us <= arrival_us < to_us:
+                found.append((arrival_us, index))
+            if (bits >> 32) % _REPEATED_ONE_IN == 0:
+                again_us = arrival_us + ((bits >> 44) % _REPEATED_WITHIN_S + 1) * SECOND_US
+                if from_us <= again_us < to_us:
+                    found.append((again_us, index))
+        return found
+
+    def measured_from_us(self, from_us: int) -> int:
+        """The earliest instant at which a reading may have been measured that arrives at `from_us` or later."""
+        earliest_us = from_us - _LATENCY_US - _REPEATED_WITHIN_S * SECOND_US
+        return min([earliest_us, *(outage.start_us for outage in self._network.touching(earliest_us, from_us))])
+
+    def _moment(self, number: int) -> Moment:
+        bits = _mixed(self._salt + number)
+        jitter_us = (bits & 0xFFFF) * self._interval_us // 0xA0000
+        return Moment(self._phase_us + number * self._interval_us + jitter_us // 1000 * 1000, bits)
+
+
+def _end_us(outages: list[Outage], at_us: int) -> int | None:
+    """When the outage ends that the instant lies in."""
+    for start_us, end_us in outages:
+        if start_us <= at_us < end_us:
+            return end_us
+    return None
+
+
+def _mixed(number: int) -> int:
+    """SplitMix64: 64 bits that look random for each number."""
+    bits = number * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return bits ^ bits >> 31

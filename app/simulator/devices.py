@@ -1,0 +1,107 @@
+"""A fleet's devices: the charger with its meter, and the vehicle; what they measure, as the API takes it."""
+
+from datetime import UTC, datetime
+from itertools import pairwise
+from math import exp, pi, sin
+from random import Random
+from typing import Any
+
+from app.simulator.charging import DAY_US, HOUR_US, Battery, Plan, Stay
+from app.simulator.clock import NETWORK_OUTAGES, Clock, Moment, Outages
+
+Reading = dict[str, Any]
+"""As the API takes it."""
+
+
+class Charger:
+    """A meter, and what is true of the charger behind it. Its number says which kind it is."""
+
+    def __init__(self, number: int, seed: int) -> None:
+        random = Random(f"{seed}/charger/{number}")
+        self.meter_id = f"meter-{number:04d}"
+        self.is_failing = number % 25 == 5
+        self.efficiency = random.uniform(0.70, 0.82) if self.is_failing else random.uniform(0.88, 0.92)
+        self.ac_kw = random.choice([7.4, 11.0, 22.0])
+        self.network = Outages(f"{seed}/network/{number}", NETWORK_OUTAGES)
+        self.clock = Clock(f"{seed}/meter/{number}", self.network)
+        self.vehicles: list[Vehicle] = []
+
+    def readings(self, moments: list[Moment]) -> list[Reading]:
+        """A reading for each moment after the first, with the energy since the moment before."""
+        times_us = [at_us for at_us, _ in moments]
+        by_vehicle = [vehicle.drawn_milliwh(times_us) for vehicle in self.vehicles]
+        energies_milliwh = map(sum, zip(*by_vehicle, strict=True)) if by_vehicle else [0] * (len(moments) - 1)
+        return [
+            {
+                "meterId": self.meter_id,
+                "timestamp": _timestamp(at_us),
+                "kwhConsumedAc": ac_milliwh / 1_000_000,
+                "voltage": self._voltage(ac_milliwh * 3600 / (at_us - previous_us), bits),
+            }
+            for ((previous_us, _), (at_us, bits)), ac_milliwh in zip(pairwise(moments), energies_milliwh, strict=True)
+        ]
+
+    def _voltage(self, ac_kw: float, bits: int) -> float:
+        """About 230 V: it sags with the load, and the grid is never quiet."""
+        return round(231.5 - 0.2 * ac_kw + (bits >> 48) / 0x8000, 1)
+
+
+class Vehicle:
+    """A vehicle and the charger to which it returns."""
+
+    def __init__(self, number: int, seed: int, charger: Charger) -> None:
+        random = Random(f"{seed}/vehicle/{number}")
+        self.vehicle_id = f"vehicle-{number:04d}"
+        self.charger = charger
+        self.names_meter = number % 10 != 2
+        power_kw = charger.ac_kw * charger.efficiency
+        self.battery = Battery(capacity_kwh=power_kw * random.uniform(4, 6.5), power_kw=power_kw)
+        self.plan = Plan(f"{seed}/plan/{number}", self.battery)
+        self.clock = Clock(f"{seed}/vehicle/{number}", charger.network)
+        charger.vehicles.append(self)
+
+    def drawn_milliwh(self, times_us: list[int]) -> list[int]:
+        """The AC energy that flowed between each two of the times."""
+        factor = 1_000_000 / self.charger.efficiency
+        # Differences of a counter in whole units: their sum is exact, however time is divided.
+        return [
+            int(stay.dc_kwh(at_us) * factor) - int(stay.dc_kwh(previous_us) * factor)
+            for (previous_us, at_us), (stay, _) in zip(pairwise(times_us), self.plan.along(times_us), strict=True)
+        ]
+
+    def readings(self, moments: list[Moment]) -> list[Reading]:
+        """A reading for each moment after the first, with the energy since the moment before."""
+        times_us = [at_us for at_us, _ in moments]
+        spans = zip(pairwise(times_us), self.plan.along(times_us), strict=True)
+        return [self._reading(previous_us, at_us, stay, before) for (previous_us, at_us), (stay, before) in spans]
+
+    def _reading(self, previous_us: int, at_us: int, stay: Stay, before: Stay) -> Reading:
+        dc_milliwh = int(stay.dc_kwh(at_us) * 1_000_000) - int(stay.dc_kwh(previous_us) * 1_000_000)
+        is_driving = at_us <= stay.start_us
+        reading = {
+            "vehicleId": self.vehicle_id,
+            "timestamp": _timestamp(at_us),
+            "kwhDeliveredDc": dc_milliwh / 1_000_000,
+            "soc": round(_driven_soc(at_us, before, stay) if is_driving else stay.soc(at_us), 2),
+            "batteryTemp": round(self._battery_temp(at_us, stay, dc_milliwh * 3600 / (at_us - previous_us)), 1),
+        }
+        if self.names_meter and not is_driving:
+            reading["meterId"] = self.charger.meter_id
+        return reading
+
+    def _battery_temp(self, at_us: int, stay: Stay, dc_kw: float) -> float:
+        """Warmest in the afternoon, and up to 12 degrees warmer while charging, which takes an hour or so."""
+        ambient = 16 + 5 * sin(2 * pi * (at_us % DAY_US / DAY_US - 9 / 24))
+        if dc_kw == 0:
+            return ambient
+        return ambient + 12 * dc_kw / self.battery.power_kw * (1 - exp((stay.start_us - at_us) / HOUR_US))
+
+
+def _driven_soc(at_us: int, before: Stay, after: Stay) -> float:
+    """The state of charge in percent on the drive between two stays."""
+    left = before.soc(before.end_us)
+    return left + (after.soc_at_start - left) * (at_us - before.end_us) / (after.start_us - before.end_us)
+
+
+def _timestamp(at_us: int) -> str:
+    return datetime.fromtimestamp(at_us / 1_000_000, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,90 @@
+"""A simulated fleet and the service: what it answers against what truly flowed, and feeding it as the demo does."""
+
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import psycopg
+import pytest
+
+from app.simulator.charging import DAY_US, HOUR_US
+from app.simulator.feed import feeding
+from app.simulator.fleet import Fleet
+from tests.fixtures.sending import map_vehicle, minutes_ago, performance, send, stamp
+from tests.fixtures.service import Process
+
+CHARGERS = 40
+# The same day each time, 2026-01-14, sent as if it were the last 24 hours.
+FROM_US = 20_467 * DAY_US
+# Of efficiency: one percentage point.
+POINT = 0.01
+
+
+async def store_day(client: httpx.AsyncClient, fleet: Fleet, start: datetime) -> None:
+    """Sends what the fleet delivers in the day, an hour at a time, as of `start`; nothing may be rejected."""
+    later = start - datetime.fromtimestamp(FROM_US / 1_000_000, UTC)
+    for vehicle_id, meter_id in fleet.mappings():
+        assert (await map_vehicle(client, vehicle_id, meter_id)).status_code == httpx.codes.OK
+    for from_us in range(FROM_US, FROM_US + DAY_US, HOUR_US):
+        readings = [
+            {**reading, "timestamp": stamp(datetime.fromisoformat(reading["timestamp"]) + later)}
+            for reading in fleet.deliveries(from_us, from_us + HOUR_US)
+        ]
+        receipt = await send(client, readings)
+        assert (receipt["received"], receipt["conflicts"]) == (len(readings), 0)
+
+
+async def test_efficiency_of_a_day_is_the_true_one(client: httpx.AsyncClient, connection: psycopg.Connection) -> None:
+    fleet, start = Fleet(CHARGERS), minutes_ago(24 * 60)
+    await store_day(client, fleet, start)
+    connection.execute("CALL refresh_aggregates()")
+
+    window = {"from": stamp(start), "to": stamp(start + timedelta(hours=24))}
+    answers = {
+        vehicle.vehicle_id: await performance(client, vehicle.vehicle_id, **window) for vehicle in fleet.vehicles
+    }
+    judged = {name for name, answer in answers.items() if answer["status"] not in ("insufficient_data", "no_meter")}
+    true = {name: fleet.truth(name, FROM_US, FROM_US + DAY_US).efficiency for name in judged}
+    off = {name for name in judged if answers[name]["efficiencyRatio"] != pytest.approx(true[name], abs=POINT)}
+    low = {name for name in judged if answers[name]["status"] == "low_efficiency"}
+
+    assert len(judged) >= CHARGERS / 2
+    assert len(off) <= 0.05 * len(judged), off
+    assert low == set(fleet.failing())
+
+
+def test_feeding_sends_a_day_and_goes_on_where_it_stopped(
+    server_process: Process, connection: psycopg.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = feed_until_told(server_process.base_url, capsys)
+    assert "Sending 24.0 hours of history." in told
+    assert "/v1/analytics/performance/vehicle-0005?hours=24'" in told
+    assert told.count('"efficiencyRatio": 0.') == 2
+    counted = "SELECT (SELECT count(*) FROM meter_reading), (SELECT count(*) FROM vehicle_reading)"
+    first = connection.execute(counted).fetchone()
+    assert first is not None
+    assert min(first) > 2_000
+
+    told = feed_until_told(server_process.base_url, capsys)
+    assert "Sending 3.0 hours of history." in told
+    again = connection.execute(counted).fetchone()
+    assert again is not None
+    # Some seconds have passed.
+    assert all(before <= after < before + 100 for before, after in zip(first, again, strict=True))
+
+
+def feed_until_told(base_url: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What feeding a fleet of five prints until it has told what to try."""
+    refreshed = threading.Event()
+    told = ""
+    with feeding(base_url, 5, refreshed.set):
+        assert refreshed.wait(30)
+        deadline = time.monotonic() + 10
+        while "fleet/series?hours=2" not in told:
+            assert time.monotonic() < deadline, told
+            time.sleep(0.05)
+            told += capsys.readouterr().out
+    assert "\x1b" not in told
+    assert "\r" not in told
+    return told
