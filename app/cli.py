@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 
 import click
@@ -15,6 +15,7 @@ from app.embedded import running
 from app.errors import SetupError
 from app.migrate import current_revision, newest_revision
 from app.migrate import migrate as migrate_database
+from app.ops.doctor.report import examine
 from app.ops.refresh import refresh_aggregates
 from app.ops.server import run_server
 from app.settings import Settings
@@ -66,12 +67,20 @@ def serve(host: str, port: int) -> None:
 @PORT
 @click.option("--chargers", default=200, show_default=True, type=click.IntRange(1, 5000), help="Size of the fleet.")
 def demo(host: str, port: int, chargers: int) -> None:
-    """Serve the API with a simulated fleet, until Ctrl-C."""
+    """Serve the API with a simulated fleet, until Ctrl-C.
+
+    The fleet has a day of history at once, and goes on at the next start as if it had never stopped.
+    """
     settings = Settings.from_environ(os.environ)
     _refuse_address(host, port, settings)
     with _database(settings, migrated=True) as url:
         os.environ.setdefault("WATTLINE_LOG_LEVEL", "warning")  # a line for each request would hide what it says
-        with feeding(_url(host, port), chargers):
+
+        def refresh() -> None:
+            with suppress(SetupError):  # the policies do it within a minute
+                refresh_aggregates(url, None, None)
+
+        with feeding(_url(host, port), chargers, refresh):
             run_server(url, host, port)
 
 
@@ -97,6 +106,19 @@ def refresh(start: datetime | None, end: datetime | None) -> None:
     with _database(settings, migrated=False, start=False) as url:
         refresh_aggregates(url, start, end, progress=click.echo)
     click.echo("The aggregates are refreshed.")
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what is in force, how the database does, and what is wrong.
+
+    Changes nothing. Exit status 1 when something is wrong.
+    """
+    settings = Settings.from_environ(os.environ)
+    report, healthy = examine(_database(settings, migrated=False, start=False), settings, os.environ)
+    click.echo(report)
+    if not healthy:
+        sys.exit(1)
 
 
 def _refuse_address(host: str, port: int, settings: Settings) -> None:

@@ -11,7 +11,7 @@ import pytest
 from app import __version__
 from tests.fixtures.service import free_port
 
-COMMANDS = ["serve", "demo", "migrate", "refresh"]
+COMMANDS = ["serve", "demo", "migrate", "refresh", "doctor"]
 on_one_engine = pytest.mark.parametrize("server", ["plain"], indirect=True)
 
 

@@ -1,6 +1,7 @@
 """Policies: what the database does is what timescale/policies.toml says, whoever changed it meanwhile."""
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from app.errors import SetupError
 from app.migrate import migrate
 from app.policies.apply import apply_policies
 from app.policies.desired import POLICIES_FILE, Policies, read_policies
+from app.policies.plan import plan_policies, words
 from tests.fixtures.engines import on_plain, on_timescale
 from tests.fixtures.readings import Rows
 
@@ -128,7 +130,13 @@ def test_what_was_changed_removed_or_added_by_others_is_brought_back(
     connection.execute("SELECT add_retention_policy('meter_day_cagg', INTERVAL '1 year')")
     connection.execute("SELECT set_chunk_time_interval('meter_reading', INTERVAL '7 days')")
 
-    assert len(migrate(database_url)) == 5
+    assert sorted(migrate(database_url)) == [
+        "compress vehicle_minute after 10 days",
+        "cut meter_reading into chunks of 1 day (was 7 days)",
+        "keep meter_day for good (was 365 days)",
+        "keep meter_reading for 30 days (was 9 days)",
+        "refresh meter_hour each 1 minute, over the last 9 days (was each 1 day)",
+    ]
     after = {row[0]: row[1:] for row in fetched(connection, JOBS)}
     assert sorted(map(repr, after.values())) == sorted(map(repr, before.values()))
     # What still fitted was not touched.
@@ -162,7 +170,9 @@ def test_policies_of_others_in_the_same_database_are_left_alone(
 def test_a_refresh_that_the_file_no_longer_names_ends(connection: psycopg.Connection, database_url: str) -> None:
     policies = read_policies()
     fewer = {name: refresh for name, refresh in policies.refresh.items() if name != "meter_day"}
-    assert apply(database_url, msgspec.structs.replace(policies, refresh=fewer)) == ["refresh of meter_day_cagg: none"]
+    assert apply(database_url, msgspec.structs.replace(policies, refresh=fewer)) == [
+        "refresh meter_day no more (was each 1 minute, over the last 11 days)"
+    ]
     names = [name for _, job, name, _, _ in fetched(connection, JOBS) if job == REFRESH]
     assert sorted(names) == sorted(map(relation, fewer))
 
@@ -170,6 +180,70 @@ def test_a_refresh_that_the_file_no_longer_names_ends(connection: psycopg.Connec
 def apply(url: str, policies: Policies) -> list[str]:
     with command_connection(url) as connection, connection.begin():
         return apply_policies(connection, policies)
+
+
+@on_timescale
+def test_of_two_refreshes_of_one_aggregate_the_wanted_one_stays(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    connection.execute(
+        "SELECT add_continuous_aggregate_policy('meter_minute_cagg', INTERVAL '20 days', INTERVAL '10 days',"
+        " INTERVAL '1 hour')"
+    )
+    assert migrate(database_url) == [
+        "refresh meter_minute each 1 minute, over the last 8 days, up to 1 minute ago, 1440 buckets at a time"
+        " (was each 1 minute, over the last 8 days, up to 1 minute ago, 1440 buckets at a time"
+        " and each 1 hour, over the last 20 days, up to 10 days ago, 10 buckets at a time)"
+    ]
+    assert (
+        len([job for _, job, name, _, _ in fetched(connection, JOBS) if (job, name) == (REFRESH, "meter_minute_cagg")])
+        == 1
+    )
+    assert migrate(database_url) == []
+
+
+@on_timescale
+def test_rules_that_the_file_cannot_say_are_replaced(connection: psycopg.Connection, database_url: str) -> None:
+    connection.execute("SELECT remove_continuous_aggregate_policy('meter_day_cagg')")
+    connection.execute("SELECT add_continuous_aggregate_policy('meter_day_cagg', NULL, NULL, INTERVAL '1 minute')")
+    connection.execute("SELECT remove_retention_policy('meter_reading')")
+    connection.execute("SELECT add_retention_policy('meter_reading', drop_created_before => INTERVAL '1 day')")
+    assert sorted(migrate(database_url)) == [
+        "keep meter_reading for 30 days (was another rule)",
+        "refresh meter_day each 1 minute, over the last 11 days, up to 1 day ago, all buckets at a time"
+        " (was over all there is, up to the newest reading, 10 buckets at a time)",
+    ]
+    assert migrate(database_url) == []
+
+
+def test_a_plan_reads_only_and_says_what_apply_will_say(
+    connection: psycopg.Connection, database_url: str, engine: str
+) -> None:
+    policies = read_policies()
+    longer = msgspec.structs.replace(policies, retention=policies.retention | {"meter_hour": "400 days"})
+    with command_connection(database_url) as reading:
+        reading.execution_options(postgresql_readonly=True)
+        plan = plan_policies(reading, longer)
+        assert [change.words for change in plan.changes] == ["keep meter_hour for 400 days (was 1095 days)"]
+    assert bool(plan.notes) == (engine == "plain")
+    assert apply(database_url, longer) == ["keep meter_hour for 400 days (was 1095 days)"]
+    assert apply(database_url, longer) == []
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        (timedelta(days=1095), "1095 days"),
+        (timedelta(days=1), "1 day"),
+        (timedelta(hours=36), "36 hours"),
+        (timedelta(minutes=1), "1 minute"),
+        (timedelta(seconds=90), "90 seconds"),
+        (timedelta(0), "0:00:00"),
+        (None, "another rule"),
+    ],
+)
+def test_an_interval_is_said_in_its_largest_whole_unit(interval: timedelta | None, said: str) -> None:
+    assert words(interval) == said
 
 
 @on_plain
@@ -190,7 +264,11 @@ def test_rows_of_the_retention_table_are_brought_back(connection: psycopg.Connec
     connection.execute("DELETE FROM retention WHERE name = 'vehicle_hour'")
     connection.execute("INSERT INTO retention VALUES ('meter_day', '1 year')")
 
-    assert len(migrate(database_url)) == 3
+    assert sorted(migrate(database_url)) == [
+        "keep meter_day for good (was 365 days)",
+        "keep meter_reading for 30 days (was 1 day)",
+        "keep vehicle_hour for 1095 days",
+    ]
     after = fetched(connection, query)
     assert [row[:2] for row in after] == [row[:2] for row in before]
     assert {name for name, _, _ in set(before) - set(after)} == {"meter_reading", "vehicle_hour"}

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "analytics": {*DATABASE, "telemetry", "fleet"},
     "policies": DATABASE,
     "migrate": {*DATABASE, "policies"},
-    "ops": {*DATABASE, "migrate"},
+    "ops": {*DATABASE, "migrate", "policies"},
     "dashboard": {*DATABASE, "analytics"},
 }
 # Where the parts meet.

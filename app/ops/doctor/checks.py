@@ -1,0 +1,295 @@
+"""What is wrong, in words, and what to do about it. Each check yields sentences, none when all is well."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from app.ops.doctor.facts import Facts
+
+LAG = timedelta(minutes=10)
+CLOCK_SECONDS = 5
+# Below either of these the server may stop at any moment: it panics when it cannot write its log.
+DISK_FREE_BYTES = 1 << 30
+DISK_FREE_SHARE = 0.05
+# The writer and the maintenance loop have a connection each besides the pool.
+OTHER_CONNECTIONS = 2
+# The scheduler and one job.
+LEAST_WORKERS = 2
+SEE_LOG = "see the log of the server"
+SET_WORKERS = "set timescaledb.max_background_workers = 16 and max_worker_processes = 21, and restart the server."
+
+
+def wrong(facts: Facts) -> list[str]:
+    """What must be mended."""
+    return [sentence for check in _WRONG for sentence in check(facts)]
+
+
+def hints(facts: Facts) -> list[str]:
+    """What may be meant, or mends itself."""
+    return [sentence for check in _HINTS for sentence in check(facts)]
+
+
+def _away(facts: Facts) -> Iterator[str]:
+    if facts.away:
+        advice = "See that its server runs, that DATABASE_URL names it, and that the database exists (`createdb`)."
+        yield f"{facts.away} {advice if facts.settings.database_url else ''}"
+
+
+def _unread(facts: Facts) -> Iterator[str]:
+    yield from facts.unread
+
+
+def _versions(facts: Facts) -> Iterator[str]:
+    if facts.server and not 160000 <= facts.server.postgresql_number < 190000:
+        yield f"This is PostgreSQL {facts.server.postgresql}; Wattline needs 16, 17 or 18."
+    timescaledb = facts.server.timescaledb if facts.server else None
+    if facts.server and timescaledb and jobs_fail(facts.server.postgresql_number, timescaledb):
+        yield (
+            f"TimescaleDB {timescaledb} fails in every job on PostgreSQL {facts.server.postgresql}: nothing is "
+            "refreshed, compressed or dropped. Update it to 2.31.2, 2.32.1 or newer (ALTER EXTENSION timescaledb "
+            "UPDATE, as the first statement of a session)."
+        )
+
+
+def jobs_fail(postgresql_number: int, timescaledb: str) -> bool:
+    """Whether the scheduler of this TimescaleDB is broken by that PostgreSQL (timescale/timescaledb pull 11015)."""
+    breaks = {16: 160016, 17: 170012, 18: 180007}.get(postgresql_number // 10000)
+    if breaks is None or postgresql_number < breaks:
+        return False
+    version = _version(timescaledb)
+    mended = {(2, 27): 3, (2, 28): 4, (2, 31): 2, (2, 32): 1}.get(version[:2])
+    return version < (2, 33) and (mended is None or version[2] < mended)
+
+
+def _version(timescaledb: str) -> tuple[int, int, int]:
+    major, minor, patch = map(int, [*re.findall(r"\d+", timescaledb), "0", "0"][:3])
+    return major, minor, patch
+
+
+def _migration(facts: Facts) -> Iterator[str]:
+    if facts.server is None or facts.revision == facts.needed:
+        return
+    if facts.revision is None:
+        yield "The database is not migrated: run `wattline migrate`."
+    elif facts.revision > facts.needed:
+        yield (
+            f"The database is at revision {facts.revision}, made by a newer Wattline than this one, which knows "
+            f"{facts.needed}: update Wattline."
+        )
+    else:
+        yield (
+            f"The database is at revision {facts.revision}, this version needs {facts.needed}: run `wattline migrate`."
+        )
+
+
+def _engine(facts: Facts) -> Iterator[str]:
+    if facts.engine and facts.settings.engine not in ("auto", facts.engine):
+        yield (
+            f"WATTLINE_ENGINE asks for '{facts.settings.engine}', but the database was migrated for '{facts.engine}', "
+            f"which stays: unset it, or set it to '{facts.engine}'."
+        )
+
+
+def _writable(facts: Facts) -> Iterator[str]:
+    if facts.server and facts.server.standby:
+        yield "The server is a standby: nothing can be stored. Point DATABASE_URL to the primary."
+    elif facts.server and facts.server.read_only:
+        yield (
+            "default_transaction_read_only is on: nothing can be stored. Turn it off for this database and role "
+            "(ALTER DATABASE ... RESET, ALTER ROLE ... RESET)."
+        )
+
+
+def _durability(facts: Facts) -> Iterator[str]:
+    for setting in facts.server.off if facts.server else ():
+        yield (
+            f"{setting} is off: what was acknowledged may be lost when the machine fails. Set {setting} = on in "
+            "postgresql.conf, for the role and for the database, and reload the server."
+        )
+
+
+def _connections(facts: Facts) -> Iterator[str]:
+    needed = facts.settings.pool_max_size + OTHER_CONNECTIONS
+    if facts.server and needed > facts.server.connections_allowed:
+        yield (
+            f"The service may open {needed} connections, the server allows {facts.server.connections_allowed}: raise "
+            "max_connections, or lower WATTLINE_POOL_MAX_SIZE."
+        )
+
+
+def _clock(facts: Facts) -> Iterator[str]:
+    ahead = facts.clock_ahead_seconds
+    if abs(ahead) > CLOCK_SECONDS:
+        yield (
+            f"The clock of the database is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's. "
+            "Readings are judged by one and stamped by the other: set both by NTP."
+        )
+
+
+def _disk(facts: Facts) -> Iterator[str]:
+    if facts.disk:
+        free, total = facts.disk
+        if free < max(DISK_FREE_BYTES, total * DISK_FREE_SHARE):
+            yield (
+                f"The disk under the data directory has {free / 2**30:.1f} GB free of {total / 2**30:.0f} GB: make "
+                "room, or shorten retention in timescale/policies.toml and run `wattline migrate`."
+            )
+
+
+def _policies(facts: Facts) -> Iterator[str]:
+    if facts.plan and facts.plan.changes:
+        yield (
+            f"The policies differ from timescale/policies.toml in what is listed above ({len(facts.plan.changes)} to "
+            "come): run `wattline migrate` to apply the file."
+        )
+
+
+def _scheduler(facts: Facts) -> Iterator[str]:
+    scheduler = facts.scheduler
+    if scheduler is None:
+        return
+    if scheduler.licence != "timescale":
+        yield (
+            f"TimescaleDB runs with the licence '{scheduler.licence}', which has no continuous aggregates, columnstore "
+            "or policies: set timescaledb.license = 'timescale' in postgresql.conf, and reload the server."
+        )
+    if scheduler.restoring:
+        yield "TimescaleDB believes that a restore is under way and runs no job: SELECT timescaledb_post_restore();"
+    if scheduler.workers < LEAST_WORKERS:
+        yield (
+            f"The server has {max(scheduler.workers, 0)} background workers for TimescaleDB, so no job runs: "
+            f"{SET_WORKERS}"
+        )
+    elif scheduler.running is False and not scheduler.restoring:
+        yield (
+            "The scheduler of TimescaleDB does not run in this database, so no job does: "
+            "SELECT _timescaledb_functions.start_background_workers();"
+        )
+    if not scheduler.logs_runs:
+        yield (
+            "Successful runs of jobs are not recorded, so asOf is null while a refresh runs: set "
+            "timescaledb.enable_job_execution_logging = on in postgresql.conf, and reload the server."
+        )
+
+
+def _jobs(facts: Facts) -> Iterator[str]:
+    for job in facts.jobs:
+        name = f"The job {job.job_id} ({job.work} {job.target})"
+        if job.paused:
+            yield f"{name} is paused: SELECT alter_job({job.job_id}, scheduled => true);"
+        if job.last_status == "failed":
+            yield (
+                f"{name} failed at its last run{_at(job.last_failure)}: {job.last_error or SEE_LOG}. Mend the "
+                f"cause; it is tried again by itself, or at once: CALL run_job({job.job_id});"
+            )
+
+
+def _lag(facts: Facts) -> Iterator[str]:
+    """Not for a server that has just begun, nor for a database in which nothing was ever stored."""
+    if facts.server is None or facts.now is None or facts.now - facts.server.started_at < LAG or not _used(facts):
+        return
+    behind = [
+        aggregate.name for aggregate in facts.aggregates if aggregate.as_of is None or facts.now - aggregate.as_of > LAG
+    ]
+    if behind:
+        yield (
+            f"Not refreshed for more than 10 minutes: {', '.join(behind)}. Late readings are missing there. See that "
+            "the jobs run; `wattline refresh` brings the aggregates up to date meanwhile."
+        )
+
+
+def _partitions(facts: Facts) -> Iterator[str]:
+    if facts.prepared_until and facts.now and facts.devices and facts.devices.reporting:
+        midnight = facts.now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        if facts.prepared_until < midnight + timedelta(days=2):
+            yield (
+                "Readings arrive, but tomorrow's partitions are missing: no service runs the maintenance loop, which "
+                "also drops what is too old. Restart `wattline serve`, and look for maintenance_failed in its log."
+            )
+
+
+def _silence(facts: Facts) -> Iterator[str]:
+    if facts.devices and facts.devices.reported_today and not facts.devices.reporting:
+        yield (
+            f"No device has reported for 10 minutes, {facts.devices.reported_today} have within a day: see that the "
+            "service runs (GET /health/ready) and that the gateways reach it."
+        )
+
+
+def _used(facts: Facts) -> bool:
+    return bool(facts.devices and facts.devices.expected)
+
+
+def _at(moment: datetime | None) -> str:
+    return f" at {moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else ""
+
+
+def _no_service(facts: Facts) -> Iterator[str]:
+    if facts.server and facts.revision == facts.needed and not facts.server.service_connections:
+        yield "No service is connected to this database: `wattline serve` starts one."
+
+
+def _no_readings(facts: Facts) -> Iterator[str]:
+    if facts.devices and not facts.devices.expected:
+        yield "No device is known yet: the first reading of each registers it."
+    elif facts.devices and not facts.devices.reported_today:
+        yield "No device has reported for a day."
+
+
+def _few_workers(facts: Facts) -> Iterator[str]:
+    if facts.scheduler and LEAST_WORKERS <= facts.scheduler.workers < facts.scheduler.workers_wanted:
+        yield (
+            f"The server has {facts.scheduler.workers} background workers for TimescaleDB and its databases may need "
+            f"{facts.scheduler.workers_wanted}: jobs wait for each other. Better {SET_WORKERS}"
+        )
+
+
+def _recovered_jobs(facts: Facts) -> Iterator[str]:
+    for job in facts.jobs:
+        if job.failures and job.last_status != "failed":
+            yield (
+                f"The job {job.job_id} ({job.work} {job.target}) failed {job.failures} times in the last day, the last "
+                f"time{_at(job.last_failure)}: {job.last_error or SEE_LOG}. It has succeeded since."
+            )
+
+
+def _editions(facts: Facts) -> Iterator[str]:
+    timescaledb = facts.server.timescaledb if facts.server else None
+    if timescaledb and _version(timescaledb) < (2, 29, 2):
+        yield f"TimescaleDB {timescaledb} is older than 2.29.2, which mends wrong results of some queries: update it."
+
+
+def _other_engine(facts: Facts) -> Iterator[str]:
+    if facts.server and facts.engine == "plain" and facts.server.preloads_timescaledb:
+        yield (
+            "The server has TimescaleDB, but this database was migrated for plain PostgreSQL: because WATTLINE_ENGINE "
+            "said so, or because the licence was 'apache', which has no continuous aggregates."
+        )
+
+
+def _rejected(facts: Facts) -> Iterator[str]:
+    if facts.rejected_today:
+        count = sum(count for _, count in facts.rejected_today)
+        code, _ = facts.rejected_today[0]
+        yield f"Readings rejected in the last day: {count}, most of them with the code {code}. The quarantine has them."
+
+
+_WRONG = (
+    _away,
+    _versions,
+    _migration,
+    _engine,
+    _writable,
+    _durability,
+    _connections,
+    _clock,
+    _disk,
+    _policies,
+    _scheduler,
+    _jobs,
+    _lag,
+    _partitions,
+    _silence,
+    _unread,
+)
+_HINTS = (_no_service, _no_readings, _few_workers, _recovered_jobs, _editions, _other_engine, _rejected)

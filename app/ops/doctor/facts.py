@@ -1,0 +1,108 @@
+"""What the doctor knows: one row of each function that both engines offer, and what every PostgreSQL tells."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+import msgspec
+
+from app.policies.plan import Plan
+from app.settings import Settings
+
+
+class Server(msgspec.Struct, frozen=True):
+    """What every PostgreSQL tells."""
+
+    postgresql: str
+    postgresql_number: int
+    timescaledb: str | None
+    preloads_timescaledb: bool
+    started_at: datetime
+    standby: bool
+    read_only: bool
+    off: list[str]
+    connections_allowed: int
+    service_connections: int
+    data_directory: str | None
+    database_bytes: int
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A row of background_jobs(); failures and last_error are of the last day."""
+
+    job_id: int
+    work: str
+    target: str
+    schedule: timedelta
+    paused: bool
+    last_start: datetime | None
+    last_status: str | None
+    next_start: datetime | None
+    failures: int
+    last_failure: datetime | None
+    last_error: str | None
+
+
+class Scheduler(msgspec.Struct, frozen=True):
+    """The row of job_scheduler(), which there is where jobs are."""
+
+    licence: str
+    workers: int
+    workers_wanted: int
+    running: bool | None
+    restoring: bool
+    logs_runs: bool
+
+
+class Aggregate(msgspec.Struct, frozen=True):
+    """A row of aggregate_freshness()."""
+
+    name: str
+    materialized_through: datetime | None
+    as_of: datetime | None
+
+
+class Size(msgspec.Struct, frozen=True):
+    """A row of storage_sizes()."""
+
+    name: str
+    rows_estimated: int | None
+    bytes: int | None
+    parts: int
+    compressed_parts: int
+    oldest: datetime | None
+    newest: datetime | None
+
+
+class Devices(msgspec.Struct, frozen=True):
+    """How many are registered, and how many have sent a reading of the last 10 minutes, and of the last day."""
+
+    expected: int
+    reporting: int
+    reported_today: int
+
+
+class Facts(msgspec.Struct, kw_only=True):
+    """All that could be found out; what could not is None or empty, and `unread` says why."""
+
+    settings: Settings
+    variables: Mapping[str, str]
+    needed: str
+    database: str
+    away: str | None = None
+    local: bool = False
+    server: Server | None = None
+    now: datetime | None = None
+    clock_ahead_seconds: float = 0.0
+    disk: tuple[int, int] | None = None
+    revision: str | None = None
+    engine: str | None = None
+    plan: Plan | None = None
+    jobs: list[Job] = []
+    scheduler: Scheduler | None = None
+    aggregates: list[Aggregate] = []
+    devices: Devices | None = None
+    prepared_until: datetime | None = None
+    sizes: list[Size] = []
+    quarantined: int = 0
+    rejected_today: list[tuple[str, int]] = []
+    unread: list[str] = []

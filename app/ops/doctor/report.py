@@ -1,0 +1,201 @@
+"""What the doctor prints: sections of aligned lines, what is wrong, and hints. Plain text, 80 columns wide."""
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+
+from app import __version__
+from app.ops.doctor.ask import find_out
+from app.ops.doctor.checks import hints, wrong
+from app.ops.doctor.facts import Facts, Job
+from app.ops.doctor.secrets import shown_url
+from app.settings import Settings, variable_of
+
+WIDTH = 80
+Rows = Iterable[tuple[str, ...]]
+
+
+def examine(database: AbstractContextManager[str], settings: Settings, environ: Mapping[str, str]) -> tuple[str, bool]:
+    """The report on the database that the context yields the URL of, and whether nothing is wrong."""
+    facts = find_out(database, settings, environ)
+    mistakes = wrong(facts)
+    sections = [
+        _section("Wattline", [("version", __version__)]),
+        *(_section(title, rows(facts)) for title, rows in _SECTIONS.items()),
+        _sentences("What is wrong", mistakes) or "Nothing is wrong.",
+        _sentences("Hints", hints(facts)),
+    ]
+    return "\n\n".join(filter(None, sections)), not mistakes
+
+
+def _section(title: str, rows: Rows) -> str:
+    table = [row for row in rows if any(row)]
+    if not table:
+        return ""
+    columns = max(map(len, table))
+    widths = [max((len(row[place]) for row in table if len(row) > place + 1), default=0) for place in range(columns)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in table)
+    return "\n".join([title, *(_wrapped(line.rstrip(), "  ", "      ") for line in lines)])
+
+
+def _sentences(title: str, sentences: list[str]) -> str:
+    if not sentences:
+        return ""
+    lines = (_wrapped(" ".join(said.split()), f"{number:3}. ", "     ") for number, said in enumerate(sentences, 1))
+    return "\n".join([title, *lines])
+
+
+def _wrapped(line: str, first: str, others: str) -> str:
+    """In lines of at most 80 characters; no statement or name is torn apart."""
+    return textwrap.fill(
+        line,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _database(facts: Facts) -> Iterator[tuple[str, ...]]:
+    if facts.database:
+        yield "database", facts.database
+    if facts.settings.database_url is None:
+        yield "data", f"Wattline's own, under {facts.settings.data_dir.resolve()}"
+    if facts.server is None:
+        return
+    yield "engine", facts.engine or "not chosen yet: `wattline migrate` does"
+    yield "PostgreSQL", f"{facts.server.postgresql}, running {_span(facts.now, facts.server.started_at)}"
+    if facts.server.timescaledb:
+        licence = f", licence {facts.scheduler.licence}" if facts.scheduler else ""
+        yield "TimescaleDB", f"{facts.server.timescaledb}{licence}"
+    yield "connections", f"{facts.server.service_connections} of services, {facts.server.connections_allowed} allowed"
+    if facts.disk:
+        yield "disk", f"{_size(facts.disk[0])} free of {_size(facts.disk[1])}"
+
+
+def _settings(facts: Facts) -> Iterator[tuple[str, ...]]:
+    for field in facts.settings.__struct_fields__:
+        variable, value = variable_of(field), getattr(facts.settings, field)
+        if field == "database_url" and value is not None:
+            value = shown_url(value)
+        yield variable, "set" if facts.variables.get(variable) else "default", "none" if value is None else str(value)
+
+
+def _migration(facts: Facts) -> Iterator[tuple[str, ...]]:
+    if facts.server:
+        yield "revision", facts.revision or "none"
+    yield "needed", facts.needed
+
+
+def _policies(facts: Facts) -> Iterator[tuple[str, ...]]:
+    if facts.plan is None:
+        return
+    if not facts.plan.changes:
+        yield ("In force as timescale/policies.toml says.",)
+    for change in facts.plan.changes:
+        yield (f"to come: {change.words}",)
+    for note in facts.plan.notes:
+        yield (note,)
+
+
+def _jobs(facts: Facts) -> Iterator[tuple[str, ...]]:
+    if facts.jobs:
+        yield "", "", "every", "last run", "ago", "next in"
+    for job in facts.jobs:
+        yield (
+            job.work,
+            job.target,
+            _duration(job.schedule),
+            job.last_status or "none",
+            _span(facts.now, job.last_start),
+            _next(facts, job),
+        )
+
+
+def _next(facts: Facts, job: Job) -> str:
+    return "paused" if job.paused else _span(job.next_start, facts.now)
+
+
+def _freshness(facts: Facts) -> Iterator[tuple[str, ...]]:
+    if facts.aggregates:
+        yield "", "through (UTC)", "behind", "asOf (UTC)"
+    for aggregate in facts.aggregates:
+        through = aggregate.materialized_through
+        yield aggregate.name, _moment(through), _span(facts.now, through), _moment(aggregate.as_of)
+
+
+def _devices(facts: Facts) -> Iterator[tuple[str, ...]]:
+    if facts.devices:
+        yield "reporting", f"{facts.devices.reporting} of {facts.devices.expected}, in the last 10 minutes"
+
+
+def _sizes(facts: Facts) -> Iterator[tuple[str, ...]]:
+    if facts.sizes:
+        yield "", "rows", "size", "parts", "compr.", "from", "to"
+    for size in facts.sizes:
+        yield (
+            size.name,
+            _count(size.rows_estimated or 0),
+            _size(size.bytes or 0),
+            str(size.parts),
+            str(size.compressed_parts),
+            _day(size.oldest),
+            _day(size.newest),
+        )
+    if facts.server:
+        yield "database", "", _size(facts.server.database_bytes)
+
+
+def _quarantine(facts: Facts) -> Iterator[tuple[str, ...]]:
+    if facts.devices:
+        yield "rejected", f"{facts.quarantined} kept"
+    for code, count in facts.rejected_today[:5]:
+        yield code, f"{count} in the last day"
+
+
+_SECTIONS = {
+    "Database": _database,
+    "Settings": _settings,
+    "Migration": _migration,
+    "Policies": _policies,
+    "Jobs": _jobs,
+    "Freshness": _freshness,
+    "Devices": _devices,
+    "Sizes": _sizes,
+    "Quarantine": _quarantine,
+}
+
+
+def _moment(moment: datetime | None) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if moment else "never"
+
+
+def _day(moment: datetime | None) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d}" if moment else "-"
+
+
+def _span(later: datetime | None, earlier: datetime | None) -> str:
+    return _duration(later - earlier) if later and earlier else "-"
+
+
+def _duration(span: timedelta) -> str:
+    """Its two largest units: `2 d 3 h`."""
+    seconds = max(0, round(span.total_seconds()))
+    counts = (seconds // 86400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s")
+    return " ".join([f"{count} {unit}" for count, unit in counts if count][:2]) or "0 s"
+
+
+def _size(count: int) -> str:
+    for unit, name in ((1 << 40, "TB"), (1 << 30, "GB"), (1 << 20, "MB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count / 1024:.0f} kB"
+
+
+def _count(count: int) -> str:
+    for unit, name in ((10**9, "G"), (10**6, "M")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count:,}"

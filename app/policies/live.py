@@ -1,0 +1,97 @@
+"""The live state: the policies that the database has, read only."""
+
+from collections import defaultdict
+from datetime import timedelta
+from typing import Literal, cast, get_args
+
+import msgspec
+from sqlalchemy import Connection, text
+
+from app.policies.desired import Aggregate, Policies, Readings
+
+
+class Window(msgspec.Struct, frozen=True):
+    """A refresh: how often, and over which buckets. A bound that is None is open."""
+
+    every: timedelta
+    start: timedelta | None
+    end: timedelta | None
+    buckets_per_batch: int | None
+
+
+Kind = Literal["chunk_interval", "columnstore", "retention", "refresh"]
+Rule = timedelta | Window | None
+"""What a policy says: an interval, or a window; None where it counts from something else than a reading's time."""
+
+State = dict[tuple[Kind, str], list[Rule]]
+"""Every policy, by its kind and the name of the readings table or aggregate. TimescaleDB allows several of a kind."""
+
+
+def wanted_state(policies: Policies, engine: str) -> State:
+    """The desired state in the terms of the live one: what an engine does not have is left out."""
+    if engine == "plain":
+        # A device's minutes are computed from its readings and go with them.
+        computed = ("meter_minute", "vehicle_minute")
+        return {("retention", name): [_span(age)] for name, age in policies.retention.items() if name not in computed}
+    state: State = {("chunk_interval", name): [_span(width)] for name, width in policies.chunk_interval.items()}
+    for name, refresh in policies.refresh.items():
+        bounds = _span(refresh.start_offset), _span(refresh.end_offset)
+        state["refresh", name] = [Window(_span(refresh.schedule_interval), *bounds, refresh.buckets_per_batch)]
+    state |= {("columnstore", name): [_span(age)] for name, age in policies.columnstore_after.items()}
+    return state | {("retention", name): [_span(age)] for name, age in policies.retention.items()}
+
+
+def live_state(connection: Connection, engine: str) -> State:
+    """What the database has."""
+    return _plain_state(connection) if engine == "plain" else _timescale_state(connection)
+
+
+def relation_of(name: str) -> str:
+    """The hypertable or continuous aggregate of that name."""
+    return name if name.endswith("_reading") else f"{name}_cagg"
+
+
+def _span(interval: str) -> timedelta:
+    """An interval of the file: `8 days`."""
+    count, _, unit = interval.partition(" ")
+    return timedelta(**{unit if unit.endswith("s") else f"{unit}s": int(count)})
+
+
+def _plain_state(connection: Connection) -> State:
+    rows = connection.execute(text("SELECT name, drop_after FROM retention"))
+    return {("retention", name): [drop_after] for name, drop_after in rows}
+
+
+def _timescale_state(connection: Connection) -> State:
+    state: State = defaultdict(list)
+    for kind, relation, interval, start, end, batch in connection.execute(_POLICIES, {"ours": list(_NAMES)}):
+        rule = Window(interval, start, end, batch) if kind == "refresh" else interval
+        state[cast("Kind", kind), _NAMES[relation]].append(rule)
+    return dict(state)
+
+
+# The database may hold hypertables of others, whose policies are theirs.
+_NAMES = {relation_of(name): name for name in (*get_args(Readings), *get_args(Aggregate))}
+
+# Width of chunks, and the jobs: the columnstore policy's still bear the name of its predecessor.
+_POLICIES = text("""
+    SELECT 'chunk_interval', hypertable_name, time_interval, NULL::interval, NULL::interval, NULL::integer
+    FROM timescaledb_information.dimensions
+    WHERE dimension_number = 1 AND hypertable_name IN ('meter_reading', 'vehicle_reading')
+    UNION ALL
+    SELECT CASE proc_name
+               WHEN 'policy_compression' THEN 'columnstore' WHEN 'policy_retention' THEN 'retention' ELSE 'refresh'
+           END,
+           hypertable_name,
+           CASE proc_name
+               WHEN 'policy_compression' THEN (config ->> 'compress_after')::interval
+               WHEN 'policy_retention' THEN (config ->> 'drop_after')::interval
+               ELSE schedule_interval
+           END,
+           (config ->> 'start_offset')::interval,
+           (config ->> 'end_offset')::interval,
+           (config ->> 'buckets_per_batch')::integer
+    FROM timescaledb_information.jobs
+    WHERE proc_name IN ('policy_compression', 'policy_retention', 'policy_refresh_continuous_aggregate')
+        AND hypertable_name = ANY (:ours)
+""")

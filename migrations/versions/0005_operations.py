@@ -1,0 +1,14 @@
+"""What an operator asks about jobs, their scheduler and sizes, on both engines."""
+
+from migrations.engine import run_sql
+
+revision = "0005"
+down_revision = "0004"
+
+
+def upgrade() -> None:
+    run_sql("0005_operations.sql")
+
+
+def downgrade() -> None:
+    run_sql("0005_operations.down.sql")

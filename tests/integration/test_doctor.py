@@ -1,0 +1,487 @@
+"""The doctor: what it finds wrong, what it only hints at, and that it keeps secrets and changes nothing."""
+
+import re
+import time
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import psycopg
+import pytest
+from alembic import command
+
+from app.embedded import running
+from app.errors import SetupError
+from app.migrate import migrate
+from app.ops.doctor.ask import disk_bytes, find_out
+from app.ops.doctor.checks import hints, jobs_fail, wrong
+from app.ops.doctor.facts import Facts
+from app.ops.doctor.report import examine
+from app.policies.desired import Policies
+from app.settings import Settings, variable_of
+from tests.fixtures.database import available_engines
+from tests.fixtures.engines import needs_timescale, on_plain, on_timescale
+from tests.fixtures.readings import meter_reading, store
+from tests.fixtures.service import free_port
+from tests.integration.test_migrations import OBJECTS, alembic, rows
+
+# The servers of the tests are not for keeping readings, and run no jobs.
+FSYNC = "fsync is off: what was acknowledged may be lost when the machine fails."
+WORKERS = "The server has 0 background workers for TimescaleDB"
+
+
+def examined(url: str, **environ: str) -> tuple[str, bool]:
+    environ = {"DATABASE_URL": url, **environ}
+    return examine(nullcontext(url), Settings.from_environ(environ), environ)
+
+
+def facts(url: str) -> Facts:
+    environ = {"DATABASE_URL": url}
+    return find_out(nullcontext(url), Settings.from_environ(environ), environ)
+
+
+def listed(report: str, title: str) -> list[str]:
+    """The numbered sentences under a title."""
+    _, _, after = report.partition(f"\n{title}\n")
+    sentences = re.split(r"^ +\d+\. ", after.partition("\n\n")[0], flags=re.MULTILINE)[1:]
+    return [" ".join(sentence.split()) for sentence in sentences]
+
+
+def complaints(url: str, **environ: str) -> list[str]:
+    """What is wrong, besides what is always wrong with the servers of the tests."""
+    report, healthy = examined(url, **environ)
+    found = listed(report, "What is wrong")
+    assert healthy == (not found)
+    return [sentence for sentence in found if not sentence.startswith((FSYNC, WORKERS))]
+
+
+def hinted(url: str) -> list[str]:
+    return listed(examined(url)[0], "Hints")
+
+
+def lines(report: str, title: str) -> list[str]:
+    _, _, after = report.partition(f"\n{title}\n")
+    return [line.strip() for line in after.partition("\n\n")[0].splitlines()]
+
+
+def test_an_empty_database_has_only_the_faults_of_its_server(database_url: str, engine: str) -> None:
+    report, healthy = examined(database_url)
+    assert not healthy
+    expected = [FSYNC, WORKERS] if engine == "timescale" else [FSYNC]
+    for sentence, start in zip(listed(report, "What is wrong"), expected, strict=True):
+        assert sentence.startswith(start)
+    no_service, no_device = [said for said in listed(report, "Hints") if not said.startswith("The server has Timesc")]
+    assert "`wattline serve`" in no_service
+    assert no_device.startswith("No device is known yet")
+
+
+def test_each_section_says_what_the_database_is(database_url: str, engine: str) -> None:
+    report, _ = examined(database_url)
+    assert f"engine       {engine}" in lines(report, "Database")
+    assert len(lines(report, "Migration")) == 2
+    assert lines(report, "Policies")[0] == "In force as timescale/policies.toml says."
+    assert any(line.startswith("meter_day ") for line in lines(report, "Freshness"))
+    assert lines(report, "Devices") == ["reporting  0 of 0, in the last 10 minutes"]
+    assert any(line.startswith("vehicle_reading ") for line in lines(report, "Sizes"))
+    if engine == "timescale":
+        assert any(re.fullmatch(r"refresh +meter_minute +1 min +none.*", line) for line in lines(report, "Jobs"))
+    else:
+        assert "no columnstore" in lines(report, "Policies")[1]
+
+
+def test_every_setting_is_said_with_where_it_comes_from(database_url: str) -> None:
+    report, _ = examined(database_url, WATTLINE_AUTH="off")
+    said = {line.split()[0]: line.split()[1:] for line in lines(report, "Settings") if line[0].isupper()}
+    assert set(said) == {variable_of(field) for field in Settings.__struct_fields__}
+    assert said["WATTLINE_AUTH"] == ["set", "off"]
+    assert said["WATTLINE_POOL_MAX_SIZE"] == ["default", "8"]
+
+
+def test_times_are_utc_wherever_the_server_stands(database_url: str, connection: psycopg.Connection) -> None:
+    connection.execute("SELECT prepare_days(now(), now())")
+    connection.execute("CALL refresh_aggregates()")
+    here = examined(database_url)[0]
+    name = database_url.partition("@/")[2].partition("?")[0]
+    connection.execute(f"ALTER DATABASE {name} SET timezone = 'Pacific/Kiritimati'".encode())
+    there = examined(database_url)[0]
+    assert lines(there, "Sizes")[:3] == lines(here, "Sizes")[:3]
+    assert [re.findall(r"\d\d\d\d-\d\d-\d\d \d\d:", line) for line in lines(there, "Freshness")] == [
+        re.findall(r"\d\d\d\d-\d\d-\d\d \d\d:", line) for line in lines(here, "Freshness")
+    ]
+
+
+def test_no_line_is_wider_than_a_terminal(database_url: str, connection: psycopg.Connection, engine: str) -> None:
+    break_policies(connection, engine)
+    report, _ = examined(database_url)
+    assert max(map(len, report.splitlines())) <= 80
+
+
+# A server as Wattline runs it
+
+
+@pytest.fixture(params=list(available_engines()))
+def own_server(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def started(directory: Path, engine: str, **settings: str) -> AbstractContextManager[str]:
+    return running(directory, pg_bin=available_engines()[engine].bin, settings=settings)
+
+
+async def test_nothing_is_wrong_with_wattline_s_own_server(tmp_path: Path, own_server: str) -> None:
+    with started(tmp_path, own_server) as url:
+        migrate(url, engine=own_server)  # type: ignore[arg-type]
+        await store(url, meter_reading(datetime.now(UTC)))
+        with psycopg.connect(url) as connection:
+            connection.execute("SELECT prepare_days(now(), now() + INTERVAL '2 days')")
+        settings = Settings(data_dir=tmp_path)
+        report, healthy = examine(running(tmp_path, start=False), settings, {})
+        assert "\n\nNothing is wrong.\n" in report
+        assert healthy
+        assert "reporting  1 of 1, in the last 10 minutes" in report
+    report, healthy = examine(running(tmp_path, start=False), settings, {})
+    assert listed(report, "What is wrong") == [f"No database runs under {tmp_path}: start it with `wattline serve`."]
+    assert not healthy
+
+
+@needs_timescale
+def test_a_job_that_fails_is_named_with_its_error(tmp_path: Path) -> None:
+    with started(tmp_path, "timescale") as url:
+        migrate(url)
+        with psycopg.connect(url, autocommit=True) as connection:
+            job = job_id(connection, "policy_retention", "meter_hour_cagg")
+            # Past its own check of what it is given.
+            connection.execute(
+                """
+                SELECT alter_job(job_id, config => config || '{"hypertable_id": 4711}', check_config => 0::regproc,
+                                 next_start => now())
+                FROM timescaledb_information.jobs WHERE job_id = %s
+                """,
+                [job],
+            )
+            deadline = time.monotonic() + 30
+            while not failed(connection, job):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        (sentence,) = [said for said in complaints(url) if said.startswith("The job")]
+        assert sentence.startswith(f"The job {job} (drop old meter_hour) failed at its last run at ")
+        assert "4711" in sentence
+        assert f"CALL run_job({job});" in sentence
+
+
+def failed(connection: psycopg.Connection, job: int) -> bool:
+    query = "SELECT FROM timescaledb_information.job_stats WHERE job_id = %s AND last_run_status = 'Failed'"
+    return connection.execute(query, [job]).rowcount == 1
+
+
+def job_id(connection: psycopg.Connection, procedure: str, relation: str) -> int:
+    query = "SELECT job_id FROM timescaledb_information.jobs WHERE proc_name = %s AND hypertable_name = %s"
+    ((found,),) = connection.execute(query, [procedure, relation]).fetchall()
+    return int(found)
+
+
+@needs_timescale
+def test_a_server_that_is_set_up_badly(tmp_path: Path) -> None:
+    with started(tmp_path, "timescale") as url:
+        migrate(url)
+    settings = {
+        "timescaledb.license": "apache",
+        "timescaledb.enable_job_execution_logging": "off",
+        "max_worker_processes": "3",
+        "max_connections": "11",
+        "full_page_writes": "off",
+        "synchronous_commit": "off",
+        "default_transaction_read_only": "on",
+    }
+    with started(tmp_path, "timescale", **settings) as url:
+        assert [sentence.partition(": ")[0].partition(", ")[0] for sentence in complaints(url)] == [
+            "default_transaction_read_only is on",
+            "full_page_writes is off",
+            "synchronous_commit is off",
+            "The service may open 10 connections",
+            "TimescaleDB runs with the licence 'apache'",
+            "The server has 1 background workers for TimescaleDB",
+            "Successful runs of jobs are not recorded",
+        ]
+
+
+@needs_timescale
+def test_jobs_that_a_restore_or_an_operator_has_stopped(tmp_path: Path) -> None:
+    with started(tmp_path, "timescale") as url:
+        migrate(url)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("SELECT _timescaledb_functions.stop_background_workers()")
+            (sentence,) = complaints(url)
+            assert "does not run in this database" in sentence
+            connection.execute("SELECT timescaledb_pre_restore()")
+        (sentence,) = complaints(url)
+        assert "timescaledb_post_restore()" in sentence
+
+
+# Not there, or not ours
+
+
+def test_a_database_that_is_not_migrated(empty_database_url: str) -> None:
+    report, healthy = examined(empty_database_url)
+    assert "The database is not migrated: run `wattline migrate`." in listed(report, "What is wrong")
+    assert any(line.startswith("PostgreSQL ") for line in lines(report, "Database"))
+    assert not healthy
+    assert complaints(empty_database_url) == ["The database is not migrated: run `wattline migrate`."]
+
+
+def test_a_database_of_an_older_version_is_told_of_as_far_as_it_goes(database_url: str, engine: str) -> None:
+    alembic(database_url, lambda config: command.downgrade(config, "0004"))
+    report, _ = examined(database_url)
+    (sentence,) = complaints(database_url)
+    assert sentence.startswith("The database is at revision 0004, this version needs ")
+    assert f"engine       {engine}" in lines(report, "Database")
+    assert lines(report, "Freshness")
+    assert lines(report, "Policies")[0] == "In force as timescale/policies.toml says."
+
+
+def test_a_database_of_a_newer_version(database_url: str, connection: psycopg.Connection) -> None:
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    (sentence,) = complaints(database_url)
+    assert sentence.startswith("The database is at revision 9999, made by a newer Wattline")
+
+
+def test_a_database_of_another_engine_than_the_settings_ask_for(database_url: str, engine: str) -> None:
+    other = "plain" if engine == "timescale" else "timescale"
+    (sentence,) = complaints(database_url, WATTLINE_ENGINE=other)
+    assert sentence.startswith(f"WATTLINE_ENGINE asks for '{other}', but the database was migrated for '{engine}'")
+
+
+def test_a_server_that_does_not_answer() -> None:
+    (sentence,) = complaints(f"postgresql://127.0.0.1:{free_port()}/wattline")
+    assert sentence.startswith("The database of DATABASE_URL cannot be reached: ")
+    assert "See that its server runs" in sentence
+
+
+@on_plain
+def test_a_database_that_does_not_exist(database_url: str) -> None:
+    (sentence,) = complaints(re.sub(r"/test_\d+", "/nowhere", database_url))
+    assert '"nowhere" does not exist' in sentence
+    assert "createdb" in sentence
+
+
+def test_what_may_not_be_read_is_said(database_url: str, connection: psycopg.Connection) -> None:
+    connection.execute("DROP ROLE IF EXISTS stranger")
+    connection.execute("CREATE ROLE stranger LOGIN")
+    try:
+        found = complaints(database_url.replace("wattline@", "stranger@"))
+    finally:
+        connection.execute("DROP ROLE stranger")
+    assert any("permission denied" in sentence and "owner of the database" in sentence for sentence in found)
+
+
+# Secrets
+
+FORMS = {
+    "in a URL": "postgresql://wattline:{}@{}/wattline",
+    "as a parameter of a URL": "postgresql://wattline@{1}/wattline?password={0}",
+    "of a client's key": "postgresql://wattline@{1}/wattline?sslpassword={0}&sslmode=disable",
+    "in keys and values": "host='/nowhere' port={1} user=wattline password='{0}'",
+    "in what is no URL": "postgres//wattline:{}@{}/wattline",
+    "in a URL that is broken": "postgresql://wattline:{}@{}/wattline?nonsense=1",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("secret", ["opensesame", "open%20se%2Fsame"])
+def test_no_password_is_shown(form: str, secret: str) -> None:
+    report, healthy = examined(FORMS[form].format(secret, f"127.0.0.1:{free_port()}"))
+    assert not healthy
+    for shown in ("opensesame", "se/same", "se%2Fsame"):
+        assert shown not in report
+
+
+def test_the_password_of_a_database_that_answers_is_not_shown(database_url: str) -> None:
+    report, _ = examined(f"{database_url}&password=opensesame")
+    assert "sesame" not in report
+    assert "password=***" in report
+
+
+# Policies
+
+
+def break_policies(connection: psycopg.Connection, engine: str) -> None:
+    if engine == "plain":
+        connection.execute("UPDATE retention SET drop_after = '1 day' WHERE name = 'vehicle_reading'")
+        return
+    connection.execute(
+        "SELECT alter_job(job_id, schedule_interval => INTERVAL '2 hours') FROM timescaledb_information.jobs"
+        " WHERE hypertable_name = 'fleet_vehicle_minute_cagg' AND proc_name = 'policy_refresh_continuous_aggregate'"
+    )
+
+
+def test_policies_that_differ_are_listed_and_left_alone(
+    database_url: str, connection: psycopg.Connection, engine: str
+) -> None:
+    break_policies(connection, engine)
+    before = state(database_url, engine)
+    (sentence,) = complaints(database_url)
+    assert "(1 to come): run `wattline migrate`" in sentence
+    assert " ".join(lines(examined(database_url)[0], "Policies")).startswith(
+        "to come: keep vehicle_reading for 30 days (was 1 day)"
+        if engine == "plain"
+        else "to come: refresh fleet_vehicle_minute each 1 minute, over the last 8 days (was each 2 hours)"
+    )
+    assert state(database_url, engine) == before
+    migrate(database_url)
+    assert complaints(database_url) == []
+
+
+def state(url: str, engine: str) -> list[object]:
+    """All objects, and the policies: what a doctor could have changed."""
+    policies = (
+        "SELECT * FROM retention" if engine == "plain" else "SELECT jobs::text FROM _timescaledb_config.bgw_job AS jobs"
+    )
+    return [rows(url, OBJECTS), rows(url, policies)]
+
+
+def test_a_policies_file_that_is_broken(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Policies:
+        raise SetupError("policies.toml: Expected `=`")
+
+    monkeypatch.setattr("app.ops.doctor.ask.read_policies", broken)
+    assert complaints(database_url) == ["The policies cannot be read: policies.toml: Expected `=`."]
+
+
+@on_timescale
+def test_a_paused_job(database_url: str, connection: psycopg.Connection) -> None:
+    job = job_id(connection, "policy_compression", "meter_reading")
+    connection.execute("SELECT alter_job(%s, scheduled => false)", [job])
+    assert complaints(database_url) == [
+        f"The job {job} (compress meter_reading) is paused: SELECT alter_job({job}, scheduled => true);"
+    ]
+
+
+@on_timescale
+def test_a_job_that_has_recovered_is_a_hint(healthy_facts: Facts) -> None:
+    job = healthy_facts.jobs[0]
+    healthy_facts.jobs = [msgspec.structs.replace(job, failures=3, last_status="success", last_error="no space left")]
+    (sentence,) = [said for said in hints(healthy_facts) if said.startswith("The job")]
+    assert "failed 3 times in the last day" in sentence
+    assert "no space left" in sentence
+
+
+@on_timescale
+def test_fewer_workers_than_databases_want_is_a_hint(healthy_facts: Facts) -> None:
+    assert healthy_facts.scheduler
+    healthy_facts.scheduler = msgspec.structs.replace(
+        healthy_facts.scheduler, workers=4, workers_wanted=7, running=True
+    )
+    assert not [said for said in wrong(healthy_facts) if "workers" in said]
+    (sentence,) = [said for said in hints(healthy_facts) if "workers" in said]
+    assert "4 background workers" in sentence
+    assert "may need 7" in sentence
+
+
+# Readings
+
+
+@on_plain
+async def test_readings_without_anyone_to_keep_house(database_url: str, connection: psycopg.Connection) -> None:
+    await store(database_url, meter_reading(datetime.now(UTC)))
+    (sentence,) = complaints(database_url)
+    assert "tomorrow's partitions are missing" in sentence
+    connection.execute("SELECT prepare_days(now(), now() + INTERVAL '2 days')")
+    assert complaints(database_url) == []
+
+
+async def test_devices_that_fell_silent(database_url: str, connection: psycopg.Connection) -> None:
+    await store(database_url, meter_reading(datetime.now(UTC) - timedelta(minutes=30)))
+    (sentence,) = complaints(database_url)
+    assert sentence.startswith("No device has reported for 10 minutes, 1 have within a day")
+    connection.execute("UPDATE meter_state SET ts = now() - INTERVAL '2 days'")
+    assert complaints(database_url) == []
+    assert "No device has reported for a day." in hinted(database_url)
+
+
+def test_rejected_readings_are_a_hint(database_url: str, connection: psycopg.Connection) -> None:
+    connection.execute(
+        "INSERT INTO quarantine (source, code, message, payload, hash, last_at)"
+        " SELECT 'http', code, '', '', code::bytea, now() - age FROM (VALUES"
+        " ('too_old', INTERVAL '2 days'), ('soc_out_of_range', INTERVAL '1 hour')) AS rejected (code, age)"
+    )
+    report, _ = examined(database_url)
+    assert complaints(database_url) == []
+    assert "most of them with the code soc_out_of_range" in listed(report, "Hints")[-1]
+    assert lines(report, "Quarantine") == ["rejected          2 kept", "soc_out_of_range  1 in the last day"]
+
+
+@on_timescale
+async def test_aggregates_that_are_not_refreshed(database_url: str, connection: psycopg.Connection) -> None:
+    await store(database_url, meter_reading(datetime.now(UTC)))
+    assert complaints(database_url) == []  # the server has just been started
+    found = for_an_hour(facts(database_url))
+    (sentence,) = [said for said in wrong(found) if said.startswith("Not refreshed")]
+    assert "meter_minute, " in sentence
+    assert "`wattline refresh`" in sentence
+    connection.execute("CALL refresh_aggregates()")
+    assert not [said for said in wrong(for_an_hour(facts(database_url))) if said.startswith("Not refreshed")]
+
+
+def for_an_hour(found: Facts) -> Facts:
+    """As if the server had run for so long."""
+    assert found.server
+    found.server = msgspec.structs.replace(found.server, started_at=datetime.now(UTC) - timedelta(hours=1))
+    return found
+
+
+# What a test cannot do to a machine
+
+
+@pytest.fixture
+def healthy_facts(database_url: str) -> Facts:
+    return facts(database_url)
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(6.0, "6 s ahead of"), (-3600.0, "3600 s behind"), (4.9, "")])
+def test_a_clock_that_differs(healthy_facts: Facts, seconds: float, said: str) -> None:
+    assert abs(healthy_facts.clock_ahead_seconds) < 1
+    healthy_facts.clock_ahead_seconds = seconds
+    found = [sentence for sentence in wrong(healthy_facts) if sentence.startswith("The clock")]
+    assert [said in sentence for sentence in found] == ([True] if said else [])
+
+
+@pytest.mark.parametrize(("free", "full"), [(40 << 30, False), (4 << 30, True), (500 << 20, True)])
+def test_a_disk_that_is_almost_full(healthy_facts: Facts, free: int, full: bool, tmp_path: Path) -> None:
+    assert healthy_facts.disk is not None
+    assert disk_bytes(tmp_path / "elsewhere") is None
+    healthy_facts.disk = (free, 100 << 30)
+    assert any(sentence.startswith("The disk") for sentence in wrong(healthy_facts)) == full
+
+
+@pytest.mark.parametrize(
+    ("postgresql", "timescaledb", "fails"),
+    [
+        (180006, "2.29.2", False),
+        (180007, "2.29.2", True),
+        (170012, "2.30.2", True),
+        (160015, "2.26.0", False),
+        (160016, "2.26.0", True),
+        (180007, "2.27.3", False),
+        (180007, "2.28.3", True),
+        (180008, "2.31.1", True),
+        (180007, "2.31.2", False),
+        (180007, "2.32.0", True),
+        (180007, "2.32.1", False),
+        (180009, "2.33.0-dev", False),
+        (180007, "3.0", False),
+    ],
+)
+def test_versions_that_do_not_go_together(postgresql: int, timescaledb: str, fails: bool) -> None:
+    assert jobs_fail(postgresql, timescaledb) == fails
+
+
+@on_timescale
+def test_versions_that_do_not_go_together_are_said(healthy_facts: Facts) -> None:
+    assert healthy_facts.server
+    server = msgspec.structs.replace(
+        healthy_facts.server, postgresql="18.7", postgresql_number=180007, timescaledb="2.29.1"
+    )
+    healthy_facts.server = server
+    assert any(sentence.startswith("TimescaleDB 2.29.1 fails in every job") for sentence in wrong(healthy_facts))
+    assert any("older than 2.29.2" in sentence for sentence in hints(healthy_facts))
