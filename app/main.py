@@ -15,7 +15,13 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
 from app import __version__
-from app.analytics.routes import get_freshness, get_performance
+from app.analytics.routes import (
+    get_fleet_series,
+    get_freshness,
+    get_meter_series,
+    get_performance,
+    get_vehicle_series,
+)
 from app.database import create_pool
 from app.errors import (
     BodyTooLarge,
@@ -27,12 +33,14 @@ from app.errors import (
     SetupError,
 )
 from app.fleet.routes import get_mappings, get_meter_states, get_vehicle_states, post_mapping
+from app.ingest.openapi import READINGS
 from app.ingest.routes import post_batch, post_meter_batch, post_vehicle_batch
 from app.ingest.writer import Writer
 from app.ops.health import get_live, get_ready
 from app.ops.logging import configure_logging, log_requests
 from app.ops.maintenance import maintain_forever
 from app.ops.server import follow_parent
+from app.problems import operation_id
 from app.settings import Settings
 
 _log = structlog.get_logger()
@@ -70,6 +78,9 @@ def create_app(settings: Settings) -> ASGIApp:
             get_meter_states,
             get_vehicle_states,
             get_performance,
+            get_meter_series,
+            get_vehicle_series,
+            get_fleet_series,
             get_freshness,
             get_live,
             get_ready,
@@ -88,9 +99,12 @@ def create_app(settings: Settings) -> ASGIApp:
             path="/schema",
             render_plugins=[JsonRenderPlugin(path="/", media_type="application/json")],  # type: ignore[arg-type]
             use_handler_docstrings=True,
+            operation_id_creator=operation_id,
         ),
         logging_config=None,
     )
+    # Litestar collects the components of what it decodes itself; batches are decoded by us.
+    app.openapi_schema.components.schemas |= READINGS
     # Around the router, not inside: what it refuses is logged too.
     return log_requests(app)
 

@@ -12,7 +12,7 @@ from app.fleet.registry import register
 from app.telemetry.reading import Stream
 
 
-class Mapping(msgspec.Struct, frozen=True, rename="camel"):
+class VehicleMapping(msgspec.Struct, frozen=True, rename="camel"):
     """A vehicle charges at a meter from `valid_from` until before `valid_to`; null is without limit."""
 
     vehicle_id: str
@@ -21,7 +21,7 @@ class Mapping(msgspec.Struct, frozen=True, rename="camel"):
     valid_to: datetime | None
 
 
-# Both statements are read as Mapping, by column name.
+# Both statements are read as VehicleMapping, by column name.
 _HISTORY = """
     SELECT vehicle.external_id AS vehicle_id, meter.external_id AS meter_id,
            lower(valid) AS valid_from, upper(valid) AS valid_to
@@ -33,13 +33,13 @@ _HISTORY = """
 """
 
 
-async def mapping_history(connection: psycopg.AsyncConnection, vehicle_id: str) -> list[Mapping]:
+async def mapping_history(connection: psycopg.AsyncConnection, vehicle_id: str) -> list[VehicleMapping]:
     """All mappings of the vehicle, oldest first; empty for a vehicle that is not known."""
-    cursor = connection.cursor(row_factory=class_row(Mapping))
+    cursor = connection.cursor(row_factory=class_row(VehicleMapping))
     return await (await cursor.execute(_HISTORY, [vehicle_id])).fetchall()
 
 
-async def map_vehicle(connection: psycopg.AsyncConnection, wanted: Mapping) -> Mapping:
+async def map_vehicle(connection: psycopg.AsyncConnection, wanted: VehicleMapping) -> VehicleMapping:
     """Maps the vehicle, registers both devices, ends the vehicle's open mapping; returns the stored mapping.
 
     Without `valid_from`, a vehicle's first mapping holds from the beginning of time and a later one from now. What the
@@ -75,10 +75,10 @@ async def map_vehicle(connection: psycopg.AsyncConnection, wanted: Mapping) -> M
             "INSERT INTO vehicle_meter (vehicle_id, meter_id, valid) VALUES (%s, %s, tstzrange(%s, %s))",
             [vehicle, meter, valid_from, wanted.valid_to],
         )
-    return Mapping(wanted.vehicle_id, wanted.meter_id, valid_from, wanted.valid_to)
+    return VehicleMapping(wanted.vehicle_id, wanted.meter_id, valid_from, wanted.valid_to)
 
 
-def _covers(still_open: Mapping, wanted: Mapping, valid_from: datetime | None) -> bool:
+def _covers(still_open: VehicleMapping, wanted: VehicleMapping, valid_from: datetime | None) -> bool:
     same = still_open.meter_id == wanted.meter_id and wanted.valid_to is None
     return same and (still_open.valid_from is None or (valid_from is not None and still_open.valid_from <= valid_from))
 

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import driver_connection, translated_errors
 from app.errors import InvalidParameter, MalformedBody, UnsupportedMediaType
-from app.fleet.mapping import Mapping, map_vehicle, mapping_history
+from app.fleet.mapping import VehicleMapping, map_vehicle, mapping_history
 from app.fleet.states import MeterState, VehicleState, meter_states, vehicle_states
 from app.problems import AWAY, PARAMETER, problems
 
@@ -51,6 +51,7 @@ class MappingOperation(Operation):
 
 @post(
     "/v1/ingestion/mapping",
+    tags=["mapping"],
     status_code=200,
     operation_class=MappingOperation,
     responses=problems(
@@ -63,7 +64,7 @@ class MappingOperation(Operation):
         }
     ),
 )
-async def post_mapping(request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine]) -> Mapping:
+async def post_mapping(request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine]) -> VehicleMapping:
     """Maps a vehicle to a meter, ending the vehicle's open mapping."""
     try:
         wanted = _decode(await request.body(), request.content_type[0])
@@ -73,7 +74,7 @@ async def post_mapping(request: Request[Any, Any, Any], pool: NamedDependency[As
     with translated_errors():
         async with driver_connection(pool) as connection:
             return await map_vehicle(
-                connection, Mapping(wanted.vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to)
+                connection, VehicleMapping(wanted.vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to)
             )
 
 
@@ -90,17 +91,17 @@ def _decode(body: bytes, media_type: str) -> WantedMapping:
         raise MalformedBody(f"{error}.") from None
 
 
-@get("/v1/ingestion/mapping", responses=problems({400: PARAMETER, 503: AWAY}))
+@get("/v1/ingestion/mapping", tags=["mapping"], responses=problems({400: PARAMETER, 503: AWAY}))
 async def get_mappings(
     pool: NamedDependency[AsyncEngine], vehicle_id: Annotated[str, QueryParameter(name="vehicleId")]
-) -> list[Mapping]:
+) -> list[VehicleMapping]:
     """The history of a vehicle's mappings, oldest first."""
     with translated_errors():
         async with driver_connection(pool) as connection:
             return await mapping_history(connection, vehicle_id)
 
 
-@get("/v1/analytics/meters/states", responses=problems({400: PARAMETER, 503: AWAY}))
+@get("/v1/analytics/meters/states", tags=["analytics"], responses=problems({400: PARAMETER, 503: AWAY}))
 async def get_meter_states(
     pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
 ) -> Response[list[MeterState]]:
@@ -111,7 +112,7 @@ async def get_meter_states(
     return Response(states, headers=_next_page("meters", limit, [state.meter_id for state in states[-1:]], len(states)))
 
 
-@get("/v1/analytics/vehicles/states", responses=problems({400: PARAMETER, 503: AWAY}))
+@get("/v1/analytics/vehicles/states", tags=["analytics"], responses=problems({400: PARAMETER, 503: AWAY}))
 async def get_vehicle_states(
     pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
 ) -> Response[list[VehicleState]]:

@@ -39,6 +39,7 @@ RESPONSES = problems(
 
 @post(
     ["/v1/telemetry", "/v1/ingest", "/v1/ingestion"],
+    tags=["telemetry"],
     status_code=200,
     request_max_body_size=None,
     operation_class=MixedBatch,
@@ -51,6 +52,7 @@ async def post_batch(request: Incoming, writer: NamedDependency[Writer]) -> Rece
 
 @post(
     "/v1/telemetry/meter",
+    tags=["telemetry"],
     status_code=200,
     request_max_body_size=None,
     operation_class=MeterBatch,
@@ -63,6 +65,7 @@ async def post_meter_batch(request: Incoming, writer: NamedDependency[Writer]) -
 
 @post(
     "/v1/telemetry/vehicle",
+    tags=["telemetry"],
     status_code=200,
     request_max_body_size=None,
     operation_class=VehicleBatch,

@@ -32,7 +32,7 @@ class Ready(msgspec.Struct, frozen=True, rename="camel"):
     timescaledb: str | None = None
 
 
-@get("/health/live")
+@get("/health/live", tags=["health"])
 async def get_live() -> Live:
     """Answers as long as the process runs."""
     return Live("ok", __version__)
@@ -40,6 +40,7 @@ async def get_live() -> Live:
 
 @get(
     "/health/ready",
+    tags=["health"],
     responses={
         503: ResponseSpec(Ready, description="The service cannot serve; `status` says why.", generate_examples=False)
     },
