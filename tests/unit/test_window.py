@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from app.analytics.window import MAX_HOURS, Window, window_of
+from app.analytics.window import CALENDAR_HOURS, MAX_HOURS, Window, window_of
 from app.errors import InvalidTimeRange
 
 NOW = datetime(2026, 5, 1, 12, 0, 30, tzinfo=UTC)
@@ -89,3 +89,34 @@ def test_years_at_the_ends_of_the_calendar_are_refused(year: int) -> None:
     end = datetime(year, 12, 31, 23, 59, 30, tzinfo=UTC)
     with pytest.raises(InvalidTimeRange):
         window_of(None, end, None, now=NOW)
+
+
+def test_the_longest_window_is_what_the_question_allows() -> None:
+    century = window_of(None, NOON, 100 * 366 * 24, now=NOW, max_hours=CALENDAR_HOURS)
+    assert century == Window(NOON - timedelta(days=36_600), NOON)
+    whole = window_of(*CALENDAR, None, now=NOW, max_hours=CALENDAR_HOURS)
+    assert whole == Window(*CALENDAR)
+    for start, hours in ((None, 25), (NOON - 24 * HOUR - timedelta(microseconds=1), None)):
+        with pytest.raises(InvalidTimeRange, match="24"):
+            window_of(start, NOON, hours, now=NOW, max_hours=24)
+    assert window_of(None, NOON, 24, now=NOW, max_hours=24).hours == 24
+
+
+CALENDAR = datetime(1900, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "hours"),
+    [
+        (None, NOON, CALENDAR_HOURS),
+        (None, NOON, CALENDAR_HOURS + 1),
+        (None, NOON, 10**30),
+        (CALENDAR[0] - timedelta(microseconds=1), NOON, None),
+        (NOON, CALENDAR[1] + timedelta(microseconds=1), None),
+    ],
+)
+def test_no_window_leaves_the_calendar_however_long_it_may_be(
+    start: datetime | None, end: datetime, hours: int | None
+) -> None:
+    with pytest.raises(InvalidTimeRange):
+        window_of(start, end, hours, now=NOW, max_hours=CALENDAR_HOURS)

@@ -1,0 +1,161 @@
+"""The documents under docs/ hold what they show: each command works, in its order, and answers what stands below it."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import psycopg
+import pytest
+
+from tests.fixtures.sending import meter, minutes_ago
+from tests.fixtures.service import Process
+
+DOCS = Path(__file__).parents[2] / "docs"
+ADDRESS = "http://127.0.0.1:8000"
+
+# What depends on engine, version and moment: of these the type is compared, or null.
+VARIES = {"asOf", "materializedThrough", "lagSeconds"} | {"version", "engine", "postgresql", "timescaledb"}
+VARIES |= {"neededRevision", "revision"}
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+NOW_SECONDS = 1_700_000_000
+
+
+class Step(NamedTuple):
+    """A shell block, and the block of another language that follows it: what it prints."""
+
+    shell: str
+    language: str
+    shown: str
+
+
+def blocks(name: str) -> list[tuple[str, str]]:
+    """Language and text of each fenced block of a document; diagrams have no language."""
+    found: list[tuple[str, str]] = re.findall(
+        r"^```(\w*)\n(.*?)^```$", (DOCS / name).read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    return found
+
+
+def steps(name: str) -> list[Step]:
+    found = blocks(name)
+    following = [*found[1:], ("", "")]
+    answers = [(language, text) if language in ("json", "text") else ("", "") for language, text in following]
+    return [Step(text, *answer) for (language, text), answer in zip(found, answers, strict=True) if language == "sh"]
+
+
+def save_programs(name: str, directory: Path) -> None:
+    """Saves the programs that a document shows; the first line of each says under which name."""
+    for language, text in blocks(name):
+        if language == "python":
+            first, _, program = text.partition("\n")
+            (directory / first.removeprefix("# ")).write_text(program)
+
+
+def run(shells: list[str], base_url: str, directory: Path) -> list[str]:
+    """What each part prints, run by one shell, so that variables and functions last from part to part."""
+    end = "-- end of a part --"
+    parts = [shell.replace(ADDRESS, base_url) + f"\necho '{end}'\n" for shell in shells]
+    script = 'curl() { command curl --silent --show-error --noproxy "*" "$@"; }\n' + "".join(parts)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["sh", "-euc", script], capture_output=True, text=True, cwd=directory, env=os.environ | {"PATH": path}
+    )
+    printed = done.stdout.split(f"{end}\n")
+    assert done.returncode == 0, f"after {len(printed) - 1} parts: {done.stderr}\n{printed[-1]}"
+    assert done.stderr == ""
+    return printed[:-1]
+
+
+def assert_alike(real: Any, shown: Any, where: str) -> None:
+    """The same members, types and, where they do not depend on the moment, values."""
+    name = where.rpartition(".")[2]
+    if name in VARIES and real is None:
+        return
+    kinds = {type(real), type(shown)}
+    assert len(kinds) == 1 or (name in VARIES and kinds in ({str, type(None)}, {int, float})), f"{where}: {real!r}"
+    if isinstance(shown, dict):
+        assert real.keys() == shown.keys(), where
+        for member in shown:
+            assert_alike(real[member], shown[member], f"{where}.{member}")
+    elif isinstance(shown, list):
+        assert len(real) == len(shown), f"{where}: {real!r}"
+        for position, (one, other) in enumerate(zip(real, shown, strict=True)):
+            assert_alike(one, other, f"{where}.{position}")
+    elif isinstance(shown, str) and TIME.fullmatch(shown):
+        assert TIME.fullmatch(real), f"{where}: {real!r}"
+        assert datetime.fromisoformat(real).tzinfo is not None
+    elif isinstance(shown, int) and shown > NOW_SECONDS:
+        assert real > NOW_SECONDS, f"{where}: {real!r}"
+    elif name not in VARIES:
+        assert real == (pytest.approx(shown, rel=1e-9) if isinstance(shown, float) else shown), f"{where}: {real!r}"
+
+
+@pytest.mark.parametrize("name", ["api.md", "efficiency.md", "gateways.md"])
+def test_each_command_answers_what_is_shown_below_it(name: str, server_process: Process, tmp_path: Path) -> None:
+    shown = steps(name)
+    save_programs(name, tmp_path)
+    printed = run([step.shell for step in shown], server_process.base_url, tmp_path)
+    for number, (step, output) in enumerate(zip(shown, printed, strict=True), 1):
+        where = f"{name}, command {number}"
+        if step.language == "json":
+            assert_alike(json.loads(output), json.loads(step.shown), where)
+        else:
+            real, expected = (TIME.sub("TIME", text.replace("\r", "")) for text in (output, step.shown))
+            assert real == expected, where
+
+
+def send(process: Process, directory: Path) -> subprocess.Popen[str]:
+    """The program of gateways.md at work on readings.ndjson."""
+    with (directory / "readings.ndjson").open() as readings:
+        return subprocess.Popen(
+            [sys.executable, "send.py", process.base_url],
+            cwd=directory,
+            stdin=readings,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+async def test_the_sender_outlives_a_service_that_is_away(
+    server_process: Process, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    save_programs("gateways.md", tmp_path)
+    readings = [meter(minutes_ago(2), 0.1, meter_id=f"M{n}") for n in range(2_400)] + [meter(minutes_ago(2), -1)]
+    (tmp_path / "readings.ndjson").write_text("".join(json.dumps(reading) + "\n" for reading in readings))
+
+    server_process.signal_all(signal.SIGKILL)
+    server_process.popen.wait()
+    sender = send(server_process, tmp_path)
+    await asyncio.sleep(1.5)
+    assert sender.poll() is None
+    server_process.start()
+    server_process.await_ready()
+    printed, refused = await asyncio.to_thread(sender.communicate)
+
+    assert sender.returncode == 0, refused
+    assert [line.split(",")[0] for line in printed.splitlines()] == ["inserted 1000", "inserted 1000", "inserted 400"]
+    assert refused.startswith("energy_out_of_range kwhConsumedAc {")
+    assert connection.execute("SELECT count(*) FROM meter_reading").fetchone() == (2_400,)
+
+    printed, _ = await asyncio.to_thread(send(server_process, tmp_path).communicate)
+    assert printed.splitlines()[0] == "inserted 0, duplicates 1000, conflicts 0, late 0"
+    assert connection.execute("SELECT count(*) FROM meter_reading").fetchone() == (2_400,)
+
+
+def test_the_sender_gives_up_on_what_cannot_succeed(server_process: Process, tmp_path: Path) -> None:
+    save_programs("gateways.md", tmp_path)
+    reading = json.dumps(meter(minutes_ago(1), voltage="x" * 17 * 1024 * 1024))
+    (tmp_path / "readings.ndjson").write_text(reading)
+    sender = send(server_process, tmp_path)
+    _, said = sender.communicate()
+    assert (sender.returncode, said) == (1, "413 body_too_large: The decoded body is larger than 16 MiB.\n")
+    assert httpx.get(f"{server_process.base_url}/v1/analytics/meters/states").json() == []

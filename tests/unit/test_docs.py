@@ -1,0 +1,246 @@
+"""The tables and links of the documents under docs/ are those of the code."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.analytics.efficiency import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO, Status
+from app.analytics.freshness import REPORTING_MINUTES
+from app.analytics.series import MAX_POINTS
+from app.analytics.window import AHEAD, MAX_HOURS
+from app.errors import ServiceError
+from app.ingest.body import DRAIN_BYTES, DRAIN_SECONDS, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES
+from app.ingest.check import MAX_AGE_US, MAX_AHEAD_US, PAYLOAD_LIMIT_BYTES, REJECTIONS
+from app.ingest.decode import MAX_READINGS, MediaType
+from app.ingest.insert import TRANSACTION_SECONDS
+from app.ingest.parts import LATE_US
+from app.ingest.writer import GROUP_READINGS, STAGED_SECONDS
+from app.main import create_app
+from app.ops.maintenance import QUARANTINE_DAYS, QUARANTINE_ROWS
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("api.md", "architecture.md", "efficiency.md", "gateways.md")
+TEXT = {name: (ROOT / "docs" / name).read_text() for name in NAMES}
+MIB = 1024 * 1024
+MINUTE_US = 60_000_000
+# Only questions are answered with these.
+OF_QUESTIONS = {"no_charging_data", "unknown_device"}
+
+
+def section(name: str, heading: str) -> str:
+    """The text below a heading, up to the next of its level."""
+    level = heading.partition(" ")[0]
+    found = re.search(rf"^{re.escape(heading)}$(.*?)(?=^{level} |\Z)", TEXT[name], flags=re.DOTALL | re.MULTILINE)
+    assert found, f"{name} has no {heading}"
+    return found[1]
+
+
+def table(name: str, heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading, without its head; code marks are taken off cells of one code."""
+    rows = [
+        [re.sub(r"^`([^`]*)`$", r"\1", cell.strip()) for cell in line.strip("|").split("|")]
+        for line in section(name, heading).splitlines()
+        if line.startswith("|")
+    ]
+    ends = [position for position, row in enumerate(rows) if set("".join(row)) <= {"-", " "}]
+    return rows[ends[0] + 1 : ends[1] - 1 if len(ends) > 1 else None]
+
+
+def prose(name: str) -> str:
+    """A document's text, without its line breaks."""
+    return " ".join(TEXT[name].split())
+
+
+def statuses() -> dict[str, int]:
+    return {error.code: error.status for error in ServiceError.__subclasses__()}
+
+
+def test_rejections_are_those_of_the_code() -> None:
+    assert {code: message for code, message, _ in table("gateways.md", "## Rejected readings")} == REJECTIONS
+
+
+def test_errors_are_those_of_the_code() -> None:
+    assert {code: int(status) for code, status, *_ in table("api.md", "## Errors")} == statuses()
+
+
+def test_what_to_do_is_said_of_every_error_that_a_sender_may_get() -> None:
+    rows = table("gateways.md", "## Retries")
+    assert {code: int(status) for status, code, *_ in rows if code} == {
+        code: status for code, status in statuses().items() if code not in OF_QUESTIONS
+    }
+    assert [what for _, code, _, what in rows if code and "again, after" in what] == [
+        what for status, _, _, what in rows if status.startswith("5")
+    ]
+
+
+def test_the_errors_of_each_call_are_known() -> None:
+    for sentence in re.findall(r"^Errors: (.*?)\n\n", TEXT["api.md"], flags=re.DOTALL | re.MULTILINE):
+        assert set(re.findall(r"`(\w+)`", sentence)) - statuses().keys() == set()
+
+
+def test_limits_are_those_of_the_code() -> None:
+    settings = Settings()
+    limits = {limit: value for limit, value, _ in table("gateways.md", "## Limits")}
+    ranges = {
+        field: f"{limits.pop(name)}".replace(" to ", " and ")
+        for name, field in (
+            ("energy of a reading", "energy"),
+            ("voltage", "voltage"),
+            ("soc", "soc"),
+            ("batteryTemp", "battery_temp"),
+        )
+    }
+    for field, words in ranges.items():
+        assert words in REJECTIONS[f"{field}_out_of_range"]
+    assert limits == {
+        "body, decoded": f"{MAX_BODY_BYTES // MIB} MiB",
+        "body, as sent compressed": f"{MAX_COMPRESSED_BYTES / MIB:g} MiB",
+        "gzip members or zstd frames of a body": f"{MAX_FRAMES:,}",
+        "readings of a batch": f"{MAX_READINGS:,}",
+        "characters of an id": "64",
+        "timestamp ahead": f"{MAX_AHEAD_US // MINUTE_US} minutes",
+        "timestamp back": f"{MAX_AGE_US // MINUTE_US // 60 // 24} days",
+        "age from which a reading is late": f"{LATE_US // MINUTE_US} minutes",
+        "readings that wait for the writer": f"{settings.queue_max_readings:,}",
+        "one store transaction": f"{TRANSACTION_SECONDS} s",
+        "what is read of a request after it was refused": f"{DRAIN_BYTES // MIB} MiB or {DRAIN_SECONDS:g} s",
+        "rejected readings kept": f"{QUARANTINE_ROWS:,}, for {QUARANTINE_DAYS} days",
+        "what is kept of a rejected reading": f"{PAYLOAD_LIMIT_BYTES // 1024} KiB",
+    }
+    assert "64" in REJECTIONS["invalid_id"]
+
+
+def test_formats_are_those_of_the_code() -> None:
+    shown = [row[0] for row in table("gateways.md", "## Formats and compression")]
+    assert [re.sub(r"`([^`]*)`.*", r"\1", cell) for cell in shown] == [str(media_type) for media_type in MediaType]
+
+
+def test_statuses_are_those_of_the_code_in_its_order() -> None:
+    rows = {status: when for status, when, _ in table("efficiency.md", "## Status")}
+    assert list(rows) == [str(status) for status in Status]
+    assert f"less than {ENOUGH_AC_MILLIWH / 1_000_000:g} kWh AC" in rows["insufficient_data"]
+    assert f"above {POSSIBLE_RATIO:g}" in rows["impossible"]
+    assert f"below {Settings().low_efficiency:g} " in rows["low_efficiency"]
+
+
+def test_numbers_in_sentences_are_those_of_the_code() -> None:
+    gap, hours = Settings().pairing_gap_minutes, f"{MAX_HOURS} hours"
+    for name, sentence in (
+        ("efficiency.md", f"at most {gap} minutes apart (`WATTLINE_PAIRING_GAP_MINUTES`)"),
+        ("efficiency.md", f"up to {hours} ({MAX_HOURS // 24} days)"),
+        ("efficiency.md", f"A window ends {AHEAD.seconds // 60} minutes from now"),
+        ("efficiency.md", f"less {TRANSACTION_SECONDS} seconds"),
+        ("api.md", f"a window of at most {hours}"),
+        ("api.md", f"it ends {AHEAD.seconds // 60} minutes from now"),
+        ("api.md", f"more than {MAX_POINTS:,} buckets"),
+        ("api.md", f"longer than {hours}"),
+        ("api.md", {10: "a reading of the last ten minutes"}[REPORTING_MINUTES]),
+        ("gateways.md", f"up to {GROUP_READINGS:,} readings"),
+        ("gateways.md", "at most about 1,000 readings at a time"),
+        ("gateways.md", "BATCH_READINGS = 1_000"),
+        ("architecture.md", f"No store transaction takes longer than {TRANSACTION_SECONDS} seconds"),
+        ("architecture.md", {30: "with the temporary table for half a minute"}[STAGED_SECONDS]),
+    ):
+        assert sentence in prose(name), (name, sentence)
+
+
+def example() -> dict[str, dict[int, float]]:
+    """Energy by device and minute of the readings that efficiency.md sends."""
+    energy: dict[str, dict[int, float]] = {}
+    for device, minute, kwh in re.findall(r"^  (meter|vehicle V\d) (\d\d):\d\d ([\d.]+)$", TEXT["efficiency.md"], re.M):
+        energy.setdefault("M1" if device == "meter" else device[-2:], {})[int(minute)] = float(kwh)
+    return energy
+
+
+def test_the_timeline_shows_the_readings_of_the_example() -> None:
+    drawing = next(block for block in re.findall(r"```\n(.*?)```", TEXT["efficiency.md"], re.DOTALL) if "10:" in block)
+    head, *lines = drawing.splitlines()
+    minutes = {match.start(): int(match[0]) for match in re.finditer(r"\d\d(?!:)", head)}
+    rows = {line.split()[0]: {minutes[match.start()]: match[0] for match in MARK.finditer(line)} for line in lines}
+    for device, energy in example().items():
+        assert {minute for minute, mark in rows[device].items() if mark == "x"} == energy.keys()
+    verdicts = "".join(mark for _, mark in sorted(rows["is"].items()))
+    assert {kind: verdicts.count(kind) for kind in "PSU"} == {"P": 9, "S": 3, "U": 2}
+    assert rows["is"].keys() == rows["V1"].keys()
+
+
+MARK = re.compile(r"(?<= )[x=PSU](?= |$)")
+
+
+def test_what_simpler_ways_would_say_is_so() -> None:
+    energy = example()
+    said = {way: ratio for way, ratio, _ in table("efficiency.md", "## An example")}
+    both = energy["M1"].keys() & energy["V1"].keys() - energy["V2"].keys()
+    paired = {*range(8), 11}
+
+    def ratio(ac: set[int], dc: set[int]) -> str:
+        total_ac = sum(kwh for minute, kwh in energy["M1"].items() if minute in ac)
+        return f"{sum(kwh for minute, kwh in energy['V1'].items() if minute in dc) / total_ac:.3f}"
+
+    assert said == {
+        "all DC of V1 over all AC of M1": ratio(set(energy["M1"]), set(energy["V1"])),
+        "minutes unshared and with a reading of both": ratio(both, both),
+        "paired minutes": ratio(paired, paired),
+    }
+
+
+async def schema() -> dict[str, Any]:
+    app = create_app(Settings(database_url="postgresql://127.0.0.1:1/nowhere"))
+    transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://wattline") as client:
+        document: dict[str, Any] = (await client.get("/schema")).json()
+    return document
+
+
+async def test_every_route_is_documented_and_every_documented_one_exists() -> None:
+    paths: dict[str, dict[str, Any]] = (await schema())["paths"]
+    routes = {(method.upper(), re.sub(r"{\w+}", "{}", path)) for path, methods in paths.items() for method in methods}
+    headings = re.findall(r"^### `(\w+) (\S+)`$", TEXT["api.md"], flags=re.MULTILINE)
+    documented = {(method, re.sub(r"{\w+}", "{}", path)) for method, path in headings}
+    assert documented - {("GET", "/schema")} == routes
+    assert len(headings) == len(documented)
+
+
+async def test_every_query_parameter_is_documented() -> None:
+    text = TEXT["api.md"]
+    for path, methods in (await schema())["paths"].items():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["in"] == "query":
+                    assert re.search(rf"[`?&]{parameter['name']}\b", text), (path, parameter["name"])
+                    if parameter["name"] == "maxPoints":
+                        assert f"{parameter['schema']['default']:,} if not given" in text
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as Git hosts make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", *(f"docs/{name}" for name in NAMES)])
+def test_links_lead_somewhere(path: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / path).read_text()):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        there = (ROOT / path).parent / file if file else ROOT / path
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(), flags=re.MULTILINE)
+            assert anchor in map(slug, headings), target
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_that_are_named_exist(name: str) -> None:
+    named = re.findall(r"\b(?:app|timescale|tests|migrations)/[\w/]*(?:\.\w+)?", TEXT[name])
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lines_can_be_read_in_a_terminal(name: str) -> None:
+    """But for tables, whose rows cannot be broken."""
+    assert [line for line in TEXT[name].splitlines() if len(line) > 120 and not line.startswith("|")] == []
