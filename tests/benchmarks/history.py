@@ -17,6 +17,10 @@ VEHICLES = """
     FROM generate_series(0, 59) AS minute, generate_series(1, %(devices)s) AS id
     WHERE %(hour)s::timestamptz + make_interval(mins => minute, secs => id * 104729 %% 60) < now()
 """
+STATES = """
+    INSERT INTO vehicle_state (vehicle_id, ts, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic)
+    SELECT id, now() - INTERVAL '1 minute', id, 108000 + id, 5000, 2500 FROM vehicle
+"""
 
 
 def store_day(connection: psycopg.Connection, devices: int) -> None:
@@ -31,5 +35,6 @@ def store_day(connection: psycopg.Connection, devices: int) -> None:
     for (hour,) in hours:
         for statement in (METERS, VEHICLES):
             connection.execute(statement, {"hour": hour, "devices": devices})
+    connection.execute(STATES)
     connection.execute("CALL refresh_aggregates()")
     connection.execute("ANALYZE")
