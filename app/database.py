@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.errors import InvalidParameter, MappingOverlap, SetupError, StoreBusy, StoreUnavailable
 
@@ -63,6 +63,19 @@ def create_pool(url: str, max_size: int) -> AsyncEngine:
         pool_timeout=_CONNECT_TIMEOUT_S,
         pool_pre_ping=True,
     )
+
+
+@asynccontextmanager
+async def snapshot(connection: AsyncConnection) -> AsyncIterator[None]:
+    """Every statement inside sees the database as the first one does; to read only.
+
+    On TimescaleDB, an answer needs it: a continuous aggregate's watermark is read as of now, not as of the statement,
+    so rows that a refresh materialises meanwhile would be found neither above the watermark nor below it.
+    """
+    await connection.execute(text("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+    yield
+    # After an error the pool rolls back.
+    await connection.execute(text("COMMIT"))
 
 
 @asynccontextmanager

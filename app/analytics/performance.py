@@ -10,6 +10,7 @@ from app.analytics.efficiency import Status, efficiency_ratio, judge
 from app.analytics.evidence import fetch_evidence, fetch_minutes
 from app.analytics.freshness import fetch_instants
 from app.analytics.window import Window
+from app.database import snapshot
 from app.errors import NoChargingData
 
 
@@ -52,11 +53,12 @@ async def fetch_performance(
     """Raises NoChargingData when the vehicle has no reading in the window, or is not known."""
     bounds = window.first_minute, window.end_minute
     fresh = await fetch_instants(connection, "vehicle_minute", "meter_minute")
-    own = await fetch_minutes(connection, vehicle_id, *bounds)
-    if not own:
-        raise NoChargingData(f"No charging data found in last {window.hours:g} hours", vehicleId=vehicle_id)
+    async with snapshot(connection):
+        own = await fetch_minutes(connection, vehicle_id, *bounds)
+        if not own:
+            raise NoChargingData(f"No charging data found in last {window.hours:g} hours", vehicleId=vehicle_id)
+        pairing = (await fetch_evidence(connection, own, *bounds, gap_minutes=gap_minutes)).total()
 
-    pairing = (await fetch_evidence(connection, own, *bounds, gap_minutes=gap_minutes)).total()
     status, alert = judge(pairing, low_efficiency=low_efficiency)
     return Performance(
         vehicle_id=vehicle_id,

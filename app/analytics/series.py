@@ -26,6 +26,7 @@ from app.analytics.evidence import fetch_evidence, fetch_minutes
 from app.analytics.freshness import fetch_instants
 from app.analytics.pairing import Evidence
 from app.analytics.window import MAX_HOURS, Window
+from app.database import snapshot
 from app.errors import InvalidTimeRange, UnknownDevice
 from app.tables import (
     aggregate_retention,
@@ -68,7 +69,8 @@ class VehicleColumns(msgspec.Struct, frozen=True, rename="camel"):
     """DC energy in kWh, state of charge in percent, temperature in °C. `t` is each bucket's start, as of a meter.
 
     `efficiency_ratio` is of the paired minutes in the bucket, `paired_minutes` counts them. In buckets of a minute both
-    are of the 60 minutes that end with it: a single one compares clocks, not losses.
+    are of the 60 minutes that end with it: a single one compares clocks, not losses. Both are null where minutes are no
+    longer kept, and more than 2160 hours before the end of the series.
     """
 
     t: list[int]
@@ -175,30 +177,33 @@ async def fetch_meter_series(connection: AsyncConnection, meter_id: str, buckets
     """Raises UnknownDevice."""
     device = await _id_of(connection, meter, meter_id)
     instants = await fetch_instants(connection, *METER.aggregates[buckets.width])
-    columns = MeterColumns(*await _fetch(connection, METER, buckets, device=device))
+    async with snapshot(connection):
+        columns = MeterColumns(*await _fetch(connection, METER, buckets, device=device))
     return MeterSeries(meter_id, *buckets, *instants, columns)
 
 
 async def fetch_vehicle_series(
     connection: AsyncConnection, vehicle_id: str, buckets: Buckets, *, gap_minutes: int
 ) -> VehicleSeries:
-    """Without efficiency where the range is longer than 2160 hours. Raises UnknownDevice."""
+    """Without efficiency for what lies more than 2160 hours before the end. Raises UnknownDevice."""
     device = await _id_of(connection, vehicle, vehicle_id)
     instants = await fetch_instants(connection, *VEHICLE.aggregates[buckets.width], "vehicle_minute", "meter_minute")
-    sums = await _fetch(connection, VEHICLE, buckets, device=device)
+    bounds = await _minutes_kept(connection, buckets), buckets.end
     evidence = None
-    if buckets.end - buckets.start <= timedelta(hours=MAX_HOURS):
-        bounds = buckets.start - timedelta(minutes=_EFFICIENCY_MINUTES), buckets.end
+    async with snapshot(connection):
+        sums = await _fetch(connection, VEHICLE, buckets, device=device)
         if own := await fetch_minutes(connection, vehicle_id, *bounds):
             evidence = await fetch_evidence(connection, own, *bounds, gap_minutes=gap_minutes)
-    columns = VehicleColumns(*[*sums, *_efficiency(sums[0], _SECONDS[buckets.width], evidence)])
+    columns = VehicleColumns(*[*sums, *_efficiency(sums[0], _SECONDS[buckets.width], evidence, bounds[0])])
     return VehicleSeries(vehicle_id, *buckets, *instants, columns)
 
 
 async def fetch_fleet_series(connection: AsyncConnection, buckets: Buckets) -> FleetSeries:
     """Of all meters and vehicles together."""
     instants = await fetch_instants(connection, *FLEET.aggregates[buckets.width])
-    return FleetSeries("fleet", *buckets, *instants, FleetColumns(*await _fetch(connection, FLEET, buckets)))
+    async with snapshot(connection):
+        columns = FleetColumns(*await _fetch(connection, FLEET, buckets))
+    return FleetSeries("fleet", *buckets, *instants, columns)
 
 
 async def _id_of(connection: AsyncConnection, table: Table, external_id: str) -> int:
@@ -206,6 +211,13 @@ async def _id_of(connection: AsyncConnection, table: Table, external_id: str) ->
     if device is None:
         raise UnknownDevice(f"There is no {table.name} {external_id}.")
     return device
+
+
+async def _minutes_kept(connection: AsyncConnection, buckets: Buckets) -> datetime:
+    """From when on there are minutes for an efficiency: an hour before the first bucket, or where they begin."""
+    kept_from: datetime | None = await connection.scalar(_MINUTES_KEPT)
+    wanted = buckets.start - timedelta(minutes=_EFFICIENCY_MINUTES)
+    return max(wanted, buckets.end - timedelta(hours=MAX_HOURS), kept_from or wanted)
 
 
 async def _fetch(connection: AsyncConnection, source: Source, buckets: Buckets, **device: int) -> list[list[Any]]:
@@ -216,11 +228,12 @@ async def _fetch(connection: AsyncConnection, source: Source, buckets: Buckets, 
 
 
 def _efficiency(
-    starts: list[int], seconds: int, evidence: Evidence | None
+    starts: list[int], seconds: int, evidence: Evidence | None, kept_from: datetime
 ) -> tuple[list[int | None], list[float | None]]:
-    """Paired minutes and efficiency of each bucket."""
+    """Paired minutes and efficiency of each bucket; None where its minutes are not all kept."""
     if evidence is None:
         return [None] * len(starts), [None] * len(starts)
+    kept_minute = kept_from.timestamp() / 60
     minutes = sorted(evidence.paired_ac_milliwh)
     ac = [0, *accumulate(evidence.paired_ac_milliwh[minute] for minute in minutes)]
     dc = [0, *accumulate(evidence.paired_dc_milliwh[minute] for minute in minutes)]
@@ -231,8 +244,9 @@ def _efficiency(
         end = (start + seconds) // 60
         first, after = bisect_left(minutes, end - span), bisect_left(minutes, end)
         consumed = ac[after] - ac[first]
-        paired.append(after - first)
-        ratios.append((dc[after] - dc[first]) / consumed if consumed else None)
+        is_kept = end - span >= kept_minute
+        paired.append(after - first if is_kept else None)
+        ratios.append((dc[after] - dc[first]) / consumed if consumed and is_kept else None)
     return paired, ratios
 
 
@@ -316,6 +330,11 @@ FLEET = Source(
         "1d": ("fleet_meter_hour", "fleet_vehicle_hour"),
     },
     {"1m": _fleet_arrays(fleet_minute), "1h": _fleet_arrays(fleet_hour), "1d": _fleet_arrays(fleet_day)},
+)
+
+# From when on minutes of meters and vehicles are kept.
+_MINUTES_KEPT = select(func.max(aggregate_retention.c.kept_from)).where(
+    aggregate_retention.c.name.in_(["meter_minute", "vehicle_minute"])
 )
 
 # The aggregates that still hold whole buckets from an instant on.

@@ -28,7 +28,7 @@ from tests.fixtures.readings import (
 REFRESH = "policy_refresh_continuous_aggregate"
 NAMES = {
     "meter_minute", "vehicle_minute", "fleet_meter_minute", "fleet_vehicle_minute",
-    "meter_hour", "vehicle_hour", "meter_day", "vehicle_day",
+    "fleet_meter_hour", "fleet_vehicle_hour", "meter_hour", "vehicle_hour", "meter_day", "vehicle_day",
 }  # fmt: skip
 
 START = datetime(2000, 1, 1, tzinfo=UTC)
@@ -79,7 +79,7 @@ async def test_a_reading_of_almost_seven_days_is_in_every_aggregate_after_the_ne
     if engine == "timescale":
         assert readings_in(connection, at) == before
     run_refreshes()
-    added = {name: 2 if name == "fleet_minute" else 1 for name in AGGREGATES}
+    added = {name: 2 if name.startswith("fleet_") else 1 for name in AGGREGATES}
     assert readings_in(connection, at) == {name: before[name] + added[name] for name in AGGREGATES}
 
 
@@ -155,9 +155,10 @@ async def test_wattline_refresh_brings_in_the_buckets_that_its_range_touches(
     refresh_aggregates(database_url, start, end)
     found = readings_in(connection, at)
     assert found["fleet_minute"] == 2
-    for stream in ("meter", "vehicle"):
-        for width in ("minute", "hour", "day"):
-            assert found[f"{stream}_{width}"] == stored_in(connection, stream, width, at)
+    for width in ("minute", "hour", "day"):
+        stored = {stream: stored_in(connection, stream, width, at) for stream in ("meter", "vehicle")}
+        assert {stream: found[f"{stream}_{width}"] for stream in stored} == stored
+        assert found[f"fleet_{width}"] == sum(stored.values())
 
 
 def stored_in(connection: psycopg.Connection, stream: str, width: str, at: datetime) -> int:

@@ -12,7 +12,7 @@ import pytest
 from app.database import connect
 from app.ops.maintenance import QUARANTINE_ROWS, maintain
 from app.ops.refresh import refresh_aggregates
-from tests.fixtures.engines import on_plain, on_timescale, policy_jobs, run_policies
+from tests.fixtures.engines import on_plain, on_timescale, policy_jobs, refresh_while_young, run_policies
 from tests.fixtures.readings import (
     Reading,
     Rows,
@@ -181,13 +181,22 @@ async def test_the_retention_table_decides_for_each_table_by_itself(
 async def test_hours_and_fleet_minutes_go_at_their_own_ages(connection: psycopg.Connection, database_url: str) -> None:
     old, older, oldest = midnight(100), midnight(185), midnight(1100)
     for day in (old, older, oldest):
-        await store(database_url, *both_at(day + timedelta(hours=12)))
+        await store(database_url, *both_at(day + timedelta(hours=12), day + timedelta(hours=12, minutes=1)))
+    before = days_and_hours(connection)
     drop_all_expired(connection)
     assert column(connection, PARTITIONS) == []
     for stream in ("meter", "vehicle"):
         hours = [row[1] for row in answer(connection, f"{stream}_hour", midnight(1200), midnight(-1))]
         assert sorted(hours) == [day + timedelta(hours=12) for day in (older, old)]
-    assert column(connection, "SELECT bucket FROM fleet_minute('2000-01-01', now())") == [old + timedelta(hours=12)]
+    assert column(connection, "SELECT bucket FROM fleet_minute('2000-01-01', now()) ORDER BY bucket") == [
+        old + timedelta(hours=12, minutes=minute) for minute in (0, 1)
+    ]
+    # What is made of them stays.
+    after = days_and_hours(connection)
+    for name in before.keys() - {"meter_hour", "vehicle_hour"}:
+        assert after[name] == before[name]
+    drop_all_expired(connection)
+    assert days_and_hours(connection) == after
 
 
 def both_at(*instants: datetime) -> list[Reading]:
@@ -269,8 +278,9 @@ async def test_the_retention_job_drops_old_readings_and_no_refresh_erases_their_
     connection: psycopg.Connection, database_url: str
 ) -> None:
     await store(database_url, *random_readings(18, midnight(40), 2, 100), *random_readings(19, midnight(3), 3, 100))
-    refresh_aggregates(database_url, None, None)
+    refresh_while_young(connection, midnight(1210), midnight(0))
     before = answers(connection, midnight(50), midnight(-1))
+    assert all(answers(connection, midnight(50), midnight(30)).values())
     assert raw_chunks_before(connection, midnight(30)) > 0
     run_policies(connection, RETENTION)
     assert raw_chunks_before(connection, midnight(31)) == 0
@@ -287,16 +297,18 @@ async def test_dropped_minutes_leave_their_hours_and_dropped_hours_their_days(
     for day in (minutes_gone, hours_gone):
         await store(database_url, *both_at(day + timedelta(hours=12)))
     await store(database_url, *random_readings(20, midnight(3), 3, 50))
-    refresh_aggregates(database_url, None, None)
+    refresh_while_young(connection, midnight(1210), midnight(0))
     before = days_and_hours(connection)
+    assert all(answers(connection, midnight(1200), midnight(1199)).values())
+    assert minutes_before(connection, midnight(190)) > 0
     run_policies(connection, RETENTION)
     run_policies(connection, REFRESH)
     refresh_aggregates(database_url, None, None)
     after = days_and_hours(connection)
     assert minutes_before(connection, midnight(190)) == 0
     for name in before:
-        kept = [row for row in before[name] if name.endswith("day") or row[1] > midnight(1095)]
-        assert after[name] == kept
+        for_good = name.startswith("fleet_") or name.endswith("_day")
+        assert after[name] == [row for row in before[name] if for_good or row[1] > midnight(1095)]
 
 
 @on_timescale

@@ -178,7 +178,7 @@ async def test_plain_works_whole_on_a_server_with_timescale(empty_database_url: 
         after = answers(connection, midnight(60), midnight(-1))
         connection.execute("CALL refresh_aggregates(now() - INTERVAL '1 day', now())")
         freshness = connection.execute("SELECT name FROM aggregate_freshness() WHERE as_of <= now()").fetchall()
-    assert len(freshness) == 8
+    assert len(freshness) == 10
     assert len(after["meter_minute"]) < len(before["meter_minute"])
     assert {name: after[name] for name in after if name.endswith(("hour", "day"))} == {
         name: before[name] for name in before if name.endswith(("hour", "day"))

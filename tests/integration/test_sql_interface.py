@@ -18,7 +18,10 @@ from tests.fixtures.readings import AGGREGATES, Reading, answer, counted, midnig
 
 pytestmark = needs_timescale
 
-DOCUMENTED = {*AGGREGATES, "aggregate_freshness", "refresh_aggregates", "prepare_days", "drop_expired"}
+DOCUMENTED = {
+    *AGGREGATES, "aggregate_freshness", "aggregate_retention", "refresh_aggregates", "prepare_days", "drop_expired",
+    "background_jobs", "job_scheduler", "storage_sizes", "prepared_until",
+}  # fmt: skip
 FIRST_DAY, DAYS = 6, 5
 # What only one engine needs: triggers, and helpers over continuous aggregates.
 SIGNATURES = """

@@ -18,7 +18,7 @@ LANGUAGE sql STABLE AS $$
     SELECT NULL, NULL::integer, NULL::integer, NULL::boolean, NULL::boolean, NULL::boolean WHERE false
 $$;
 
--- Of the readings and of each aggregate that is stored; of the devices' hours, those of days whose readings are dropped.
+-- Of the readings and of each aggregate that is stored; of hours and days, those of what is dropped.
 -- A part is a day; oldest and newest are where the first and the last one start, NULL for what has no parts.
 CREATE FUNCTION storage_sizes() RETURNS TABLE (
     name text, rows_estimated bigint, bytes bigint, parts bigint, compressed_parts bigint,
@@ -33,7 +33,8 @@ LANGUAGE sql STABLE AS $$
            min(to_date(substring(part.relname FROM '_(\d{8})$'), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC'),
            max(to_date(substring(part.relname FROM '_(\d{8})$'), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC')
     FROM unnest(ARRAY['meter_reading', 'vehicle_reading', 'fleet_meter_minute', 'fleet_vehicle_minute',
-                      'fleet_meter_hour_kept', 'fleet_vehicle_hour_kept', 'meter_hour_kept', 'vehicle_hour_kept'])
+                      'fleet_meter_hour_kept', 'fleet_vehicle_hour_kept', 'meter_hour_kept', 'vehicle_hour_kept',
+                      'meter_day_kept', 'vehicle_day_kept'])
         AS stored
     JOIN pg_class AS part
         ON part.oid = stored::regclass OR part.oid IN (SELECT relid FROM pg_partition_tree(stored::regclass))
