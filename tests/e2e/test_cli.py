@@ -72,15 +72,15 @@ def test_an_address_that_others_reach_needs_authentication_off() -> None:
 
 def test_serve_without_its_database_is_one_line() -> None:
     url = f"postgresql://127.0.0.1:{free_port()}/wattline"
-    line = refusal(wattline("serve", DATABASE_URL=url))
+    line = refusal(wattline("serve", "--port", str(free_port()), DATABASE_URL=url))
     assert line.startswith("The database of DATABASE_URL cannot be reached: ")
     for command in ("migrate", "refresh"):
         assert "127.0.0.1" in refusal(wattline(command, DATABASE_URL=url))
 
 
 def test_a_database_url_that_is_none_is_one_line() -> None:
-    for command in ("serve", "migrate", "refresh"):
-        assert '"nonsense"' in refusal(wattline(command, DATABASE_URL="nonsense"))
+    for command in ["serve", "--port", str(free_port())], ["migrate"], ["refresh"]:
+        assert '"nonsense"' in refusal(wattline(*command, DATABASE_URL="nonsense"))
 
 
 @on_one_engine
@@ -92,7 +92,7 @@ def test_serve_on_a_port_in_use_is_one_line(database_url: str) -> None:
 
 
 def test_a_database_is_migrated_before_it_is_served_or_refreshed(empty_database_url: str, engine: str) -> None:
-    line = refusal(wattline("serve", DATABASE_URL=empty_database_url))
+    line = refusal(wattline("serve", "--port", str(free_port()), DATABASE_URL=empty_database_url))
     assert line.startswith("The database is at revision None, this version needs ")
     assert "wattline migrate" in line
     assert "wattline migrate" in refusal(wattline("refresh", DATABASE_URL=empty_database_url))

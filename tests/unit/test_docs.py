@@ -137,7 +137,7 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
         ("api.md", f"a window of at most {hours}"),
         ("api.md", f"it ends {AHEAD.seconds // 60} minutes from now"),
         ("api.md", f"more than {MAX_POINTS:,} buckets"),
-        ("api.md", f"longer than {hours}"),
+        ("api.md", f"more than {hours} before `to`"),
         ("api.md", {10: "a reading of the last ten minutes"}[REPORTING_MINUTES]),
         ("gateways.md", f"up to {GROUP_READINGS:,} readings"),
         ("gateways.md", "at most about 1,000 readings at a time"),

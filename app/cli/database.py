@@ -1,0 +1,53 @@
+"""Commands that look after the database."""
+
+import os
+import sys
+from datetime import datetime
+
+import click
+
+from app.cli.common import open_database
+from app.migrate import migrate as migrate_database
+from app.ops.doctor.report import examine
+from app.ops.refresh import refresh_aggregates
+from app.settings import Settings
+
+# With a zone, as everywhere; a date is a day of UTC.
+INSTANT = click.DateTime(formats=["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d"])
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the database to this version; apply the policies."""
+    settings = Settings.from_environ(os.environ)
+    with open_database(settings, migrated=False) as url:
+        for change in migrate_database(url, engine=settings.engine):
+            click.echo(change)
+    click.echo("The database is migrated.")
+
+
+@click.command()
+@click.option("--from", "start", type=INSTANT, help="From the oldest readings if not given.")
+@click.option("--to", "end", type=INSTANT, help="Until now if not given.")
+def refresh(start: datetime | None, end: datetime | None) -> None:
+    """Bring the aggregates up to date now. The database must be running.
+
+    Without this, the refresh policies do it each minute.
+    """
+    settings = Settings.from_environ(os.environ)
+    with open_database(settings, migrated=False, start=False) as url:
+        refresh_aggregates(url, start, end, progress=click.echo)
+    click.echo("The aggregates are refreshed.")
+
+
+@click.command()
+def doctor() -> None:
+    """Say what is in force, how the database does, and what is wrong.
+
+    Changes nothing. Exit status 1 when something is wrong.
+    """
+    settings = Settings.from_environ(os.environ)
+    report, healthy = examine(open_database(settings, migrated=False, start=False), settings, os.environ)
+    click.echo(report)
+    if not healthy:
+        sys.exit(1)
