@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -28,6 +28,7 @@ UNAVAILABLE = (
 RETRY_AFTER = {"Retry-After": "1"}
 
 _CONNECT_TIMEOUT_S = 5
+_ANSWER_TIMEOUT_S = 30
 _OPTIONS: dict[str, Any] = {
     "application_name": "wattline",
     "connect_timeout": _CONNECT_TIMEOUT_S,
@@ -67,15 +68,21 @@ def create_pool(url: str, max_size: int) -> AsyncEngine:
 
 @asynccontextmanager
 async def snapshot(connection: AsyncConnection) -> AsyncIterator[None]:
-    """Every statement inside sees the database as the first one does; to read only.
+    """Every statement inside sees the same rows, and none takes longer than 30 s; to read only, and briefly.
 
     On TimescaleDB, an answer needs it: a continuous aggregate's watermark is read as of now, not as of the statement,
     so rows that a refresh materialises meanwhile would be found neither above the watermark nor below it.
     """
-    await connection.execute(text("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+    # Locked before the first statement takes its snapshot: the hours of a partition that is dropped after it would be
+    # found neither in its readings, which are gone at once, nor in what is kept of it, which is too new.
+    await connection.exec_driver_sql(f"""
+        BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+        SET LOCAL statement_timeout = '{_ANSWER_TIMEOUT_S}s';
+        LOCK TABLE ONLY meter_reading, ONLY vehicle_reading IN ACCESS SHARE MODE;
+    """)
     yield
     # After an error the pool rolls back.
-    await connection.execute(text("COMMIT"))
+    await connection.exec_driver_sql("COMMIT")
 
 
 @asynccontextmanager

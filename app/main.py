@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, get_args
 
 import structlog
 from litestar import Litestar, Request, Response
@@ -122,7 +122,7 @@ def answer_problem(request: Request[Any, Any, Any], error: Exception) -> Respons
 def _as_service_error(request: Request[Any, Any, Any], error: Exception) -> ServiceError:
     match error:
         case NotFoundException():
-            return NotFound()
+            return NotFound("There is nothing at this path; /schema lists the calls.")
         case MethodNotAllowedException():
             return MethodNotAllowed(headers=dict(error.headers or {}))
         case HTTPException(status_code=413):
@@ -137,10 +137,32 @@ def _first_fault(request: Request[Any, Any, Any], error: HTTPException) -> str:
     match error.extra:
         case [{"message": message, "key": key}, *_]:
             # Litestar tells our name for the parameter, not the client's.
-            parameter = request.route_handler.parsed_fn_signature.parameters[key].kwarg_definition
-            return f"{getattr(parameter, 'name', None) or key}: {message}"
+            handler = request.route_handler
+            signatures = [handler.parsed_fn_signature]
+            signatures += [provider.parsed_fn_signature for provider in handler.resolve_dependencies().values()]
+            parameter = {name: of for each in signatures for name, of in each.parameters.items()}[key]
+            name = getattr(parameter.kwarg_definition, "name", None) or key
+            return f"{name}: {_in_words(message, options=get_args(parameter.annotation))}"
         case _:
             return error.detail
+
+
+def _in_words(message: str, *, options: tuple[object, ...]) -> str:
+    """What is wrong with a parameter, for one who does not know Python's names for types."""
+    if message.startswith("Invalid enum value"):
+        return f"Expected one of {', '.join(map(str, options))}."
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return message
+
+
+_WORDS = {
+    "Invalid RFC3339 encoded datetime": "Write times as 2026-02-10T14:47:25Z; the + of another zone is %2B in a URL.",
+    "Expected `int | null`, got `str`": "Expected a whole number.",
+    "Expected `int`, got `str`": "Expected a whole number.",
+    "Expected `int` ": "Expected a number ",
+    "Expected `int | null` ": "Expected a number ",
+}
 
 
 def from_environ() -> ASGIApp:

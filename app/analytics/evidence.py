@@ -1,16 +1,24 @@
 """The minutes that prove how much of a meter's AC energy reached a vehicle's battery: fetched, then paired."""
 
 import asyncio
-from datetime import datetime
-from itertools import repeat, starmap
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from itertools import chain, repeat, starmap
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, ColumnElement, Integer, bindparam, cast, func, select, union
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.analytics.pairing import Evidence, Mapping, MeterMinute, VehicleMinute, pair
+from app.errors import InvalidTimeRange
 from app.tables import meter_minute, vehicle, vehicle_meter, vehicle_minute
 
+MAX_SHARED_MINUTES = 1_000_000
+"""Of all vehicles that share a vehicle's meters; a minute takes 100 bytes while it is paired."""
+
+_MINUTE = timedelta(minutes=1)
+_PAIRING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairing")
 _FAR_US = 10**18
 """Microseconds to an instant beyond any window."""
 
@@ -37,38 +45,68 @@ async def fetch_minutes(
     return [OwnMinutes(*row) for row in rows]
 
 
-async def fetch_evidence(
-    connection: AsyncConnection, own: list[OwnMinutes], range_from: datetime, range_to: datetime, *, gap_minutes: int
-) -> Evidence:
-    """Pairs a vehicle's minutes, after fetching its meters' minutes and those of the vehicles that may share them.
+class Sides(NamedTuple):
+    """A vehicle's minutes, those of its meters, and those of the vehicles that may share them; as arrays."""
 
-    `own` is what fetch_minutes() found, not empty. Each side is fetched by itself: as one anti-join it takes 80 times
-    as long.
+    own: list[OwnMinutes]
+    meters: Sequence[tuple[int, list[int], list[int]]]
+    others: Sequence[tuple[int, int | None, list[int]]]
+    mappings: list[Mapping]
+
+
+async def fetch_sides(
+    connection: AsyncConnection, own: list[OwnMinutes], range_from: datetime, range_to: datetime
+) -> Sides:
+    """`own` is what fetch_minutes() found, not empty. Raises InvalidTimeRange when too many vehicles share its meters.
+
+    Each side is fetched by itself: as one anti-join it takes 80 times as long.
     """
     bounds = {"range_from": range_from, "range_to": range_to}
     vehicle_id = own[0].vehicle_id
     mappings = await _mappings(connection, bounds, {vehicle_id})
     meters = {at.meter_id for at in own if at.meter_id is not None} | {mapping.meter_id for mapping in mappings}
-    delivered: list[VehicleMinute] = []
-    for at in own:
-        delivered += starmap(
-            VehicleMinute, zip(repeat(vehicle_id), at.minutes, repeat(at.meter_id), at.dc_milliwh, strict=False)
-        )
-    consumed: list[MeterMinute] = []
-    if meters:
-        for meter_id, minutes, energies in await connection.execute(_METERS, {"meters": meters, **bounds}):
-            consumed += starmap(MeterMinute, zip(repeat(meter_id), minutes, energies, strict=False))
-        selected = {"vehicle": vehicle_id, "meters": meters, **bounds}
-        if sharers := set(await connection.scalars(_SHARERS, selected)):
-            for other, meter_id, minutes, energies in await connection.execute(
-                _OTHERS, {"vehicles": sharers, **bounds}
-            ):
-                delivered += starmap(
-                    VehicleMinute, zip(repeat(other), minutes, repeat(meter_id), energies, strict=False)
-                )
-            mappings += await _mappings(connection, bounds, sharers)
-    # Not in the event loop: 90 days of a meter that many share take seconds.
-    return await asyncio.to_thread(pair, vehicle_id, delivered, consumed, mappings, gap_minutes=gap_minutes)
+    if not meters:
+        return Sides(own, [], [], [])
+    consumed = [(*row,) for row in await connection.execute(_METERS, {"meters": meters, **bounds})]
+    selected = {"vehicle": vehicle_id, "meters": meters, **bounds}
+    sharers = set(await connection.scalars(_SHARERS, selected))
+    if len(sharers) * ((range_to - range_from) / _MINUTE) > MAX_SHARED_MINUTES:
+        raise InvalidTimeRange(f"{len(sharers):,} other vehicles charge at its meters: ask for a shorter window.")
+    if not sharers:
+        return Sides(own, consumed, [], mappings)
+    others = [(*row,) for row in await connection.execute(_OTHERS, {"vehicles": sharers, **bounds})]
+    return Sides(own, consumed, others, mappings + await _mappings(connection, bounds, sharers))
+
+
+async def pair_sides(sides: Sides, *, gap_minutes: int) -> Evidence:
+    """Which of the vehicle's minutes are paired. Without a connection, in a thread: 90 days take seconds.
+
+    One at a time, since threads that compute only take turns, with those that store readings too.
+    """
+    return await asyncio.get_running_loop().run_in_executor(_PAIRING, _paired, sides, gap_minutes)
+
+
+def _paired(sides: Sides, gap_minutes: int) -> Evidence:
+    vehicle_id = sides.own[0].vehicle_id
+    delivered = chain(
+        chain.from_iterable(
+            zip(repeat(vehicle_id), at.minutes, repeat(at.meter_id), at.dc_milliwh, strict=False) for at in sides.own
+        ),
+        chain.from_iterable(
+            zip(repeat(other), minutes, repeat(meter_id), repeat(0), strict=False)
+            for other, meter_id, minutes in sides.others
+        ),
+    )
+    consumed = chain.from_iterable(
+        zip(repeat(meter_id), minutes, energies, strict=False) for meter_id, minutes, energies in sides.meters
+    )
+    return pair(
+        vehicle_id,
+        starmap(VehicleMinute, delivered),
+        starmap(MeterMinute, consumed),
+        sides.mappings,
+        gap_minutes=gap_minutes,
+    )
 
 
 async def _mappings(connection: AsyncConnection, bounds: dict[str, datetime], vehicles: set[int]) -> list[Mapping]:
@@ -142,14 +180,9 @@ _SHARERS = union(
     ),
 )
 
-# The DC energy of some vehicles, at whatever meter.
+# The minutes of some vehicles, at whatever meter.
 _OTHERS = (
-    select(
-        vehicle_minute.c.vehicle_id,
-        vehicle_minute.c.meter_id,
-        _numbers(vehicle_minute.c.bucket),
-        func.array_agg(vehicle_minute.c.dc_milliwh),
-    )
+    select(vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id, _numbers(vehicle_minute.c.bucket))
     .where(vehicle_minute.c.vehicle_id.in_(bindparam("vehicles", expanding=True)))
     .group_by(vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id)
 )

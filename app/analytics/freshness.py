@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.tables import aggregate_freshness, meter, meter_state, vehicle, vehicle_state
+from app.tables import aggregate_freshness, aggregate_retention, meter, meter_state, vehicle, vehicle_state
 
 # Ten intervals of about a minute without a reading: the device is silent.
 REPORTING_MINUTES = 10
@@ -31,10 +31,14 @@ class Freshness(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Instants(NamedTuple):
-    """Up to when some aggregates are complete and materialised; None when one of them was never refreshed."""
+    """Up to when some aggregates are complete and materialised (None: one was never refreshed), and how far they reach.
+
+    All of them are kept whole from `kept_from` on; None: for good.
+    """
 
     as_of: datetime | None
     materialized_through: datetime | None
+    kept_from: datetime | None
 
 
 async def fetch_instants(connection: AsyncConnection, *aggregates: str) -> Instants:
@@ -43,7 +47,9 @@ async def fetch_instants(connection: AsyncConnection, *aggregates: str) -> Insta
     So it is to be asked before the data.
     """
     rows = (await connection.execute(_INSTANTS, {"names": aggregates})).all()
-    return Instants(*(None if None in instants else min(instants) for instants in zip(*rows, strict=True)))
+    *complete, kept_from = zip(*rows, strict=True)
+    first, through = (None if None in instants else min(instants) for instants in complete)
+    return Instants(first, through, max(filter(None, kept_from), default=None))
 
 
 async def fetch_freshness(connection: AsyncConnection) -> Freshness:
@@ -59,8 +65,10 @@ async def fetch_freshness(connection: AsyncConnection) -> Freshness:
     )
 
 
-_INSTANTS = select(aggregate_freshness.c.as_of, aggregate_freshness.c.materialized_through).where(
-    aggregate_freshness.c.name.in_(bindparam("names", expanding=True))
+_INSTANTS = (
+    select(aggregate_freshness.c.as_of, aggregate_freshness.c.materialized_through, aggregate_retention.c.kept_from)
+    .join_from(aggregate_freshness, aggregate_retention, aggregate_freshness.c.name == aggregate_retention.c.name)
+    .where(aggregate_freshness.c.name.in_(bindparam("names", expanding=True)))
 )
 _AGGREGATES = select(
     aggregate_freshness.c.name,

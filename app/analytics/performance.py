@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from datetime import datetime
 
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.efficiency import Status, efficiency_ratio, judge
-from app.analytics.evidence import fetch_evidence, fetch_minutes
+from app.analytics.evidence import fetch_minutes, fetch_sides, pair_sides
 from app.analytics.freshness import fetch_instants
 from app.analytics.window import Window
 from app.database import snapshot
@@ -27,7 +27,8 @@ class Performance(msgspec.Struct, frozen=True, rename="camel"):
     """Energy in kWh, averages over readings in percent and °C.
 
     `total_dc_delivery` is all DC of the window; `total_ac_consumption`, `efficiency_ratio` and `energy_loss_kwh` are of
-    the paired minutes. `data_points` counts the vehicle's readings. Readings committed before `as_of` are all in.
+    the paired minutes. `data_points` counts the vehicle's readings. Readings committed before `as_of` are all in, but
+    those of minutes before `kept_from` (None: for good) are no longer kept.
     """
 
     vehicle_id: str
@@ -45,20 +46,28 @@ class Performance(msgspec.Struct, frozen=True, rename="camel"):
     status: Status
     alert: str | None
     as_of: datetime | None
+    kept_from: datetime | None
 
 
 async def fetch_performance(
-    connection: AsyncConnection, vehicle_id: str, window: Window, *, gap_minutes: int, low_efficiency: float
+    pool: AsyncEngine, vehicle_id: str, window: Window, *, gap_minutes: int, low_efficiency: float
 ) -> Performance:
-    """Raises NoChargingData when the vehicle has no reading in the window, or is not known."""
-    bounds = window.first_minute, window.end_minute
-    fresh = await fetch_instants(connection, "vehicle_minute", "meter_minute")
-    async with snapshot(connection):
-        own = await fetch_minutes(connection, vehicle_id, *bounds)
-        if not own:
-            raise NoChargingData(f"No charging data found in last {window.hours:g} hours", vehicleId=vehicle_id)
-        pairing = (await fetch_evidence(connection, own, *bounds, gap_minutes=gap_minutes)).total()
+    """Raises NoChargingData when the vehicle has no reading in the window, or is not known.
 
+    Raises InvalidTimeRange when too many vehicles share its meters for so long a window.
+    """
+    bounds = window.first_minute, window.end_minute
+    async with pool.connect() as connection:
+        instants = await fetch_instants(connection, "vehicle_minute", "meter_minute")
+        async with snapshot(connection):
+            own = await fetch_minutes(connection, vehicle_id, *bounds)
+            if not own:
+                raise NoChargingData(
+                    f"No charging data found in last {window.hours:g} hours", vehicleId=vehicle_id, asOf=instants.as_of
+                )
+            sides = await fetch_sides(connection, own, *bounds)
+
+    pairing = (await pair_sides(sides, gap_minutes=gap_minutes)).total()
     status, alert = judge(pairing, low_efficiency=low_efficiency)
     return Performance(
         vehicle_id=vehicle_id,
@@ -75,7 +84,8 @@ async def fetch_performance(
         coverage=Coverage(pairing.minutes, pairing.paired, pairing.shared, pairing.unpaired),
         status=status,
         alert=alert,
-        as_of=fresh.as_of,
+        as_of=instants.as_of,
+        kept_from=instants.kept_from,
     )
 
 

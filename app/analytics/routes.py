@@ -1,10 +1,10 @@
 """Answers over HTTP."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from litestar import MediaType, Request, Response, get
-from litestar.di import NamedDependency
+from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -13,20 +13,18 @@ from app.analytics.csv_answer import csv_of
 from app.analytics.freshness import Freshness, fetch_freshness
 from app.analytics.performance import Performance, fetch_performance
 from app.analytics.series import (
-    FLEET,
     MAX_POINTS,
-    METER,
-    VEHICLE,
     FleetSeries,
     MeterSeries,
     VehicleSeries,
-    Width,
     choose_bucket,
     fetch_fleet_series,
+    fetch_kept,
     fetch_meter_series,
     fetch_vehicle_series,
 )
-from app.analytics.window import CALENDAR_HOURS, window_of
+from app.analytics.series_source import FLEET, METER, VEHICLE, WantedWidth
+from app.analytics.window import CALENDAR_HOURS, Window, window_of
 from app.database import translated_errors
 from app.problems import AWAY, PARAMETER, problems
 from app.settings import Settings
@@ -35,7 +33,7 @@ Start = Annotated[datetime | None, QueryParameter(name="from", description="Star
 End = Annotated[datetime | None, QueryParameter(name="to", description="Its end; else 5 minutes from now.")]
 Hours = Annotated[int | None, QueryParameter(description="Its length instead of `from`; else 24.")]
 Wanted = Annotated[
-    Width | Literal["auto"],
+    WantedWidth,
     QueryParameter(
         name="bucket",
         description="Width of the buckets; `auto`: the narrowest still kept that gives at most `maxPoints`.",
@@ -44,7 +42,7 @@ Wanted = Annotated[
 MaxPoints = Annotated[
     int, QueryParameter(name="maxPoints", ge=1, le=MAX_POINTS, description="At most so many buckets, for `auto`.")
 ]
-Client = Request[Any, Any, Any]
+Incoming = Request[Any, Any, Any]
 _CSV = "text/csv"
 _SERIES = problems({400: PARAMETER, 404: "The device is not known.", 503: AWAY})
 
@@ -67,85 +65,91 @@ async def get_performance(
     """How much of the AC energy reached the vehicle's battery, with the evidence for it."""
     window = window_of(start, end, hours, now=datetime.now(UTC))
     with translated_errors():
-        async with pool.connect() as connection:
-            return await fetch_performance(
-                connection,
-                vehicle_id,
-                window,
-                gap_minutes=settings.pairing_gap_minutes,
-                low_efficiency=settings.low_efficiency,
-            )
+        return await fetch_performance(
+            pool,
+            vehicle_id,
+            window,
+            gap_minutes=settings.pairing_gap_minutes,
+            low_efficiency=settings.low_efficiency,
+        )
 
 
-@get("/v1/analytics/meters/{meter_id:str}/series", tags=["analytics"], responses=_SERIES)
+def get_series_window(start: Start = None, end: End = None, hours: Hours = None) -> Window:
+    """The window of a series, which may be as long as the calendar."""
+    return window_of(start, end, hours, now=datetime.now(UTC), max_hours=CALENDAR_HOURS)
+
+
+_WINDOW = {"window": Provide(get_series_window, sync_to_thread=False)}
+
+
+@get("/v1/analytics/meters/{meter_id:str}/series", tags=["analytics"], dependencies=_WINDOW, responses=_SERIES)
 async def get_meter_series(
-    request: Client,
+    request: Incoming,
     meter_id: FromPath[str],
     pool: NamedDependency[AsyncEngine],
-    start: Start = None,
-    end: End = None,
-    hours: Hours = None,
+    window: NamedDependency[Window],
     wanted: Wanted = "auto",
     max_points: MaxPoints = 1_500,
 ) -> Response[MeterSeries]:
     """A meter over time, as columns; as CSV where `Accept` prefers text/csv."""
-    window = window_of(start, end, hours, now=datetime.now(UTC), max_hours=CALENDAR_HOURS)
     with translated_errors():
-        async with pool.connect() as connection:
-            buckets = await choose_bucket(connection, METER, window, wanted, max_points)
-            return _as_accepted(request, await fetch_meter_series(connection, meter_id, buckets))
+        buckets = choose_bucket(METER, window, wanted, max_points, await fetch_kept(pool, window))
+        return _as_accepted(request, await fetch_meter_series(pool, meter_id, buckets))
 
 
-@get("/v1/analytics/vehicles/{vehicle_id:str}/series", tags=["analytics"], responses=_SERIES)
+@get("/v1/analytics/vehicles/{vehicle_id:str}/series", tags=["analytics"], dependencies=_WINDOW, responses=_SERIES)
 async def get_vehicle_series(
-    request: Client,
+    request: Incoming,
     vehicle_id: FromPath[str],
     pool: NamedDependency[AsyncEngine],
     settings: NamedDependency[Settings],
-    start: Start = None,
-    end: End = None,
-    hours: Hours = None,
+    window: NamedDependency[Window],
     wanted: Wanted = "auto",
     max_points: MaxPoints = 1_500,
 ) -> Response[VehicleSeries]:
     """A vehicle over time, with its efficiency, as columns; as CSV where `Accept` prefers text/csv."""
-    window = window_of(start, end, hours, now=datetime.now(UTC), max_hours=CALENDAR_HOURS)
     gap_minutes = settings.pairing_gap_minutes
     with translated_errors():
-        async with pool.connect() as connection:
-            buckets = await choose_bucket(connection, VEHICLE, window, wanted, max_points)
-            series = await fetch_vehicle_series(connection, vehicle_id, buckets, gap_minutes=gap_minutes)
-            return _as_accepted(request, series)
+        buckets = choose_bucket(VEHICLE, window, wanted, max_points, await fetch_kept(pool, window))
+        return _as_accepted(request, await fetch_vehicle_series(pool, vehicle_id, buckets, gap_minutes=gap_minutes))
 
 
-@get("/v1/analytics/fleet/series", tags=["analytics"], responses=problems({400: PARAMETER, 503: AWAY}))
+@get(
+    "/v1/analytics/fleet/series",
+    tags=["analytics"],
+    dependencies=_WINDOW,
+    responses=problems({400: PARAMETER, 503: AWAY}),
+)
 async def get_fleet_series(
-    request: Client,
+    request: Incoming,
     pool: NamedDependency[AsyncEngine],
-    start: Start = None,
-    end: End = None,
-    hours: Hours = None,
+    window: NamedDependency[Window],
     wanted: Wanted = "auto",
     max_points: MaxPoints = 1_500,
 ) -> Response[FleetSeries]:
     """All meters and vehicles over time, as columns; as CSV where `Accept` prefers text/csv."""
-    window = window_of(start, end, hours, now=datetime.now(UTC), max_hours=CALENDAR_HOURS)
     with translated_errors():
-        async with pool.connect() as connection:
-            buckets = await choose_bucket(connection, FLEET, window, wanted, max_points)
-            return _as_accepted(request, await fetch_fleet_series(connection, buckets))
+        buckets = choose_bucket(FLEET, window, wanted, max_points, await fetch_kept(pool, window))
+        return _as_accepted(request, await fetch_fleet_series(pool, buckets))
 
 
-def _as_accepted(request: Client, series: MeterSeries | VehicleSeries | FleetSeries) -> Response[Any]:
+def _as_accepted(request: Incoming, series: MeterSeries | VehicleSeries | FleetSeries) -> Response[Any]:
     """JSON, or CSV with what else the series says in headers."""
     if request.accept.best_match([MediaType.JSON, _CSV]) != _CSV:
         return Response(series, headers={"Vary": "Accept"})
     headers = {
         "Vary": "Accept",
         "Content-Disposition": f'attachment; filename="{series.id}-{series.bucket}.csv"',
-        "Wattline-As-Of": "" if series.as_of is None else series.as_of.isoformat(),
+        "Wattline-Bucket": series.bucket,
+        "Wattline-As-Of": _header(series.as_of),
+        "Wattline-Materialized-Through": _header(series.materialized_through),
+        "Wattline-Kept-From": _header(series.kept_from),
     }
     return Stream(csv_of(series.columns), headers=headers, media_type=_CSV)
+
+
+def _header(moment: datetime | None) -> str:
+    return "" if moment is None else moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 @get("/v1/analytics/freshness", tags=["analytics"], responses=problems({503: AWAY}))

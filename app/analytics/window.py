@@ -51,7 +51,7 @@ def window_of(
     if any(instant is not None and instant.tzinfo is None for instant in (start, end)):
         raise InvalidTimeRange("`from` and `to` need a time zone.")
     if hours is not None and not 1 <= hours <= max_hours:
-        raise InvalidTimeRange(f"`hours` must lie between 1 and {max_hours}.")
+        raise InvalidTimeRange(f"`hours` must lie between 1 and {max_hours:,}.")
     try:
         end = now + AHEAD if end is None else end.astimezone(UTC)
         start = end - timedelta(hours=hours or 24) if start is None else start.astimezone(UTC)
@@ -60,5 +60,5 @@ def window_of(
     if not (start >= _EARLIEST and end <= _LATEST):
         raise InvalidTimeRange("`from` and `to` must lie between the years 1900 and 2200.")
     if not timedelta(0) < end - start <= timedelta(hours=max_hours):
-        raise InvalidTimeRange(f"`to` must lie after `from`, by at most {max_hours} hours.")
+        raise InvalidTimeRange(f"`to` (else 5 minutes from now) must lie after `from`, by at most {max_hours:,} hours.")
     return Window(start, end)

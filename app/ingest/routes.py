@@ -92,8 +92,9 @@ async def receive_batch(request: Incoming, writer: Writer, stream: Stream | None
     del body  # up to 16 MiB, no longer needed while the batch waits for its commit
     receipt = await writer.store(batch, Source.HTTP)
     if len(receipt.rejected) == receipt.received:
+        first = receipt.rejected[0]
         raise AllRejected(
-            f"Every reading was rejected; the first: {receipt.rejected[0].message}",
+            f"Every reading was rejected; the first: {first.field or 'reading'}: {first.message}",
             **msgspec.to_builtins(receipt),
         )
     return receipt

@@ -13,7 +13,7 @@ import msgspec
 from app.simulator.charging import DAY_US, HOUR_US
 from app.simulator.devices import Reading
 from app.simulator.fleet import Fleet
-from app.simulator.tell import reporting, say_what_to_try
+from app.simulator.tell import reporting, say, say_what_to_try
 
 # Larger batches are stored no faster. In smaller ones, a large fleet looks for late and repeated readings too often.
 BATCH_READINGS = 10_000
@@ -52,19 +52,28 @@ class Feeder:
     def run(self) -> None:
         """Sends the history, then what arrives from one second to the next."""
         with self._client:
-            for vehicle_id, meter_id in self._fleet.mappings():
+            try:
+                self._map_vehicles()
+                sent_until_us = _now_us()
+                self._send_history(sent_until_us)
+                if not self.stopped.is_set():
+                    say("Refreshing the sums.")
+                    self._refresh()
+                    say_what_to_try(self._ask, self._base_url, self._fleet)
+                while not self.stopped.wait(1):
+                    now_us = _now_us()
+                    # The machine may have slept for days.
+                    for _, readings in self._batches(max(sent_until_us, now_us - DAY_US), now_us):
+                        self._post("/v1/telemetry", readings)
+                    sent_until_us = now_us
+            except httpx.HTTPStatusError as error:
+                say(f"The simulated fleet has ended: {error.response.text}")
+
+    def _map_vehicles(self) -> None:
+        """Maps the vehicles that do not name their meter; what a visitor has mapped stays."""
+        for vehicle_id, meter_id in self._fleet.mappings():
+            if self._ask(f"/v1/ingestion/mapping?vehicleId={vehicle_id}") == []:
                 self._post("/v1/ingestion/mapping", {"vehicleId": vehicle_id, "meterId": meter_id})
-            sent_until_us = _now_us()
-            self._send_history(sent_until_us)
-            if not self.stopped.is_set():
-                self._refresh()
-                say_what_to_try(self._ask, self._base_url, self._fleet)
-            while not self.stopped.wait(1):
-                now_us = _now_us()
-                # The machine may have slept for days.
-                for _, readings in self._batches(max(sent_until_us, now_us - DAY_US), now_us):
-                    self._post("/v1/telemetry", readings)
-                sent_until_us = now_us
 
     def _send_history(self, to_us: int) -> None:
         """Sends a day, or what the last start has not sent of it."""
@@ -97,9 +106,9 @@ class Feeder:
                 yield (end_us - start_us) / HOUR_US, readings
 
     def _ask(self, path: str) -> Any:
-        """The answer, of whatever status; None when stopped before."""
+        """The answer; None when stopped before."""
         answer = self._request("GET", path)
-        return None if answer is None else answer.json()
+        return None if answer is None else answer.raise_for_status().json()
 
     def _post(self, path: str, content: Any) -> None:
         answer = self._request("POST", path, msgspec.json.encode(content))

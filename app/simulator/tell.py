@@ -1,7 +1,6 @@
 """What the feeder tells the user: how far the history is, and then what to try."""
 
 import json
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from app.simulator.fleet import Fleet
 
 _SECONDS_BETWEEN_LINES = 5
-_ANSWER_WIDTH, _ANSWER_LINES = 108, 7
 
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -24,7 +22,7 @@ def reporting(hours: float) -> Iterator[Callable[[float, int], None]]:
 
     A bar, which goes away at the end; where the output is no terminal, a line now and then.
     """
-    what, started, sent = f"Sending {hours:.1f} hours of history", time.monotonic(), 0
+    what, started, sent = f"Sending the last {hours:.0f} hours", time.monotonic(), 0
     rate, left = TextColumn("{task.fields[rate]:,.0f} readings/s,"), TextColumn("left")
     columns = TextColumn(what), BarColumn(), TaskProgressColumn(), rate, TimeRemainingColumn(), left
     next_line = started + _SECONDS_BETWEEN_LINES
@@ -32,7 +30,7 @@ def reporting(hours: float) -> Iterator[Callable[[float, int], None]]:
         progress.add_task(what, total=hours, rate=0)
         (task,) = progress.tasks
         if progress.disable:
-            _console.print(f"{what}.")
+            _console.print(f"{what}; what is stored already is not stored twice.")
 
         def report(hours_done: float, readings: int) -> None:
             nonlocal sent, next_line
@@ -55,16 +53,22 @@ def say_what_to_try(ask: Callable[[str], Any], base_url: str, fleet: Fleet) -> N
     if None in (ready, *answers):
         return
     _console.print(f"\nWattline serves {len(fleet.chargers)} chargers at {base_url}.", style="bold")
-    _console.print("Ctrl-C stops it; the next start goes on with the same data.\n")
+    _console.print("Ctrl-C stops it; the next start goes on with the same data, after up to a day without a gap.\n")
     _console.print(f"  API description   {base_url}/schema")
     _console.print(f"  Fleet by hour     {base_url}/v1/analytics/fleet/series?hours=24&bucket=1h")
     for line in _engine_lines(ready):
         _console.print(line)
+    _console.print(f"  Failing chargers  those of {', '.join(fleet.failing()) or 'none'}")
     for (what, path), answer in zip(questions.items(), answers, strict=True):
         _console.print(f"\n  # {what}")
         _console.print(f"  curl '{base_url}{path}'", style="bold")
-        _console.print(_shortened(answer))
+        _console.print(f"  {json.dumps(answer)}")
     _console.print()
+
+
+def say(line: str) -> None:
+    """Prints a line."""
+    _console.print(line)
 
 
 def _questions(fleet: Fleet) -> dict[str, str]:
@@ -85,13 +89,7 @@ def _engine_lines(ready: dict[str, Any]) -> tuple[str, str]:
     else:
         running = f"plain PostgreSQL {ready['postgresql']}"
         other = (
-            "TimescaleDB: docker compose up; or install PostgreSQL 16-18 with TimescaleDB Community "
-            "and run WATTLINE_DATA_DIR=.wattline-timescale make demo"
+            "TimescaleDB: WATTLINE_DATA_DIR=.wattline-timescale make demo, "
+            "with PostgreSQL 16-18 and TimescaleDB Community installed; or docker compose up"
         )
     return f"  Engine            {running}", f"  The other engine  {other}"
-
-
-def _shortened(answer: Any) -> str:
-    """An answer as a few lines of JSON."""
-    lines = textwrap.wrap(json.dumps(answer), _ANSWER_WIDTH, max_lines=_ANSWER_LINES, placeholder=" ...")
-    return textwrap.indent("\n".join(lines), "    ")

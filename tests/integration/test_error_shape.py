@@ -53,7 +53,7 @@ async def test_every_refusal_is_a_problem_document(client: httpx.AsyncClient) ->
         assert document.keys() - {"type", "title", "status", "code", "detail"} == (
             {"received", "inserted", "duplicates", "conflicts", "late", "rejected", "committedAt"}
             if code == "all_rejected"
-            else {"vehicleId"}
+            else {"vehicleId", "asOf"}
             if code == "no_charging_data"
             else set()
         )

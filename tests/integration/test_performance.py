@@ -37,7 +37,8 @@ async def test_the_answer_has_all_its_members(shared_client: httpx.AsyncClient, 
     start, end = (datetime.fromisoformat(answer.pop(name)) for name in ("from", "to"))
     assert before + timedelta(minutes=5) <= end <= datetime.now(UTC) + timedelta(minutes=5)
     assert end - start == timedelta(hours=24)
-    as_of = answer.pop("asOf")
+    as_of, kept_from = answer.pop("asOf"), datetime.fromisoformat(answer.pop("keptFrom"))
+    assert timedelta(days=29) < before - kept_from < timedelta(days=181)
     if engine == "plain":
         assert before <= datetime.fromisoformat(as_of) <= datetime.now(UTC)
     assert answer == {

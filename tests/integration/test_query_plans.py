@@ -10,10 +10,11 @@ import psycopg
 import pytest
 from psycopg import sql
 from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.performance import fetch_performance
-from app.analytics.series import Buckets, Width, fetch_fleet_series, fetch_meter_series, fetch_vehicle_series
+from app.analytics.series import Buckets, fetch_fleet_series, fetch_meter_series, fetch_vehicle_series
+from app.analytics.series_source import Width
 from app.analytics.window import Window, window_of
 from app.database import create_pool
 from tests.fixtures.engines import on_plain, on_timescale
@@ -49,8 +50,8 @@ def filled(connection: psycopg.Connection) -> psycopg.Connection:
 
 
 @asynccontextmanager
-async def capturing(url: str) -> AsyncIterator[tuple[AsyncConnection, Sent]]:
-    """A connection as answers have it, and what is sent over it."""
+async def capturing(url: str) -> AsyncIterator[tuple[AsyncEngine, Sent]]:
+    """A pool as answers have it, and what is sent over its connection."""
     pool = create_pool(url, 1)
     sent: Sent = []
 
@@ -59,16 +60,15 @@ async def capturing(url: str) -> AsyncIterator[tuple[AsyncConnection, Sent]]:
         sent.append((statement, parameters))
 
     try:
-        async with pool.connect() as connection:
-            yield connection, sent
+        yield pool, sent
     finally:
         await pool.dispose()
 
 
 async def statements_of_performance(url: str, window: Window) -> Sent:
     """Those that read aggregates, for a vehicle that shares its meter with one that is mapped."""
-    async with capturing(url) as (connection, sent):
-        found = await fetch_performance(connection, "V1", window, gap_minutes=5, low_efficiency=0.85)
+    async with capturing(url) as (pool, sent):
+        found = await fetch_performance(pool, "V1", window, gap_minutes=5, low_efficiency=0.85)
     assert found.coverage.shared > 1000
     reads = [one for one in sent if re.search(r"(meter|vehicle)_minute\(", one[0])]
     assert len(reads) >= 3
@@ -199,13 +199,13 @@ def reads_days(node: Node) -> bool:
 
 async def statements_of_series(url: str, what: str, buckets: Buckets) -> Sent:
     """Those that read aggregates, for a vehicle that shares its meter, for that meter, or for the fleet."""
-    async with capturing(url) as (connection, sent):
+    async with capturing(url) as (pool, sent):
         if what == "meter":
-            assert (await fetch_meter_series(connection, "M1", buckets)).columns.t
+            assert (await fetch_meter_series(pool, "M1", buckets)).columns.t
         elif what == "vehicle":
-            assert (await fetch_vehicle_series(connection, "V1", buckets, gap_minutes=5)).columns.t
+            assert (await fetch_vehicle_series(pool, "V1", buckets, gap_minutes=5)).columns.t
         else:
-            assert (await fetch_fleet_series(connection, buckets)).columns.t
+            assert (await fetch_fleet_series(pool, buckets)).columns.t
     reads = [one for one in sent if re.search(r"(meter|vehicle|fleet)_(minute|hour|day)\(", one[0])]
     assert len(reads) >= {"meter": 1, "vehicle": 4, "fleet": 1}[what]
     return reads

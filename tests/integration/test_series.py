@@ -93,8 +93,24 @@ def fleet_point(readings: list[Any]) -> list[Any]:
     ac = [reading.ac_milliwh for reading in readings if isinstance(reading, MeterReading)]
     dc = [reading.dc_milliwh for reading in readings if isinstance(reading, VehicleReading)]
     sums = [sum(energies) / 1_000_000 if energies else None for energies in (ac, dc)]
-    ratio = sum(dc) / sum(ac) if dc and sum(ac) else None
-    return [*sums, len(ac) or None, len(dc) or None, ratio]
+    return [*sums, len(ac) or None, len(dc) or None]
+
+
+def fleet_ratio(readings: list[Reading], start: int, bucket: str) -> float | None:
+    """All DC over all AC of the bucket, or of the hour that ends with it, where both streams reported."""
+    width = SECONDS[bucket]
+    end = start + width
+    energies: defaultdict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for reading in readings:
+        if end - max(width, 3_600) <= reading.ts_us // 1_000_000 < end:
+            ac, dc = energies[reading.ts_us // 1_000_000 // width]
+            if isinstance(reading, MeterReading):
+                ac.append(reading.ac_milliwh)
+            else:
+                dc.append(reading.dc_milliwh)
+    both = [(sum(ac), sum(dc)) for ac, dc in energies.values() if ac and dc]
+    consumed = sum(ac for ac, _ in both)
+    return sum(dc for _, dc in both) / consumed if consumed else None
 
 
 class Kind(NamedTuple):
@@ -133,6 +149,8 @@ def expected(what: str, readings: list[Reading], start: datetime, end: datetime,
         if kind.chosen(reading) and first <= reading.ts_us // 1_000_000 < after:
             buckets[reading.ts_us // 1_000_000 // SECONDS[bucket] * SECONDS[bucket]].append(reading)
     points = [[at, *kind.point(buckets[at])] for at in sorted(buckets)]
+    if what == FLEET:
+        points = [[*point, fleet_ratio(readings, point[0], bucket)] for point in points]
     return {name: [point[position] for point in points] for position, name in enumerate(kind.columns)}
 
 
@@ -355,18 +373,6 @@ async def test_gaps_across_the_edges_of_buckets_are_covered_and_those_across_the
                     assert evidence == evidence_over(paired, range(end_minute - max(width // 60, 60), end_minute))
 
 
-async def test_efficiency_is_told_for_the_last_2160_hours_of_a_series(history: History) -> None:
-    start = midnight(6)
-    whole = (await series(history.client, "vehicles/D", start=start, end=midnight(0), bucket="1h"))["columns"]
-    middle = whole["t"][len(whole["t"]) // 2]
-    end = datetime.fromtimestamp(middle, UTC) + 2160 * HOUR
-    columns = (await series(history.client, "vehicles/D", start=start, end=end, bucket="1h"))["columns"]
-    for name in EVIDENCE:
-        told = [value if at >= middle else None for at, value in zip(whole["t"], whole[name], strict=True)]
-        assert columns.pop(name)[: len(told)] == told
-    assert all(columns[name][: len(whole["t"])] == whole[name] for name in columns)
-
-
 # Retention.
 
 
@@ -530,7 +536,7 @@ async def test_the_default_is_a_day_by_minutes_up_to_5_minutes_from_now(history:
         assert before + 5 * MINUTE <= end < datetime.now(UTC) + 6 * MINUTE
         assert end - start == DAY + MINUTE
         assert answer["bucket"] == "1m"
-        assert list(answer) == ["id", "bucket", "from", "to", "asOf", "materializedThrough", "columns"]
+        assert list(answer) == ["id", "bucket", "from", "to", "asOf", "materializedThrough", "keptFrom", "columns"]
     until = await series(history.client, FLEET, hours=3, end=midnight(1))
     assert (until["from"], until["to"]) == (stamp(midnight(1) - 3 * HOUR), stamp(midnight(1)))
 
@@ -560,12 +566,26 @@ async def test_a_stream_of_the_fleet_that_was_silent_is_null(history: History) -
     answer = await series(history.client, FLEET, start=start, end=start + 2 * MINUTE)
     columns = answer["columns"]
     assert columns["vehicleReadings"] == [1, 1]
-    for name in ("acKwh", "meterReadings", "efficiencyRatio"):
+    for name in ("acKwh", "meterReadings"):
         assert columns[name] == [None, None]
     start = midnight(2) + VEHICLE_SILENT.start * MINUTE
     columns = (await series(history.client, FLEET, start=start, end=start + MINUTE))["columns"]
     assert (columns["meterReadings"], columns["vehicleReadings"], columns["dcKwh"]) == ([1], [None], [None])
-    assert columns["efficiencyRatio"] == [None]
+
+
+async def test_each_answer_says_from_when_on_its_buckets_are_kept(history: History, engine: str) -> None:
+    now, tolerance = datetime.now(UTC), timedelta(minutes=1)
+    raw_days = {"plain": 30, "timescale": 180}[engine]
+    for what, bucket, days in (
+        ("vehicles/D", "1m", raw_days),
+        ("meters/D", "1h", 1095),
+        (FLEET, "1m", 180),
+    ):
+        answer = await series(history.client, what, start=midnight(2), end=midnight(1), bucket=bucket)
+        assert abs(datetime.fromisoformat(answer["keptFrom"]) - (now - days * DAY)) < tolerance
+    for what, bucket in (("vehicles/D", "1d"), (FLEET, "1h"), (FLEET, "1d")):
+        answer = await series(history.client, what, start=midnight(2), end=midnight(1), bucket=bucket)
+        assert answer["keptFrom"] is None
 
 
 # Errors.

@@ -1,5 +1,7 @@
 """A simulated fleet and the service: what it answers against what truly flowed, and feeding it as the demo does."""
 
+import json
+import re
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -58,20 +60,31 @@ def test_feeding_sends_a_day_and_goes_on_where_it_stopped(
     server_process: Process, connection: psycopg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = feed_until_told(server_process.base_url, capsys)
-    assert "Sending 24.0 hours of history." in told
-    assert "/v1/analytics/performance/vehicle-0005?hours=24'" in told
-    assert told.count('"efficiencyRatio": 0.') == 2
+    assert "Sending the last 24 hours; " in told
+    (failing,) = re.findall(r"performance/vehicle-0005\?hours=24'\n +(.*)", told)
+    assert json.loads(failing)["status"] == "low_efficiency"
     counted = "SELECT (SELECT count(*) FROM meter_reading), (SELECT count(*) FROM vehicle_reading)"
     first = connection.execute(counted).fetchone()
     assert first is not None
     assert min(first) > 2_000
 
     told = feed_until_told(server_process.base_url, capsys)
-    assert "Sending 3.0 hours of history." in told
+    assert "Sending the last 3 hours; " in told
     again = connection.execute(counted).fetchone()
     assert again is not None
     # Some seconds have passed.
     assert all(before <= after < before + 100 for before, after in zip(first, again, strict=True))
+
+
+def test_feeding_leaves_a_vehicle_where_a_visitor_has_mapped_it(
+    server_process: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"{server_process.base_url}/v1/ingestion/mapping"
+    for valid_from in ({}, {"validFrom": "2030-01-01T00:00:00Z"}):
+        httpx.post(url, json={"vehicleId": "vehicle-0002", "meterId": "meter-0004", **valid_from}).raise_for_status()
+    mapped = httpx.get(url, params={"vehicleId": "vehicle-0002"}).json()
+    feed_until_told(server_process.base_url, capsys)
+    assert httpx.get(url, params={"vehicleId": "vehicle-0002"}).json() == mapped
 
 
 def feed_until_told(base_url: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -81,7 +94,7 @@ def feed_until_told(base_url: str, capsys: pytest.CaptureFixture[str]) -> str:
     with feeding(base_url, 5, refreshed.set):
         assert refreshed.wait(30)
         deadline = time.monotonic() + 10
-        while "fleet/series?hours=2" not in told:
+        while '"bucket": "1h"' not in told:
             assert time.monotonic() < deadline, told
             time.sleep(0.05)
             told += capsys.readouterr().out

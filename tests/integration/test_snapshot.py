@@ -7,8 +7,9 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from app.database import create_pool, snapshot
-from tests.fixtures.engines import refresh_while_young
+from app.analytics.series import Buckets, fetch_meter_series
+from app.database import connect, create_pool, snapshot
+from tests.fixtures.engines import on_plain, on_timescale, refresh_while_young
 from tests.fixtures.readings import meter_reading, midnight, store
 
 # It pauses between its start and its reads, so that a refresh can commit in its middle.
@@ -22,6 +23,7 @@ PAUSED = """
 """
 
 
+@on_timescale
 async def test_a_refresh_that_commits_in_the_middle_of_a_statement_hides_no_reading(
     connection: psycopg.Connection, database_url: str
 ) -> None:
@@ -34,6 +36,29 @@ async def test_a_refresh_that_commits_in_the_middle_of_a_statement_hides_no_read
         await asyncio.to_thread(connection.execute, "CALL refresh_aggregates()")
         assert not answer.done()
         assert (await answer).one() == (4, 4)
+    await pool.dispose()
+
+
+@on_plain
+async def test_a_day_that_is_dropped_while_an_answer_waits_for_it_is_in_the_answer(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    await store(database_url, *(meter_reading(midnight(40) + timedelta(hours=hour)) for hour in range(6)))
+    buckets = Buckets("1h", midnight(40), midnight(39))
+    pool = create_pool(database_url, 1)
+    inserting = await connect(database_url)
+    async with inserting.transaction():
+        # What an insert holds: the drop waits for it, and then the answer for the drop.
+        await inserting.execute("LOCK TABLE ONLY meter_reading IN ROW EXCLUSIVE MODE")
+        dropping = asyncio.ensure_future(asyncio.to_thread(connection.execute, "SELECT drop_expired()"))
+        await asyncio.sleep(0.1)
+        answer = asyncio.ensure_future(fetch_meter_series(pool, "M1", buckets))
+        await asyncio.sleep(0.1)
+        assert not dropping.done()
+        assert not answer.done()
+    assert (await dropping).fetchone() == (True,)
+    assert len((await answer).columns.t) == 6
+    await inserting.close()
     await pool.dispose()
 
 

@@ -1,6 +1,5 @@
 """Which buckets a series has, and how columns become CSV."""
 
-import asyncio
 import csv
 from datetime import UTC, datetime, timedelta, timezone
 from io import StringIO
@@ -9,21 +8,18 @@ from typing import Literal, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.analytics.csv_answer import csv_of
 from app.analytics.series import (
-    FLEET,
+    EFFICIENCY_REACH,
     MAX_POINTS,
-    METER,
-    VEHICLE,
     Buckets,
     FleetColumns,
     MeterColumns,
-    Source,
-    Width,
     choose_bucket,
+    efficiency_bounds,
 )
+from app.analytics.series_source import FLEET, METER, VEHICLE, Source, Width
 from app.analytics.window import Window
 from app.errors import InvalidTimeRange
 
@@ -48,18 +44,6 @@ HELD = {
 NAMES = sorted({name for widths in HELD.values() for names in widths.values() for name in names})
 
 
-class Keeping:
-    """A connection to a database that still has some aggregates at the window's start."""
-
-    def __init__(self, names: set[str]) -> None:
-        self.names = names
-        self.starts: list[datetime] = []
-
-    async def scalars(self, _: object, parameters: dict[str, datetime]) -> list[str]:
-        self.starts.append(parameters["start"])
-        return sorted(self.names)
-
-
 def chosen(
     window: Window,
     wanted: Width | Literal["auto"],
@@ -68,10 +52,7 @@ def chosen(
     source: Source = METER,
     kept: set[str] | None = None,
 ) -> Buckets:
-    connection = Keeping(set(NAMES) if kept is None else kept)
-    buckets = asyncio.run(choose_bucket(cast(AsyncConnection, connection), source, window, wanted, max_points))
-    assert connection.starts == ([window.start] if wanted == "auto" else [])
-    return buckets
+    return choose_bucket(source, window, wanted, max_points, set(NAMES) if kept is None else kept)
 
 
 windows = st.builds(
@@ -191,3 +172,15 @@ def test_a_long_series_comes_in_pieces() -> None:
     pieces = list(csv_of(MeterColumns([0] * 5_000, [0.0] * 5_000, [1] * 5_000, none, none, none)))
     assert len(pieces) == 6
     assert all(piece.endswith("\r\n") for piece in pieces)
+
+
+def test_efficiency_reaches_an_hour_before_the_buckets_but_neither_into_the_future_nor_beyond_what_is_kept() -> None:
+    hour, minute, now = timedelta(hours=1), timedelta(minutes=1), NOON + timedelta(seconds=30)
+    day = Buckets("1h", NOON - 24 * hour, NOON)
+    assert efficiency_bounds(day, None, now) == (NOON - 25 * hour, NOON)
+    ahead = Buckets("1h", NOON - 24 * hour, NOON + 9_000 * hour)
+    assert efficiency_bounds(ahead, None, now) == (NOON - 25 * hour, NOON + 6 * minute)
+    kept_from = NOON - 3 * hour - timedelta(seconds=1)
+    assert efficiency_bounds(day, kept_from, now) == (NOON - 3 * hour, NOON)
+    year = Buckets("1d", NOON - timedelta(days=365), NOON)
+    assert efficiency_bounds(year, None, now) == (NOON - EFFICIENCY_REACH, NOON)

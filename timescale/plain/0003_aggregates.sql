@@ -86,8 +86,12 @@ CREATE TABLE vehicle_hour_kept (
     PRIMARY KEY (vehicle_id, bucket)
 );
 
-CREATE TABLE meter_day_kept (LIKE meter_hour_kept INCLUDING ALL);
-CREATE TABLE vehicle_day_kept (LIKE vehicle_hour_kept INCLUDING ALL);
+-- Finds the hours that are too old each minute; they are stored day by day.
+CREATE INDEX meter_hour_kept_bucket_idx ON meter_hour_kept USING brin (bucket) WITH (autosummarize = on);
+CREATE INDEX vehicle_hour_kept_bucket_idx ON vehicle_hour_kept USING brin (bucket) WITH (autosummarize = on);
+
+CREATE TABLE meter_day_kept (LIKE meter_hour_kept, PRIMARY KEY (meter_id, bucket));
+CREATE TABLE vehicle_day_kept (LIKE vehicle_hour_kept, PRIMARY KEY (vehicle_id, bucket));
 
 CREATE TABLE fleet_meter_hour_kept (
     bucket      timestamptz PRIMARY KEY,
