@@ -11,10 +11,10 @@ help: ## List these targets
 setup: .venv/.installed ## Prepare .venv: the locked packages and the wattline command
 
 demo: .venv/.installed ## Start a database, the service and a simulated fleet, until Ctrl-C
-	$(BIN)/wattline demo
+	@$(BIN)/wattline demo
 
 test: .venv/.installed ## Run the tests, on every engine that this machine has
-	$(BIN)/pytest
+	@$(BIN)/pytest
 
 # Soak tests and benchmarks load millions of readings: they may take longer than the limit in pyproject.toml.
 soak: .venv/.installed ## Run the long proofs: kill rounds, large imports
@@ -38,13 +38,13 @@ lock: ## Resolve requirements/*.txt again (make lock UPGRADE=--upgrade takes new
 	$(UV_COMPILE) $(UPGRADE) --output-file requirements/runtime.txt
 	$(UV_COMPILE) $(UPGRADE) --group dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
 
-# The stamp is written last, so an installation that broke off is taken up again.
+# The stamp is written last, so an installation that broke off is taken up again; a .venv without pip is made anew.
 .venv/.installed: pyproject.toml requirements/runtime.txt requirements/dev.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Wattline needs Python 3.11 or newer; there is no $(PYTHON) here. Another one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Wattline needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Another one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) lacks its venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing the locked packages into .venv: once, about a minute."
-	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -15,11 +15,13 @@ import httpx
 import psycopg
 import pytest
 
+from app.ops.refresh import refresh_aggregates
 from tests.fixtures.sending import meter, minutes_ago
 from tests.fixtures.service import Process
 
 DOCS = Path(__file__).parents[2] / "docs"
 ADDRESS = "http://127.0.0.1:8000"
+PROGRAMS = ".venv/bin/"
 
 # What depends on engine, version and moment: of these the type is compared, or null.
 VARIES = {"asOf", "materializedThrough", "lagSeconds"} | {"version", "engine", "postgresql", "timescaledb"}
@@ -29,7 +31,7 @@ NOW_SECONDS = 1_700_000_000
 
 
 class Step(NamedTuple):
-    """A shell block, and the block of another language that follows it: what it prints."""
+    """A shell block, and the block of another language that follows it, if one does: what it prints."""
 
     shell: str
     language: str
@@ -59,15 +61,15 @@ def save_programs(name: str, directory: Path) -> None:
             (directory / first.removeprefix("# ")).write_text(program)
 
 
-def run(shells: list[str], base_url: str, directory: Path) -> list[str]:
+def run(shells: list[str], base_url: str, database_url: str, directory: Path) -> list[str]:
     """What each part prints, run by one shell, so that variables and functions last from part to part."""
     end = "-- end of a part --"
-    parts = [shell.replace(ADDRESS, base_url) + f"\necho '{end}'\n" for shell in shells]
-    script = 'curl() { command curl --silent --show-error --noproxy "*" "$@"; }\n' + "".join(parts)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        ["sh", "-euc", script], capture_output=True, text=True, cwd=directory, env=os.environ | {"PATH": path}
-    )
+    here = str(Path(sys.executable).parent)
+    parts = [shell.replace(ADDRESS, base_url).replace(PROGRAMS, f"{here}/") for shell in shells]
+    script = 'curl() { command curl --silent --show-error --noproxy "*" "$@"; }\n'
+    script += "".join(f"{part}\necho '{end}'\n" for part in parts)
+    environment = os.environ | {"DATABASE_URL": database_url, "PATH": os.pathsep.join([here, os.environ["PATH"]])}
+    done = subprocess.run(["sh", "-euc", script], capture_output=True, text=True, cwd=directory, env=environment)
     printed = done.stdout.split(f"{end}\n")
     assert done.returncode == 0, f"after {len(printed) - 1} parts: {done.stderr}\n{printed[-1]}"
     assert done.stderr == ""
@@ -98,25 +100,34 @@ def assert_alike(real: Any, shown: Any, where: str) -> None:
         assert real == (pytest.approx(shown, rel=1e-9) if isinstance(shown, float) else shown), f"{where}: {real!r}"
 
 
-@pytest.mark.parametrize("name", ["api.md", "efficiency.md", "gateways.md"])
-def test_each_command_answers_what_is_shown_below_it(name: str, server_process: Process, tmp_path: Path) -> None:
+def assert_shown(name: str, base_url: str, database_url: str, directory: Path) -> None:
     shown = steps(name)
-    save_programs(name, tmp_path)
-    printed = run([step.shell for step in shown], server_process.base_url, tmp_path)
+    save_programs(name, directory)
+    printed = run([step.shell for step in shown], base_url, database_url, directory)
     for number, (step, output) in enumerate(zip(shown, printed, strict=True), 1):
         where = f"{name}, command {number}"
         if step.language == "json":
             assert_alike(json.loads(output), json.loads(step.shown), where)
-        else:
+        elif step.language == "text":
             real, expected = (TIME.sub("TIME", text.replace("\r", "")) for text in (output, step.shown))
             assert real == expected, where
 
 
-def send(process: Process, directory: Path) -> subprocess.Popen[str]:
+def test_each_command_answers_what_is_shown_below_it(
+    server_process: Process, database_url: str, tmp_path: Path
+) -> None:
+    """api.md begins with an empty Wattline; the other pages are read after it, or after each other."""
+    for name in ("api.md", "efficiency.md", "gateways.md"):
+        assert_shown(name, server_process.base_url, database_url, tmp_path)
+        # As time would: what is older and comes later is then missing until the next refresh.
+        refresh_aggregates(database_url, None, None)
+
+
+def send(directory: Path, *arguments: str) -> subprocess.Popen[str]:
     """The program of gateways.md at work on readings.ndjson."""
     with (directory / "readings.ndjson").open() as readings:
         return subprocess.Popen(
-            [sys.executable, "send.py", process.base_url],
+            [sys.executable, "send.py", *arguments],
             cwd=directory,
             stdin=readings,
             stdout=subprocess.PIPE,
@@ -134,19 +145,23 @@ async def test_the_sender_outlives_a_service_that_is_away(
 
     server_process.signal_all(signal.SIGKILL)
     server_process.popen.wait()
-    sender = send(server_process, tmp_path)
+    sender = send(tmp_path, server_process.base_url)
     await asyncio.sleep(1.5)
     assert sender.poll() is None
     server_process.start()
     server_process.await_ready()
-    printed, refused = await asyncio.to_thread(sender.communicate)
+    printed, said = await asyncio.to_thread(sender.communicate)
 
-    assert sender.returncode == 0, refused
+    assert sender.returncode == 0, said
     assert [line.split(",")[0] for line in printed.splitlines()] == ["inserted 1000", "inserted 1000", "inserted 400"]
+    *waits, refused = said.splitlines()
+    assert waits
+    for wait in waits:
+        assert re.fullmatch(rf"no answer from {server_process.base_url}, again in \d+ s", wait), wait
     assert refused.startswith("energy_out_of_range kwhConsumedAc {")
     assert connection.execute("SELECT count(*) FROM meter_reading").fetchone() == (2_400,)
 
-    printed, _ = await asyncio.to_thread(send(server_process, tmp_path).communicate)
+    printed, _ = await asyncio.to_thread(send(tmp_path, server_process.base_url).communicate)
     assert printed.splitlines()[0] == "inserted 0, duplicates 1000, conflicts 0, late 0"
     assert connection.execute("SELECT count(*) FROM meter_reading").fetchone() == (2_400,)
 
@@ -155,7 +170,32 @@ def test_the_sender_gives_up_on_what_cannot_succeed(server_process: Process, tmp
     save_programs("gateways.md", tmp_path)
     reading = json.dumps(meter(minutes_ago(1), voltage="x" * 17 * 1024 * 1024))
     (tmp_path / "readings.ndjson").write_text(reading)
-    sender = send(server_process, tmp_path)
+    sender = send(tmp_path, server_process.base_url)
     _, said = sender.communicate()
     assert (sender.returncode, said) == (1, "413 body_too_large: The decoded body is larger than 16 MiB.\n")
     assert httpx.get(f"{server_process.base_url}/v1/analytics/meters/states").json() == []
+
+
+def test_the_sender_skips_lines_that_are_no_json(server_process: Process, tmp_path: Path) -> None:
+    save_programs("gateways.md", tmp_path)
+    lines = [json.dumps(meter(minutes_ago(1))), "", "{'meterId': 1}", "\xff", json.dumps(meter(minutes_ago(2)))]
+    (tmp_path / "readings.ndjson").write_text("\n".join(lines), encoding="latin-1")
+    printed, said = send(tmp_path, f"{server_process.base_url}/").communicate()
+    assert printed == "inserted 2, duplicates 0, conflicts 0, late 0\n"
+    assert [line.partition(":")[0] for line in said.splitlines()] == ["line 3 is no JSON", "line 4 is no JSON"]
+
+
+def test_the_path_of_the_senders_url_goes_before_that_of_the_call(server_process: Process, tmp_path: Path) -> None:
+    save_programs("gateways.md", tmp_path)
+    (tmp_path / "readings.ndjson").write_text(json.dumps(meter(minutes_ago(1))))
+    _, said = send(tmp_path, f"{server_process.base_url}/elsewhere").communicate()
+    assert said.startswith("404 not_found: ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["127.0.0.1:8000"], ["ftp://127.0.0.1"], [ADDRESS, "readings.ndjson"]])
+def test_the_sender_says_how_it_is_used(arguments: list[str], tmp_path: Path) -> None:
+    save_programs("gateways.md", tmp_path)
+    (tmp_path / "readings.ndjson").touch()
+    sender = send(tmp_path, *arguments)
+    _, said = sender.communicate()
+    assert (sender.returncode, said) == (1, "usage: python3 send.py http://HOST:PORT < readings.ndjson\n")

@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from app.analytics.efficiency import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO, Status
+from app.analytics.evidence import MAX_SHARED_MINUTES
 from app.analytics.freshness import REPORTING_MINUTES
-from app.analytics.series import MAX_POINTS
+from app.analytics.series import EFFICIENCY_REACH, MAX_POINTS
 from app.analytics.window import AHEAD, MAX_HOURS
 from app.errors import ServiceError
 from app.ingest.body import DRAIN_BYTES, DRAIN_SECONDS, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES
@@ -27,8 +28,8 @@ NAMES = ("api.md", "architecture.md", "efficiency.md", "gateways.md")
 TEXT = {name: (ROOT / "docs" / name).read_text() for name in NAMES}
 MIB = 1024 * 1024
 MINUTE_US = 60_000_000
-# Only questions are answered with these.
-OF_QUESTIONS = {"no_charging_data", "unknown_device"}
+# Any call may be answered with these; api.md does not repeat them at each.
+OF_ANY_CALL = {"not_found", "method_not_allowed", "internal_error"}
 
 
 def section(name: str, heading: str) -> str:
@@ -59,6 +60,12 @@ def statuses() -> dict[str, int]:
     return {error.code: error.status for error in ServiceError.__subclasses__()}
 
 
+def errors_of(heading: str) -> set[str]:
+    """The codes that api.md says a call may answer; none where it says nothing."""
+    sentence = re.search(r"^Errors: (.*?)\n\n", section("api.md", heading), flags=re.DOTALL | re.MULTILINE)
+    return set(re.findall(r"`(\w+)`", sentence[1])) if sentence else set()
+
+
 def test_rejections_are_those_of_the_code() -> None:
     assert {code: message for code, message, _ in table("gateways.md", "## Rejected readings")} == REJECTIONS
 
@@ -69,17 +76,23 @@ def test_errors_are_those_of_the_code() -> None:
 
 def test_what_to_do_is_said_of_every_error_that_a_sender_may_get() -> None:
     rows = table("gateways.md", "## Retries")
-    assert {code: int(status) for status, code, *_ in rows if code} == {
-        code: status for code, status in statuses().items() if code not in OF_QUESTIONS
-    }
+    codes = OF_ANY_CALL | errors_of("### `POST /v1/ingestion`")
+    assert {code: int(status) for status, code, *_ in rows if code} == {code: statuses()[code] for code in codes}
     assert [what for _, code, _, what in rows if code and "again, after" in what] == [
         what for status, _, _, what in rows if status.startswith("5")
     ]
 
 
-def test_the_errors_of_each_call_are_known() -> None:
-    for sentence in re.findall(r"^Errors: (.*?)\n\n", TEXT["api.md"], flags=re.DOTALL | re.MULTILINE):
-        assert set(re.findall(r"`(\w+)`", sentence)) - statuses().keys() == set()
+async def test_the_errors_of_each_call_are_those_of_the_schema() -> None:
+    """Headings that follow each other share the sentence below the last."""
+    paths = {shape(path): methods for path, methods in (await schema())["paths"].items()}
+    for headings in re.findall(r"((?:^### .*\n\n)+)", TEXT["api.md"], flags=re.MULTILINE):
+        calls = re.findall(r"`(\w+) (\S+)`", headings)
+        if codes := errors_of(headings.strip().splitlines()[-1]):
+            answered = {
+                int(status) for method, path in calls for status in paths[shape(path)][method.lower()]["responses"]
+            }
+            assert {statuses()[code] for code in codes} == answered - {200}, headings
 
 
 def test_limits_are_those_of_the_code() -> None:
@@ -137,13 +150,17 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
         ("api.md", f"a window of at most {hours}"),
         ("api.md", f"it ends {AHEAD.seconds // 60} minutes from now"),
         ("api.md", f"more than {MAX_POINTS:,} buckets"),
-        ("api.md", f"more than {hours} before `to`"),
-        ("api.md", {10: "a reading of the last ten minutes"}[REPORTING_MINUTES]),
+        ("api.md", f"more than {EFFICIENCY_REACH.days} days before the end"),
+        ("api.md", f"times the minutes of the window, may be {MAX_SHARED_MINUTES:,} at most"),
+        ("api.md", f"{MAX_SHARED_MINUTES // (MAX_HOURS * 60)} over {MAX_HOURS // 24} days"),
+        ("api.md", f"a reading of the last {REPORTING_MINUTES} minutes"),
         ("gateways.md", f"up to {GROUP_READINGS:,} readings"),
         ("gateways.md", "at most about 1,000 readings at a time"),
         ("gateways.md", "BATCH_READINGS = 1_000"),
         ("architecture.md", f"No store transaction takes longer than {TRANSACTION_SECONDS} seconds"),
-        ("architecture.md", {30: "with the temporary table for half a minute"}[STAGED_SECONDS]),
+        ("architecture.md", f"with the temporary table for {STAGED_SECONDS} seconds"),
+        ("architecture.md", f"{EFFICIENCY_REACH.days} days of a series, {MAX_HOURS // 24} of performance"),
+        ("architecture.md", f"{MAX_SHARED_MINUTES:,} minutes of vehicles that share"),
     ):
         assert sentence in prose(name), (name, sentence)
 
@@ -152,7 +169,7 @@ def example() -> dict[str, dict[int, float]]:
     """Energy by device and minute of the readings that efficiency.md sends."""
     energy: dict[str, dict[int, float]] = {}
     for device, minute, kwh in re.findall(r"^  (meter|vehicle V\d) (\d\d):\d\d ([\d.]+)$", TEXT["efficiency.md"], re.M):
-        energy.setdefault("M1" if device == "meter" else device[-2:], {})[int(minute)] = float(kwh)
+        energy.setdefault("M7" if device == "meter" else device[-2:], {})[int(minute)] = float(kwh)
     return energy
 
 
@@ -165,7 +182,7 @@ def test_the_timeline_shows_the_readings_of_the_example() -> None:
         assert {minute for minute, mark in rows[device].items() if mark == "x"} == energy.keys()
     verdicts = "".join(mark for _, mark in sorted(rows["is"].items()))
     assert {kind: verdicts.count(kind) for kind in "PSU"} == {"P": 9, "S": 3, "U": 2}
-    assert rows["is"].keys() == rows["V1"].keys()
+    assert rows["is"].keys() == rows["V7"].keys()
 
 
 MARK = re.compile(r"(?<= )[x=PSU](?= |$)")
@@ -174,18 +191,23 @@ MARK = re.compile(r"(?<= )[x=PSU](?= |$)")
 def test_what_simpler_ways_would_say_is_so() -> None:
     energy = example()
     said = {way: ratio for way, ratio, _ in table("efficiency.md", "## An example")}
-    both = energy["M1"].keys() & energy["V1"].keys() - energy["V2"].keys()
+    both = energy["M7"].keys() & energy["V7"].keys() - energy["V8"].keys()
     paired = {*range(8), 11}
 
     def ratio(ac: set[int], dc: set[int]) -> str:
-        total_ac = sum(kwh for minute, kwh in energy["M1"].items() if minute in ac)
-        return f"{sum(kwh for minute, kwh in energy['V1'].items() if minute in dc) / total_ac:.3f}"
+        total_ac = sum(kwh for minute, kwh in energy["M7"].items() if minute in ac)
+        return f"{sum(kwh for minute, kwh in energy['V7'].items() if minute in dc) / total_ac:.3f}"
 
     assert said == {
-        "all DC of V1 over all AC of M1": ratio(set(energy["M1"]), set(energy["V1"])),
+        "all DC of V7 over all AC of M7": ratio(set(energy["M7"]), set(energy["V7"])),
         "minutes unshared and with a reading of both": ratio(both, both),
         "paired minutes": ratio(paired, paired),
     }
+
+
+def shape(path: str) -> str:
+    """A path without the names of its parameters."""
+    return re.sub(r"{\w+}", "{}", path)
 
 
 async def schema() -> dict[str, Any]:
@@ -198,9 +220,9 @@ async def schema() -> dict[str, Any]:
 
 async def test_every_route_is_documented_and_every_documented_one_exists() -> None:
     paths: dict[str, dict[str, Any]] = (await schema())["paths"]
-    routes = {(method.upper(), re.sub(r"{\w+}", "{}", path)) for path, methods in paths.items() for method in methods}
+    routes = {(method.upper(), shape(path)) for path, methods in paths.items() for method in methods}
     headings = re.findall(r"^### `(\w+) (\S+)`$", TEXT["api.md"], flags=re.MULTILINE)
-    documented = {(method, re.sub(r"{\w+}", "{}", path)) for method, path in headings}
+    documented = {(method, shape(path)) for method, path in headings}
     assert documented - {("GET", "/schema")} == routes
     assert len(headings) == len(documented)
 
@@ -240,7 +262,8 @@ def test_files_that_are_named_exist(name: str) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_lines_can_be_read_in_a_terminal(name: str) -> None:
+@pytest.mark.parametrize("path", ["README.md", *(f"docs/{name}" for name in NAMES)])
+def test_lines_can_be_read_in_a_terminal(path: str) -> None:
     """But for tables, whose rows cannot be broken."""
-    assert [line for line in TEXT[name].splitlines() if len(line) > 120 and not line.startswith("|")] == []
+    lines = (ROOT / path).read_text().splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
