@@ -1,10 +1,12 @@
 """Connections to the database, and the one place where the driver's errors become Wattline's."""
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -26,6 +28,9 @@ UNAVAILABLE = (
 )
 
 RETRY_AFTER = {"Retry-After": "1"}
+
+# What libpq itself would not show in a dialogue.
+_SECRETS = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.dispchar in (b"*", b"D")}
 
 _CONNECT_TIMEOUT_S = 5
 _ANSWER_TIMEOUT_S = 30
@@ -101,19 +106,44 @@ def create_sync_engine(url: str) -> Engine:
     )
 
 
+_MISUNDERSTOOD = (
+    "the URL must be like postgresql://user:password@host:5432/name, where a password has %40 for @ and %2F for /."
+)
+
+
 @contextmanager
 def command_connection(url: str) -> Iterator[Connection]:
-    """A connection for a command. Raises SetupError when the database cannot be reached, or the URL is none."""
+    """A connection for a command. Raises SetupError when the database cannot be reached, or the URL is none.
+
+    The error's sentence holds nothing secret.
+    """
     engine = create_sync_engine(url)
     try:
         try:
             connection = engine.connect()
         except (OperationalError, ProgrammingError) as error:
-            raise SetupError(f"The database of DATABASE_URL cannot be reached: {error.orig}") from error
+            reason = error.orig if shown_url(url) else _MISUNDERSTOOD
+            raise SetupError(f"The database of DATABASE_URL cannot be reached: {reason}") from error
         with connection:
             yield connection
     finally:
         engine.dispose()
+
+
+def shown_url(url: str) -> str | None:
+    """A URL or key=value string as keys and values, secrets hidden; None for one that libpq misunderstands.
+
+    libpq prints what it does not understand, and of `user:to/p@host` it takes `to` for the port, `p@host` for the
+    database. All else that it prints is no secret.
+    """
+    try:
+        given = {key: str(value) for key, value in conninfo_to_dict(url).items()}
+    except psycopg.Error:
+        return None
+    host, port, name = (given.get(key, "") for key in ("host", "port", "dbname"))
+    if "@" in name or ("@" in host and not host.startswith(("/", "@"))) or not re.fullmatch(r"[\d,]*", port):
+        return None
+    return make_conninfo(**{key: "***" if key in _SECRETS else value for key, value in given.items()})
 
 
 @contextmanager

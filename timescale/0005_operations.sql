@@ -1,10 +1,10 @@
 -- What an operator asks about jobs, their scheduler and sizes (timescale/plain/0005_operations.sql is the twin). All are
 -- cheap and read only. Who is not a member of the database's owner sees the jobs, but not their errors.
 
--- The jobs of Wattline's policies. failures and last_error are of the last day: a job that fails is tried again and again.
+-- The jobs of Wattline's policies. last_error is that of the last run, where it failed.
 CREATE FUNCTION background_jobs() RETURNS TABLE (
     job_id integer, work text, target text, schedule interval, paused boolean, last_start timestamptz,
-    last_status text, next_start timestamptz, failures bigint, last_failure timestamptz, last_error text)
+    last_status text, next_start timestamptz, last_error text)
 LANGUAGE sql STABLE AS $$
     SELECT job.job_id,
            CASE job.proc_name
@@ -19,34 +19,28 @@ LANGUAGE sql STABLE AS $$
            -- Lower case, and NULL before the first run has ended.
            lower(stats.last_run_status),
            nullif(job.next_start, '-infinity'),
-           coalesce(failed.times, 0),
-           failed.finish_time,
-           failed.err_message
+           CASE stats.last_run_status WHEN 'Failed' THEN (
+               SELECT failed.err_message FROM timescaledb_information.job_errors AS failed
+               WHERE failed.job_id = job.job_id
+               ORDER BY failed.start_time DESC LIMIT 1)
+           END
     FROM timescaledb_information.jobs AS job
     LEFT JOIN timescaledb_information.job_stats AS stats ON stats.job_id = job.job_id
-    LEFT JOIN (
-        SELECT DISTINCT ON (errors.job_id) errors.job_id, errors.finish_time, errors.err_message,
-               count(*) OVER (PARTITION BY errors.job_id) AS times
-        FROM timescaledb_information.job_errors AS errors
-        WHERE errors.start_time > now() - INTERVAL '1 day'
-        ORDER BY errors.job_id, errors.start_time DESC
-    ) AS failed ON failed.job_id = job.job_id
     WHERE job.proc_name IN ('policy_refresh_continuous_aggregate', 'policy_compression', 'policy_retention')
         AND (job.hypertable_name IN ('meter_reading', 'vehicle_reading')
              OR job.hypertable_name IN (SELECT name || '_cagg' FROM aggregate_freshness()))
     ORDER BY job.job_id
 $$;
 
--- What the jobs need to run. workers: how many the server gives them at most; workers_wanted: a scheduler for each
--- database, which may all have the extension, and three jobs at once. running is NULL for who may not see the server's processes.
+-- What the jobs need to run. workers: how many the server gives them at most. running is NULL for who may not see the
+-- server's processes.
 CREATE FUNCTION job_scheduler() RETURNS TABLE (
-    licence text, workers integer, workers_wanted integer, running boolean, restoring boolean, logs_runs boolean)
+    licence text, workers integer, running boolean, restoring boolean, logs_runs boolean)
 LANGUAGE sql STABLE AS $$
     SELECT current_setting('timescaledb.license'),
            least(current_setting('timescaledb.max_background_workers')::integer,
                  -- PostgreSQL's own launcher of logical replication and TimescaleDB's launcher take one each.
                  current_setting('max_worker_processes')::integer - 2),
-           (SELECT count(*)::integer + 3 FROM pg_database WHERE datallowconn),
            CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') THEN
                EXISTS (SELECT FROM pg_stat_activity
                        WHERE datname = current_database() AND backend_type = 'TimescaleDB Background Worker Scheduler')

@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import cast
 
 import psycopg
 
+from app.database import command_connection
 from app.errors import SetupError
 
 ATTEMPTS = 30
@@ -32,7 +34,9 @@ def refresh_aggregates(
             raise SetupError("--to must lie after --from.")
         bounds = [first, last]
     try:
-        with psycopg.connect(url, autocommit=True) as connection:
+        with command_connection(url) as pooled:
+            connection = cast("psycopg.Connection", pooled.connection.driver_connection)
+            connection.autocommit = True
             connection.add_notice_handler(tell)
             for attempt in range(1, ATTEMPTS + 1):
                 try:

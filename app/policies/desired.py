@@ -24,7 +24,7 @@ Aggregate = Literal[
     "meter_day",
     "vehicle_day",
 ]
-Interval = Annotated[str, msgspec.Meta(pattern="^[0-9]+ (second|minute|hour|day)s?$")]
+Interval = Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,5} (second|minute|hour|day)s?\Z")]
 
 
 class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, text
 from app.policies.desired import Aggregate, Policies, Readings
 
 
-class Window(msgspec.Struct, frozen=True):
-    """A refresh: how often, and over which buckets. A bound that is None is open."""
+class RefreshRule(msgspec.Struct, frozen=True):
+    """How often a continuous aggregate is refreshed, and over which buckets. A bound that is None is open."""
 
     every: timedelta
     start: timedelta | None
@@ -20,8 +20,8 @@ class Window(msgspec.Struct, frozen=True):
 
 
 Kind = Literal["chunk_interval", "columnstore", "retention", "refresh"]
-Rule = timedelta | Window | None
-"""What a policy says: an interval, or a window; None where it counts from something else than a reading's time."""
+Rule = timedelta | RefreshRule | None
+"""What a policy says; None where it counts from something else than a reading's time."""
 
 State = dict[tuple[Kind, str], list[Rule]]
 """Every policy, by its kind and the name of the readings table or aggregate. TimescaleDB allows several of a kind."""
@@ -36,7 +36,7 @@ def wanted_state(policies: Policies, engine: str) -> State:
     state: State = {("chunk_interval", name): [_span(width)] for name, width in policies.chunk_interval.items()}
     for name, refresh in policies.refresh.items():
         bounds = _span(refresh.start_offset), _span(refresh.end_offset)
-        state["refresh", name] = [Window(_span(refresh.schedule_interval), *bounds, refresh.buckets_per_batch)]
+        state["refresh", name] = [RefreshRule(_span(refresh.schedule_interval), *bounds, refresh.buckets_per_batch)]
     state |= {("columnstore", name): [_span(age)] for name, age in policies.columnstore_after.items()}
     return state | {("retention", name): [_span(age)] for name, age in policies.retention.items()}
 
@@ -65,7 +65,7 @@ def _plain_state(connection: Connection) -> State:
 def _timescale_state(connection: Connection) -> State:
     state: State = defaultdict(list)
     for kind, relation, interval, start, end, batch in connection.execute(_POLICIES, {"ours": list(_NAMES)}):
-        rule = Window(interval, start, end, batch) if kind == "refresh" else interval
+        rule = RefreshRule(interval, start, end, batch) if kind == "refresh" else interval
         state[cast("Kind", kind), _NAMES[relation]].append(rule)
     return dict(state)
 

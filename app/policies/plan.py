@@ -1,6 +1,5 @@
 """The plan: what differs between the desired and the live state, in words, and the statements that end it."""
 
-from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -8,7 +7,7 @@ import msgspec
 from sqlalchemy import Connection, text
 
 from app.policies.desired import Policies
-from app.policies.live import Kind, Rule, State, Window, live_state, relation_of, wanted_state
+from app.policies.live import Kind, RefreshRule, Rule, State, live_state, relation_of, wanted_state
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -36,14 +35,15 @@ def plan_policies(connection: Connection, policies: Policies) -> Plan:
 def compare(wanted: State, live: State, engine: str) -> list[Change]:
     """A change for each policy that is not as wanted; what fits is left alone, with its history."""
     # Five seconds apart, lower levels first: each refresh finds the level below it done, and no two start together.
-    second = {name: 5 * position for position, name in enumerate(name for kind, name in wanted if kind == "refresh")}
+    refreshed = [name for kind, name in wanted if kind == "refresh"]
+    start_second = {name: 5 * position for position, name in enumerate(refreshed)}
     changed = [key for key in wanted if live.get(key, []) != wanted[key]]
     ended = [key for key in live if key not in wanted and key[0] != "chunk_interval"]
     return [
         Change(
             _sentence(*key, wanted.get(key, []), live.get(key, [])),
             _statements(engine, key[0], ends=key in ended),
-            _parameters(key[1], wanted.get(key, [])) | {"second": second.get(key[1])},
+            _parameters(key[1], wanted.get(key, [])) | {"start_second": start_second.get(key[1])},
         )
         for key in changed + ended
     ]
@@ -52,8 +52,8 @@ def compare(wanted: State, live: State, engine: str) -> list[Change]:
 def _parameters(name: str, rules: list[Rule]) -> dict[str, Any]:
     values = {"name": name, "relation": relation_of(name)}
     match rules:
-        case [Window() as window]:
-            return values | msgspec.structs.asdict(window)
+        case [RefreshRule() as rule]:
+            return values | msgspec.structs.asdict(rule)
         case [interval]:
             return values | {"interval": interval}
         case _:
@@ -67,47 +67,26 @@ def _statements(engine: str, kind: Kind, *, ends: bool) -> tuple[str, ...]:
 
 def _sentence(kind: Kind, name: str, wanted: list[Rule], live: list[Rule]) -> str:
     """`keep meter_hour for 1095 days (was 30 days)`."""
-    if kind == "refresh":
-        return _refresh_sentence(name, wanted, live)
     said, never = _SENTENCES[kind]
-    sentence = said.format(name, words(wanted[0])) if wanted else never.format(name)
-    return sentence + _was(map(words, live))
+    was = " and ".join(map(words, live))
+    return (said.format(name, words(wanted[0])) if wanted else never.format(name)) + (f" (was {was})" if was else "")
 
 
-def _refresh_sentence(name: str, wanted: list[Rule], live: list[Rule]) -> str:
-    """`refresh meter_hour each 1 minute, over the last 9 days (was each 1 day)`: rhythm, span, and what changes."""
-    old = [_clauses(rule) for rule in live if isinstance(rule, Window)]
-    new = [_clauses(rule) for rule in wanted if isinstance(rule, Window)]
-    places = [place for place in range(4) if new and any(each[place] != new[0][place] for each in old)]
-    was = _was(", ".join(each[place] for place in places or (0, 1)) for each in old)
-    if not new:
-        return f"refresh {name} no more{was}"
-    said = (clause for place, clause in enumerate(new[0]) if place < 2 or place in places)
-    return f"refresh {name} {', '.join(said)}{was}"
-
-
-def _was(rules: Iterable[str]) -> str:
-    was = " and ".join(rules)
-    return f" (was {was})" if was else ""
-
-
-def _clauses(window: Window) -> list[str]:
-    start = "over all there is" if window.start is None else f"over the last {words(window.start)}"
-    end = "up to the newest reading" if window.end is None else f"up to {words(window.end)} ago"
-    # What TimescaleDB takes none and 0 for.
-    batch = {None: "10", 0: "all"}.get(window.buckets_per_batch, window.buckets_per_batch)
-    return [f"each {words(window.every)}", start, end, f"{batch} buckets at a time"]
-
-
-def words(interval: Rule) -> str:
-    """An interval in its largest whole unit: `8 days`."""
-    if not isinstance(interval, timedelta):
-        return "another rule"
+def words(rule: Rule) -> str:
+    """An interval in its largest whole unit, `8 days`; of a refresh, all that it says."""
+    match rule:
+        case None:
+            return "another rule"
+        case RefreshRule(every, start, end, buckets):
+            first = "over all there is" if start is None else f"over the last {words(start)}"
+            last = "up to the newest reading" if end is None else f"up to {words(end)} ago"
+            # What TimescaleDB takes none and 0 for.
+            batch = {None: "10", 0: "all"}.get(buckets, buckets)
+            return f"each {words(every)}, {first}, {last}, {batch} buckets at a time"
     for unit, name in _UNITS:
-        if interval and interval % unit == timedelta():
-            count = interval // unit
-            return f"{count} {name}" if count == 1 else f"{count} {name}s"
-    return str(interval)
+        if rule and rule % unit == timedelta():
+            return f"{rule // unit} {name}{'' if rule == unit else 's'}"
+    return str(rule)
 
 
 _UNITS = [
@@ -121,6 +100,7 @@ _SENTENCES = {
     "chunk_interval": ("cut {} into chunks of {}", ""),
     "columnstore": ("compress {} after {}", "never compress {}"),
     "retention": ("keep {} for {}", "keep {} for good"),
+    "refresh": ("refresh {} {}", "refresh {} no more"),
 }
 
 _PLAIN_NOTES = [
@@ -157,7 +137,7 @@ _TIMESCALE_STATEMENTS = {
             end_offset => CAST(:end AS interval),
             schedule_interval => CAST(:every AS interval),
             buckets_per_batch => :buckets_per_batch,
-            initial_start => date_trunc('minute', now()) + make_interval(mins => 1, secs => :second))
+            initial_start => date_trunc('minute', now()) + make_interval(mins => 1, secs => :start_second))
         """,
     ),
 }

@@ -80,7 +80,37 @@ def test_serve_without_its_database_is_one_line() -> None:
 
 def test_a_database_url_that_is_none_is_one_line() -> None:
     for command in ["serve", "--port", str(free_port())], ["migrate"], ["refresh"]:
-        assert '"nonsense"' in refusal(wattline(*command, DATABASE_URL="nonsense"))
+        line = refusal(wattline(*command, DATABASE_URL="nonsense"))
+        assert line.startswith("The database of DATABASE_URL cannot be reached: the URL must be like postgresql://")
+
+
+WITH_PASSWORD = {
+    "a URL": "postgresql://wattline:open%2Fsesame@127.0.0.1:{port}/wattline",
+    "a parameter of a URL": "postgresql://wattline@127.0.0.1:{port}/wattline?password=opensesame",
+    "a client's key": "postgresql://wattline@127.0.0.1:{port}/wattline?sslpassword=opensesame&sslmode=disable",
+    "keys and values": "host=127.0.0.1 port={port} user=wattline password='open sesame'",
+    "no URL": "postgres//wattline:opensesame@127.0.0.1:{port}/wattline",
+    "a URL with an unknown parameter": "postgresql://wattline:opensesame@127.0.0.1:{port}/wattline?opensesame",
+    "a URL with a slash in the password": "postgresql://wattline:open/sesame@127.0.0.1:{port}/wattline",
+    "a URL with a slash and a number": "postgresql://wattline:{port}/sesame@127.0.0.1/wattline",
+    "a URL with an @ in the password": "postgresql://wattline:open@sesame@127.0.0.1:{port}/wattline",
+    "a URL with a percent in the password": "postgresql://wattline:open%sesame@127.0.0.1:{port}/wattline",
+    "a URL with a colon for the @": "postgresql://wattline:opensesame:127.0.0.1:{port}/wattline",
+    "keys and values without quotes": "host=127.0.0.1 port={port} user=wattline password=open sesame",
+}
+
+
+@pytest.mark.parametrize("url", WITH_PASSWORD.values(), ids=WITH_PASSWORD)
+def test_no_command_prints_a_password(url: str) -> None:
+    port = str(free_port())
+    environment = {"DATABASE_URL": url.format(port=free_port())}
+    for command in ["serve", "--port", port], ["demo", "--port", port], ["migrate"], ["refresh"], ["doctor"]:
+        done = wattline(*command, **environment)
+        assert done.returncode == 1
+        printed = done.stdout + done.stderr
+        assert "The database of DATABASE_URL cannot be reached: " in " ".join(printed.split())
+        assert "sesame" not in printed
+        assert '"open' not in printed
 
 
 @on_one_engine

@@ -135,7 +135,8 @@ def test_what_was_changed_removed_or_added_by_others_is_brought_back(
         "cut meter_reading into chunks of 1 day (was 7 days)",
         "keep meter_day for good (was 365 days)",
         "keep meter_reading for 30 days (was 9 days)",
-        "refresh meter_hour each 1 minute, over the last 9 days (was each 1 day)",
+        "refresh meter_hour each 1 minute, over the last 9 days, up to 1 hour ago, 168 buckets at a time"
+        " (was each 1 day, over the last 9 days, up to 1 hour ago, 168 buckets at a time)",
     ]
     after = {row[0]: row[1:] for row in fetched(connection, JOBS)}
     assert sorted(map(repr, after.values())) == sorted(map(repr, before.values()))
@@ -171,7 +172,7 @@ def test_a_refresh_that_the_file_no_longer_names_ends(connection: psycopg.Connec
     policies = read_policies()
     fewer = {name: refresh for name, refresh in policies.refresh.items() if name != "meter_day"}
     assert apply(database_url, msgspec.structs.replace(policies, refresh=fewer)) == [
-        "refresh meter_day no more (was each 1 minute, over the last 11 days)"
+        "refresh meter_day no more (was each 1 minute, over the last 11 days, up to 1 day ago, all buckets at a time)"
     ]
     names = [name for _, job, name, _, _ in fetched(connection, JOBS) if job == REFRESH]
     assert sorted(names) == sorted(map(relation, fewer))
@@ -211,7 +212,7 @@ def test_rules_that_the_file_cannot_say_are_replaced(connection: psycopg.Connect
     assert sorted(migrate(database_url)) == [
         "keep meter_reading for 30 days (was another rule)",
         "refresh meter_day each 1 minute, over the last 11 days, up to 1 day ago, all buckets at a time"
-        " (was over all there is, up to the newest reading, 10 buckets at a time)",
+        " (was each 1 minute, over all there is, up to the newest reading, 10 buckets at a time)",
     ]
     assert migrate(database_url) == []
 
@@ -228,6 +229,14 @@ def test_a_plan_reads_only_and_says_what_apply_will_say(
     assert bool(plan.notes) == (engine == "plain")
     assert apply(database_url, longer) == ["keep meter_hour for 400 days (was 1095 days)"]
     assert apply(database_url, longer) == []
+
+
+def test_the_longest_interval_that_the_file_can_say_is_applied(database_url: str) -> None:
+    policies = read_policies()
+    for_ages = msgspec.structs.replace(policies, retention=policies.retention | {"meter_hour": "999999 days"})
+    assert apply(database_url, msgspec.convert(msgspec.to_builtins(for_ages), Policies)) == [
+        "keep meter_hour for 999999 days (was 1095 days)"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -311,6 +320,9 @@ BREAKS: dict[str, tuple[Callable[[str], str], str]] = {
     "an unknown name": (lambda text: text.replace('vehicle_hour = "1095', 'vehicle_hours = "1095'), "vehicle_hours"),
     "a wrong type": (lambda text: text.replace("buckets_per_batch = 168", 'buckets_per_batch = "168"', 1), "`int`"),
     "no interval": (lambda text: text.replace('"180 days"', '"180 dayz"', 1), "regex"),
+    "an interval of nothing": (lambda text: text.replace('"180 days"', '"0 days"', 1), "regex"),
+    "an interval beyond all dates": (lambda text: text.replace('"180 days"', '"9999999999 days"', 1), "regex"),
+    "an interval of two lines": (lambda text: text.replace('"180 days"', '"180 days\\n"', 1), "regex"),
     "a missing key": (lambda text: text.replace('end_offset = "1 hour"\n', "", 1), "`end_offset`"),
     "a missing table": (lambda text: text[text.index("[columnstore_after]") :], "`chunk_interval`"),
 }

@@ -4,18 +4,17 @@
 -- None: Wattline's maintenance loop does what is to be done, and there is nothing to refresh or to compress.
 CREATE FUNCTION background_jobs() RETURNS TABLE (
     job_id integer, work text, target text, schedule interval, paused boolean, last_start timestamptz,
-    last_status text, next_start timestamptz, failures bigint, last_failure timestamptz, last_error text)
+    last_status text, next_start timestamptz, last_error text)
 LANGUAGE sql STABLE AS $$
-    SELECT NULL::integer, NULL, NULL, NULL::interval, NULL::boolean, NULL::timestamptz, NULL, NULL::timestamptz,
-           NULL::bigint, NULL::timestamptz, NULL
+    SELECT NULL::integer, NULL, NULL, NULL::interval, NULL::boolean, NULL::timestamptz, NULL, NULL::timestamptz, NULL
     WHERE false
 $$;
 
 -- None.
 CREATE FUNCTION job_scheduler() RETURNS TABLE (
-    licence text, workers integer, workers_wanted integer, running boolean, restoring boolean, logs_runs boolean)
+    licence text, workers integer, running boolean, restoring boolean, logs_runs boolean)
 LANGUAGE sql STABLE AS $$
-    SELECT NULL, NULL::integer, NULL::integer, NULL::boolean, NULL::boolean, NULL::boolean WHERE false
+    SELECT NULL, NULL::integer, NULL::boolean, NULL::boolean, NULL::boolean WHERE false
 $$;
 
 -- Of the readings and of each aggregate that is stored; of hours and days, those of what is dropped.

@@ -12,11 +12,10 @@ import psycopg
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from app.database import command_connection
+from app.database import command_connection, shown_url
 from app.errors import SetupError
 from app.migrate import newest_revision
 from app.ops.doctor.facts import Aggregate, Devices, Facts, Job, Scheduler, Server, Size
-from app.ops.doctor.secrets import hide, shown_url
 from app.policies.desired import read_policies
 from app.policies.plan import plan_policies
 from app.settings import Settings
@@ -27,21 +26,20 @@ def find_out(database: AbstractContextManager[str], settings: Settings, environ:
     facts = Facts(
         settings=settings,
         variables=environ,
-        needed=newest_revision(),
-        database=shown_url(settings.database_url) if settings.database_url else "",
+        needed_revision=newest_revision(),
+        database=shown_url(settings.database_url or "") or "",
     )
     try:
         with database as url, command_connection(url) as connection:
             connection.execution_options(postgresql_readonly=True)
-            for part in (_server, _clock, _disk, _migration, _policies, _jobs, _freshness, _devices, _sizes, _rejected):
-                _ask(part, connection, facts)
+            for name, part in _PARTS:
+                _ask(name, part, connection, facts)
     except SetupError as error:
-        facts.away = hide(" ".join(str(error).split()), settings.database_url)
+        facts.away = str(error)
     return facts
 
 
-def _ask(part: Callable[[Connection, Facts], None], connection: Connection, facts: Facts) -> None:
-    what = (part.__doc__ or "").strip().rstrip(".")
+def _ask(name: str, part: Callable[[Connection, Facts], None], connection: Connection, facts: Facts) -> None:
     try:
         with connection.begin():
             # Whoever holds a lock, such as a migration, is not waited for.
@@ -50,17 +48,14 @@ def _ask(part: Callable[[Connection, Facts], None], connection: Connection, fact
     except DBAPIError as error:
         missing = isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction)
         # Of another revision, it is said already that it is another one.
-        if not missing or facts.revision == facts.needed:
-            facts.unread.append(
-                f"{what} cannot be read: {str(error.orig).splitlines()[0]}. Run the doctor as the owner of the "
-                "database, or again when nothing is locked."
-            )
+        if not missing or facts.revision == facts.needed_revision:
+            advice = next((then for kind, then in _ADVICE.items() if isinstance(error.orig, kind)), "")
+            facts.unread.append(f"The {name} cannot be read: {str(error.orig).splitlines()[0]}. {advice}")
     except SetupError as error:
-        facts.unread.append(f"{what} cannot be read: {error}.")
+        facts.unread.append(f"The {name} cannot be read: {error}.")
 
 
 def _server(connection: Connection, facts: Facts) -> None:
-    """The server."""
     info = cast("psycopg.Connection[Any]", connection.connection.driver_connection).info
     socket = info.host.startswith("/")
     facts.database = f"{info.dbname} at {info.host}{'' if socket else f' port {info.port}'} as {info.user}"
@@ -68,18 +63,16 @@ def _server(connection: Connection, facts: Facts) -> None:
     (facts.server,) = _rows(
         connection,
         Server,
-        # off: the settings without which a commit may be lost or the data broken when the machine fails.
+        # unsafe_settings: those without which a commit may be lost or the data broken when the machine fails.
         """
         SELECT current_setting('server_version') AS postgresql,
                current_setting('server_version_num')::integer AS postgresql_number,
                (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb') AS timescaledb,
-               EXISTS (SELECT FROM pg_settings WHERE name = 'timescaledb.max_background_workers')
-                   AS preloads_timescaledb,
                pg_postmaster_start_time() AS started_at,
                pg_is_in_recovery() AS standby,
                current_setting('default_transaction_read_only')::boolean AS read_only,
                ARRAY(SELECT name FROM unnest(ARRAY['fsync', 'full_page_writes', 'synchronous_commit']) AS name
-                     WHERE current_setting(name) = 'off') AS off,
+                     WHERE current_setting(name) = 'off') AS unsafe_settings,
                (SELECT least(current_setting('max_connections')::integer
                                  - current_setting('superuser_reserved_connections')::integer
                                  - coalesce(current_setting('reserved_connections', true)::integer, 0),
@@ -97,47 +90,42 @@ def _server(connection: Connection, facts: Facts) -> None:
 
 
 def _clock(connection: Connection, facts: Facts) -> None:
-    """The clock."""
     before = time.time()
     facts.now = connection.scalars(text("SELECT clock_timestamp()")).one()
     facts.clock_ahead_seconds = facts.now.timestamp() - (before + time.time()) / 2
 
 
 def _disk(_: Connection, facts: Facts) -> None:
-    """The disk."""
     directory = facts.server.data_directory if facts.server else None
     if facts.local and directory:
         facts.disk = disk_bytes(Path(directory))
 
 
 def _migration(connection: Connection, facts: Facts) -> None:
-    """The migration state."""
-    if connection.scalar(text("SELECT to_regclass('installation')")) is not None:
-        row = connection.execute(
-            text("SELECT (SELECT version_num FROM alembic_version), (SELECT engine FROM installation)")
-        ).one()
-        facts.revision, facts.engine = row
+    if connection.scalar(text("SELECT to_regclass('installation')")) is None:
+        facts.revision = ""
+        return
+    row = connection.execute(
+        text("SELECT coalesce((SELECT version_num FROM alembic_version), ''), (SELECT engine FROM installation)")
+    ).one()
+    facts.revision, facts.engine = row
 
 
 def _policies(connection: Connection, facts: Facts) -> None:
-    """The policies."""
     if facts.engine is not None:
         facts.plan = plan_policies(connection, read_policies())
 
 
 def _jobs(connection: Connection, facts: Facts) -> None:
-    """The jobs."""
     facts.jobs = _rows(connection, Job, "SELECT * FROM background_jobs()")
     facts.scheduler = next(iter(_rows(connection, Scheduler, "SELECT * FROM job_scheduler()")), None)
 
 
 def _freshness(connection: Connection, facts: Facts) -> None:
-    """The freshness of the aggregates."""
     facts.aggregates = _rows(connection, Aggregate, "SELECT * FROM aggregate_freshness()")
 
 
 def _devices(connection: Connection, facts: Facts) -> None:
-    """The devices."""
     (facts.devices,) = _rows(
         connection,
         Devices,
@@ -152,13 +140,11 @@ def _devices(connection: Connection, facts: Facts) -> None:
 
 
 def _sizes(connection: Connection, facts: Facts) -> None:
-    """The sizes."""
     facts.sizes = _rows(connection, Size, "SELECT * FROM storage_sizes() ORDER BY name NOT LIKE '%reading', name")
     facts.prepared_until = connection.scalar(text("SELECT prepared_until()"))
 
 
-def _rejected(connection: Connection, facts: Facts) -> None:
-    """The quarantine."""
+def _quarantine(connection: Connection, facts: Facts) -> None:
     facts.quarantined = connection.scalars(text("SELECT count(*) FROM quarantine")).one()
     codes = connection.execute(
         text("""
@@ -169,6 +155,24 @@ def _rejected(connection: Connection, facts: Facts) -> None:
     )
     facts.rejected_today = [(code, count) for code, count in codes]
 
+
+# In this order: the policies are of the engine, which the migration chose.
+_PARTS: tuple[tuple[str, Callable[[Connection, Facts], None]], ...] = (
+    ("server", _server),
+    ("clock", _clock),
+    ("disk", _disk),
+    ("migration state", _migration),
+    ("policies", _policies),
+    ("jobs", _jobs),
+    ("freshness of the aggregates", _freshness),
+    ("devices", _devices),
+    ("sizes", _sizes),
+    ("quarantine", _quarantine),
+)
+_ADVICE: dict[type[psycopg.Error], str] = {
+    psycopg.errors.InsufficientPrivilege: "Run the doctor as the owner of the database.",
+    psycopg.errors.QueryCanceled: "Run the doctor again when nothing is locked.",
+}
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 

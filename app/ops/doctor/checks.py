@@ -1,10 +1,10 @@
 """What is wrong, in words, and what to do about it. Each check yields sentences, none when all is well."""
 
-import re
+from collections import defaultdict
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 
-from app.ops.doctor.facts import Facts
+from app.ops.doctor.facts import Facts, Server
 
 LAG = timedelta(minutes=10)
 CLOCK_SECONDS = 5
@@ -15,18 +15,13 @@ DISK_FREE_SHARE = 0.05
 OTHER_CONNECTIONS = 2
 # The scheduler and one job.
 LEAST_WORKERS = 2
-SEE_LOG = "see the log of the server"
-SET_WORKERS = "set timescaledb.max_background_workers = 16 and max_worker_processes = 21, and restart the server."
+# As server_version_num, from the first on (timescale/timescaledb pull 11015).
+JOBS_BREAK = ((160016, 170000), (170012, 180000), (180007, 190000))
 
 
 def wrong(facts: Facts) -> list[str]:
     """What must be mended."""
-    return [sentence for check in _WRONG for sentence in check(facts)]
-
-
-def hints(facts: Facts) -> list[str]:
-    """What may be meant, or mends itself."""
-    return [sentence for check in _HINTS for sentence in check(facts)]
+    return [sentence for check in _CHECKS for sentence in check(facts)] + facts.unread
 
 
 def _away(facts: Facts) -> Iterator[str]:
@@ -35,50 +30,25 @@ def _away(facts: Facts) -> Iterator[str]:
         yield f"{facts.away} {advice if facts.settings.database_url else ''}"
 
 
-def _unread(facts: Facts) -> Iterator[str]:
-    yield from facts.unread
-
-
 def _versions(facts: Facts) -> Iterator[str]:
     if facts.server and not 160000 <= facts.server.postgresql_number < 190000:
         yield f"This is PostgreSQL {facts.server.postgresql}; Wattline needs 16, 17 or 18."
-    timescaledb = facts.server.timescaledb if facts.server else None
-    if facts.server and timescaledb and jobs_fail(facts.server.postgresql_number, timescaledb):
-        yield (
-            f"TimescaleDB {timescaledb} fails in every job on PostgreSQL {facts.server.postgresql}: nothing is "
-            "refreshed, compressed or dropped. Update it to 2.31.2, 2.32.1 or newer (ALTER EXTENSION timescaledb "
-            "UPDATE, as the first statement of a session)."
-        )
-
-
-def jobs_fail(postgresql_number: int, timescaledb: str) -> bool:
-    """Whether the scheduler of this TimescaleDB is broken by that PostgreSQL (timescale/timescaledb pull 11015)."""
-    breaks = {16: 160016, 17: 170012, 18: 180007}.get(postgresql_number // 10000)
-    if breaks is None or postgresql_number < breaks:
-        return False
-    version = _version(timescaledb)
-    mended = {(2, 27): 3, (2, 28): 4, (2, 31): 2, (2, 32): 1}.get(version[:2])
-    return version < (2, 33) and (mended is None or version[2] < mended)
-
-
-def _version(timescaledb: str) -> tuple[int, int, int]:
-    major, minor, patch = map(int, [*re.findall(r"\d+", timescaledb), "0", "0"][:3])
-    return major, minor, patch
 
 
 def _migration(facts: Facts) -> Iterator[str]:
-    if facts.server is None or facts.revision == facts.needed:
+    if facts.revision in (None, facts.needed_revision):
         return
-    if facts.revision is None:
+    if not facts.revision:
         yield "The database is not migrated: run `wattline migrate`."
-    elif facts.revision > facts.needed:
+    elif facts.revision > facts.needed_revision:
         yield (
             f"The database is at revision {facts.revision}, made by a newer Wattline than this one, which knows "
-            f"{facts.needed}: update Wattline."
+            f"{facts.needed_revision}: update Wattline."
         )
     else:
         yield (
-            f"The database is at revision {facts.revision}, this version needs {facts.needed}: run `wattline migrate`."
+            f"The database is at revision {facts.revision}, this version needs {facts.needed_revision}: run "
+            "`wattline migrate`."
         )
 
 
@@ -101,7 +71,7 @@ def _writable(facts: Facts) -> Iterator[str]:
 
 
 def _durability(facts: Facts) -> Iterator[str]:
-    for setting in facts.server.off if facts.server else ():
+    for setting in facts.server.unsafe_settings if facts.server else ():
         yield (
             f"{setting} is off: what was acknowledged may be lost when the machine fails. Set {setting} = on in "
             "postgresql.conf, for the role and for the database, and reload the server."
@@ -157,8 +127,8 @@ def _scheduler(facts: Facts) -> Iterator[str]:
         yield "TimescaleDB believes that a restore is under way and runs no job: SELECT timescaledb_post_restore();"
     if scheduler.workers < LEAST_WORKERS:
         yield (
-            f"The server has {max(scheduler.workers, 0)} background workers for TimescaleDB, so no job runs: "
-            f"{SET_WORKERS}"
+            f"The server has {max(scheduler.workers, 0)} background workers for TimescaleDB, so no job runs: set "
+            "timescaledb.max_background_workers = 16 and max_worker_processes = 21, and restart the server."
         )
     elif scheduler.running is False and not scheduler.restoring:
         yield (
@@ -173,20 +143,33 @@ def _scheduler(facts: Facts) -> Iterator[str]:
 
 
 def _jobs(facts: Facts) -> Iterator[str]:
+    failed = defaultdict(list)
     for job in facts.jobs:
-        name = f"The job {job.job_id} ({job.work} {job.target})"
+        name = f"{job.job_id} ({job.work} {job.target})"
         if job.paused:
-            yield f"{name} is paused: SELECT alter_job({job.job_id}, scheduled => true);"
+            yield f"The job {name} is paused: SELECT alter_job({job.job_id}, scheduled => true);"
         if job.last_status == "failed":
-            yield (
-                f"{name} failed at its last run{_at(job.last_failure)}: {job.last_error or SEE_LOG}. Mend the "
-                f"cause; it is tried again by itself, or at once: CALL run_job({job.job_id});"
-            )
+            failed[job.last_error or "see the log of the server"].append(name)
+    for error, names in failed.items():
+        yield (
+            f"Failed at the last run of {', '.join(names)}: {error}. Mend the cause; a job is tried again by itself, "
+            f"or at once: CALL run_job({names[0].partition(' ')[0]}); {_breaking(facts.server)}"
+        )
+
+
+def _breaking(server: Server | None) -> str:
+    if server is None or not any(first <= server.postgresql_number < end for first, end in JOBS_BREAK):
+        return ""
+    return (
+        f"Every job of many TimescaleDB releases fails on PostgreSQL {server.postgresql}: the README names the others."
+    )
 
 
 def _lag(facts: Facts) -> Iterator[str]:
     """Not for a server that has just begun, nor for a database in which nothing was ever stored."""
-    if facts.server is None or facts.now is None or facts.now - facts.server.started_at < LAG or not _used(facts):
+    if not (facts.server and facts.now and facts.devices and facts.devices.expected):
+        return
+    if facts.now - facts.server.started_at < LAG:
         return
     behind = [
         aggregate.name for aggregate in facts.aggregates if aggregate.as_of is None or facts.now - aggregate.as_of > LAG
@@ -216,65 +199,7 @@ def _silence(facts: Facts) -> Iterator[str]:
         )
 
 
-def _used(facts: Facts) -> bool:
-    return bool(facts.devices and facts.devices.expected)
-
-
-def _at(moment: datetime | None) -> str:
-    return f" at {moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else ""
-
-
-def _no_service(facts: Facts) -> Iterator[str]:
-    if facts.server and facts.revision == facts.needed and not facts.server.service_connections:
-        yield "No service is connected to this database: `wattline serve` starts one."
-
-
-def _no_readings(facts: Facts) -> Iterator[str]:
-    if facts.devices and not facts.devices.expected:
-        yield "No device is known yet: the first reading of each registers it."
-    elif facts.devices and not facts.devices.reported_today:
-        yield "No device has reported for a day."
-
-
-def _few_workers(facts: Facts) -> Iterator[str]:
-    if facts.scheduler and LEAST_WORKERS <= facts.scheduler.workers < facts.scheduler.workers_wanted:
-        yield (
-            f"The server has {facts.scheduler.workers} background workers for TimescaleDB and its databases may need "
-            f"{facts.scheduler.workers_wanted}: jobs wait for each other. Better {SET_WORKERS}"
-        )
-
-
-def _recovered_jobs(facts: Facts) -> Iterator[str]:
-    for job in facts.jobs:
-        if job.failures and job.last_status != "failed":
-            yield (
-                f"The job {job.job_id} ({job.work} {job.target}) failed {job.failures} times in the last day, the last "
-                f"time{_at(job.last_failure)}: {job.last_error or SEE_LOG}. It has succeeded since."
-            )
-
-
-def _editions(facts: Facts) -> Iterator[str]:
-    timescaledb = facts.server.timescaledb if facts.server else None
-    if timescaledb and _version(timescaledb) < (2, 29, 2):
-        yield f"TimescaleDB {timescaledb} is older than 2.29.2, which mends wrong results of some queries: update it."
-
-
-def _other_engine(facts: Facts) -> Iterator[str]:
-    if facts.server and facts.engine == "plain" and facts.server.preloads_timescaledb:
-        yield (
-            "The server has TimescaleDB, but this database was migrated for plain PostgreSQL: because WATTLINE_ENGINE "
-            "said so, or because the licence was 'apache', which has no continuous aggregates."
-        )
-
-
-def _rejected(facts: Facts) -> Iterator[str]:
-    if facts.rejected_today:
-        count = sum(count for _, count in facts.rejected_today)
-        code, _ = facts.rejected_today[0]
-        yield f"Readings rejected in the last day: {count}, most of them with the code {code}. The quarantine has them."
-
-
-_WRONG = (
+_CHECKS = (
     _away,
     _versions,
     _migration,
@@ -290,6 +215,4 @@ _WRONG = (
     _lag,
     _partitions,
     _silence,
-    _unread,
 )
-_HINTS = (_no_service, _no_readings, _few_workers, _recovered_jobs, _editions, _other_engine, _rejected)

@@ -15,11 +15,10 @@ class Server(msgspec.Struct, frozen=True):
     postgresql: str
     postgresql_number: int
     timescaledb: str | None
-    preloads_timescaledb: bool
     started_at: datetime
     standby: bool
     read_only: bool
-    off: list[str]
+    unsafe_settings: list[str]
     connections_allowed: int
     service_connections: int
     data_directory: str | None
@@ -27,7 +26,7 @@ class Server(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A row of background_jobs(); failures and last_error are of the last day."""
+    """A row of background_jobs()."""
 
     job_id: int
     work: str
@@ -37,8 +36,6 @@ class Job(msgspec.Struct, frozen=True):
     last_start: datetime | None
     last_status: str | None
     next_start: datetime | None
-    failures: int
-    last_failure: datetime | None
     last_error: str | None
 
 
@@ -47,7 +44,6 @@ class Scheduler(msgspec.Struct, frozen=True):
 
     licence: str
     workers: int
-    workers_wanted: int
     running: bool | None
     restoring: bool
     logs_runs: bool
@@ -82,11 +78,14 @@ class Devices(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, kw_only=True):
-    """All that could be found out; what could not is None or empty, and `unread` says why."""
+    """All that could be found out; what could not is None or empty, and `unread` says why.
+
+    `revision` is empty before the first migration.
+    """
 
     settings: Settings
     variables: Mapping[str, str]
-    needed: str
+    needed_revision: str
     database: str
     away: str | None = None
     local: bool = False

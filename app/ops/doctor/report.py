@@ -1,4 +1,4 @@
-"""What the doctor prints: sections of aligned lines, what is wrong, and hints. Plain text, 80 columns wide."""
+"""What the doctor prints: sections of aligned lines, and what is wrong. Plain text, 80 columns wide."""
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,13 +6,13 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 
 from app import __version__
+from app.database import shown_url
 from app.ops.doctor.ask import find_out
-from app.ops.doctor.checks import hints, wrong
-from app.ops.doctor.facts import Facts, Job
-from app.ops.doctor.secrets import shown_url
+from app.ops.doctor.checks import wrong
+from app.ops.doctor.facts import Facts
 from app.settings import Settings, variable_of
 
-WIDTH = 80
+WIDTH_CHARACTERS = 80
 Rows = Iterable[tuple[str, ...]]
 
 
@@ -24,7 +24,6 @@ def examine(database: AbstractContextManager[str], settings: Settings, environ: 
         _section("Wattline", [("version", __version__)]),
         *(_section(title, rows(facts)) for title, rows in _SECTIONS.items()),
         _sentences("What is wrong", mistakes) or "Nothing is wrong.",
-        _sentences("Hints", hints(facts)),
     ]
     return "\n\n".join(filter(None, sections)), not mistakes
 
@@ -50,7 +49,7 @@ def _wrapped(line: str, first: str, others: str) -> str:
     """In lines of at most 80 characters; no statement or name is torn apart."""
     return textwrap.fill(
         line,
-        WIDTH,
+        WIDTH_CHARACTERS,
         initial_indent=first,
         subsequent_indent=others,
         break_long_words=False,
@@ -65,7 +64,9 @@ def _database(facts: Facts) -> Iterator[tuple[str, ...]]:
         yield "data", f"Wattline's own, under {facts.settings.data_dir.resolve()}"
     if facts.server is None:
         return
-    yield "engine", facts.engine or "not chosen yet: `wattline migrate` does"
+    unknown = "unknown" if facts.revision is None else "none yet"
+    yield "engine", facts.engine or unknown
+    yield "revision", f"{facts.revision or unknown}, {facts.needed_revision} needed"
     yield "PostgreSQL", f"{facts.server.postgresql}, running {_span(facts.now, facts.server.started_at)}"
     if facts.server.timescaledb:
         licence = f", licence {facts.scheduler.licence}" if facts.scheduler else ""
@@ -79,14 +80,8 @@ def _settings(facts: Facts) -> Iterator[tuple[str, ...]]:
     for field in facts.settings.__struct_fields__:
         variable, value = variable_of(field), getattr(facts.settings, field)
         if field == "database_url" and value is not None:
-            value = shown_url(value)
+            value = shown_url(value) or "not shown"
         yield variable, "set" if facts.variables.get(variable) else "default", "none" if value is None else str(value)
-
-
-def _migration(facts: Facts) -> Iterator[tuple[str, ...]]:
-    if facts.server:
-        yield "revision", facts.revision or "none"
-    yield "needed", facts.needed
 
 
 def _policies(facts: Facts) -> Iterator[tuple[str, ...]]:
@@ -110,12 +105,8 @@ def _jobs(facts: Facts) -> Iterator[tuple[str, ...]]:
             _duration(job.schedule),
             job.last_status or "none",
             _span(facts.now, job.last_start),
-            _next(facts, job),
+            "paused" if job.paused else _span(job.next_start, facts.now),
         )
-
-
-def _next(facts: Facts, job: Job) -> str:
-    return "paused" if job.paused else _span(job.next_start, facts.now)
 
 
 def _freshness(facts: Facts) -> Iterator[tuple[str, ...]]:
@@ -158,7 +149,6 @@ def _quarantine(facts: Facts) -> Iterator[tuple[str, ...]]:
 _SECTIONS = {
     "Database": _database,
     "Settings": _settings,
-    "Migration": _migration,
     "Policies": _policies,
     "Jobs": _jobs,
     "Freshness": _freshness,
