@@ -133,8 +133,8 @@ def command_connection(url: str) -> Iterator[Connection]:
 def shown_url(url: str) -> str | None:
     """A URL or key=value string as keys and values, secrets hidden; None for one that libpq misunderstands.
 
-    libpq prints what it does not understand, and of `user:to/p@host` it takes `to` for the port, `p@host` for the
-    database. All else that it prints is no secret.
+    Errors hold what is misunderstood: of `user:pass@word@host`, libpq takes `word@host` for the host, and of
+    `user:pass/word@host` it takes `pass` for the port and `word@host` for the database.
     """
     try:
         given = {key: str(value) for key, value in conninfo_to_dict(url).items()}

@@ -9,6 +9,8 @@ import psycopg
 import pytest
 
 from app import __version__
+from app.database import command_connection, shown_url
+from app.errors import SetupError
 from tests.fixtures.service import free_port
 
 COMMANDS = ["serve", "demo", "migrate", "refresh", "doctor"]
@@ -100,17 +102,23 @@ WITH_PASSWORD = {
 }
 
 
-@pytest.mark.parametrize("url", WITH_PASSWORD.values(), ids=WITH_PASSWORD)
-def test_no_command_prints_a_password(url: str) -> None:
-    port = str(free_port())
-    environment = {"DATABASE_URL": url.format(port=free_port())}
+@pytest.mark.parametrize("form", ["a URL", "keys and values", "no URL", "a URL with an @ in the password"])
+def test_no_command_prints_a_password(form: str) -> None:
+    url, port = WITH_PASSWORD[form].format(port=free_port()), str(free_port())
     for command in ["serve", "--port", port], ["demo", "--port", port], ["migrate"], ["refresh"], ["doctor"]:
-        done = wattline(*command, **environment)
+        done = wattline(*command, DATABASE_URL=url)
         assert done.returncode == 1
-        printed = done.stdout + done.stderr
-        assert "The database of DATABASE_URL cannot be reached: " in " ".join(printed.split())
+        printed = " ".join((done.stdout + done.stderr).split())
+        assert "The database of DATABASE_URL cannot be reached: " in printed
         assert "sesame" not in printed
-        assert '"open' not in printed
+
+
+@pytest.mark.parametrize("form", WITH_PASSWORD)
+def test_no_form_of_a_url_shows_its_password(form: str) -> None:
+    url = WITH_PASSWORD[form].format(port=free_port())
+    with pytest.raises(SetupError) as refused, command_connection(url):
+        pass
+    assert "sesame" not in f"{refused.value} {shown_url(url)}"
 
 
 @on_one_engine
