@@ -93,7 +93,7 @@ async def get_meter_series(
 ) -> Response[MeterSeries]:
     """A meter over time, as columns; as CSV where `Accept` prefers text/csv."""
     with translated_errors():
-        buckets = choose_bucket(METER, window, wanted, max_points, await fetch_kept(pool, window))
+        buckets = choose_bucket(METER, window, wanted, max_points, await fetch_kept(pool, window, wanted))
         return _as_accepted(request, await fetch_meter_series(pool, meter_id, buckets))
 
 
@@ -110,7 +110,7 @@ async def get_vehicle_series(
     """A vehicle over time, with its efficiency, as columns; as CSV where `Accept` prefers text/csv."""
     gap_minutes = settings.pairing_gap_minutes
     with translated_errors():
-        buckets = choose_bucket(VEHICLE, window, wanted, max_points, await fetch_kept(pool, window))
+        buckets = choose_bucket(VEHICLE, window, wanted, max_points, await fetch_kept(pool, window, wanted))
         return _as_accepted(request, await fetch_vehicle_series(pool, vehicle_id, buckets, gap_minutes=gap_minutes))
 
 
@@ -129,7 +129,7 @@ async def get_fleet_series(
 ) -> Response[FleetSeries]:
     """All meters and vehicles over time, as columns; as CSV where `Accept` prefers text/csv."""
     with translated_errors():
-        buckets = choose_bucket(FLEET, window, wanted, max_points, await fetch_kept(pool, window))
+        buckets = choose_bucket(FLEET, window, wanted, max_points, await fetch_kept(pool, window, wanted))
         return _as_accepted(request, await fetch_fleet_series(pool, buckets))
 
 

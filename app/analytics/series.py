@@ -127,8 +127,10 @@ class Buckets(NamedTuple):
         return (self.end - self.start) // timedelta(seconds=_SECONDS[self.width])
 
 
-async def fetch_kept(pool: AsyncEngine, window: Window) -> set[str]:
-    """The names of the aggregates that still hold whole buckets at the window's start."""
+async def fetch_kept(pool: AsyncEngine, window: Window, wanted: WantedWidth) -> set[str]:
+    """The names of the aggregates that still hold whole buckets at the window's start; not asked for but by `auto`."""
+    if wanted != "auto":
+        return set()
     async with pool.connect() as connection:
         return set(await connection.scalars(_KEPT, {"start": window.start}))
 
@@ -176,8 +178,10 @@ async def fetch_vehicle_series(
     own, sides = [], None
     async with pool.connect() as connection:
         device = await _id_of(connection, vehicle, vehicle_id)
-        instants = await fetch_instants(connection, *VEHICLE.aggregates[buckets.width])
         minutes = await fetch_instants(connection, "vehicle_minute", "meter_minute")
+        instants = minutes
+        if buckets.width != "1m":
+            instants = await fetch_instants(connection, *VEHICLE.aggregates[buckets.width])
         bounds = efficiency_bounds(buckets, minutes.kept_from, datetime.now(UTC))
         async with snapshot(connection):
             sums = await _fetch(connection, VEHICLE, buckets, device=device)
