@@ -15,7 +15,7 @@ from app.errors import InvalidTimeRange
 from app.tables import meter_minute, vehicle, vehicle_meter, vehicle_minute
 
 MAX_SHARED_MINUTES = 1_000_000
-"""Of all vehicles that share a vehicle's meters; a minute takes 100 bytes while it is paired."""
+"""Of all vehicles that share a vehicle's meters; each takes 86 bytes while they are paired."""
 
 _MINUTE = timedelta(minutes=1)
 _PAIRING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairing")
