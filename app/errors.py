@@ -10,6 +10,7 @@
         BodyTooLarge, BatchTooLarge                                            413
         UnsupportedMediaType                                                   415
         AllRejected                                                            422
+        TooManyNewDevices                                                      429
         InternalError                                                          500
         StoreBusy, StoreUnavailable                                            503
 
@@ -139,6 +140,12 @@ class AllRejected(ServiceError):
     """Every reading of the batch was rejected."""
 
     code, status = "all_rejected", 422
+
+
+class TooManyNewDevices(ServiceError):
+    """Too many new devices were registered within the hour."""
+
+    code, status = "too_many_new_devices", 429
 
 
 class InternalError(ServiceError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, get_args
@@ -33,12 +34,14 @@ from app.errors import (
     SetupError,
 )
 from app.fleet.routes import get_mappings, get_meter_states, get_vehicle_states, post_mapping
+from app.ingest.mqtt import Consumer
 from app.ingest.openapi import READINGS
 from app.ingest.routes import post_batch, post_meter_batch, post_vehicle_batch
 from app.ingest.writer import Writer
 from app.ops.health import get_live, get_ready
 from app.ops.logging import configure_logging, log_requests
 from app.ops.maintenance import maintain_forever
+from app.ops.metrics import get_metrics
 from app.ops.server import follow_parent
 from app.problems import operation_id
 from app.settings import Settings
@@ -46,26 +49,63 @@ from app.settings import Settings
 _log = structlog.get_logger()
 
 
-def create_app(settings: Settings) -> ASGIApp:
-    """The application on the database of `settings.database_url`, which must be set."""
+@asynccontextmanager
+async def ingesting(url: str, writer: Writer, consumer: Consumer | None) -> AsyncIterator[None]:
+    """Writer, maintenance loop and MQTT consumer at work; at the end, batches in flight are finished and answered."""
+    writing = asyncio.create_task(writer.run())
+    maintaining = asyncio.create_task(maintain_forever(url))
+    consuming = asyncio.create_task(consumer.run() if consumer else asyncio.sleep(0))
+    consuming.add_done_callback(_end_if_failed)
+    try:
+        yield
+    finally:
+        if consumer:
+            consumer.close()
+        await asyncio.wait({consuming})
+        writer.close()
+        await writing
+        # Nothing in flight needs the database any more.
+        maintaining.cancel()
+        with suppress(asyncio.CancelledError):
+            await maintaining
+    consuming.result()
+
+
+def _end_if_failed(task: asyncio.Task[None]) -> None:
+    # A service that goes on without its consumer would look alive.
+    if error := task.exception():
+        _log.error("mqtt_consumer_failed", exc_info=error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def consume(url: str, settings: Settings) -> None:
+    """Takes readings from the broker into the database of the URL, until SIGTERM or SIGINT."""
+    writer = Writer(
+        url, queue_max_readings=settings.queue_max_readings, new_devices_per_hour=settings.new_devices_per_hour
+    )
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    async with ingesting(url, writer, Consumer(settings, writer)):
+        await stopped.wait()
+
+
+def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
+    """The application on the database of `settings.database_url`, which must be set; with `mqtt`, a consumer too."""
     url = settings.database_url
     if url is None:
         raise SetupError("DATABASE_URL is not set.")
     pool = create_pool(url, settings.pool_max_size)
     # Made here, not in the lifespan: both are harmless until used, and the handlers below are given them.
-    writer = Writer(url, queue_max_readings=settings.queue_max_readings)
+    writer = Writer(
+        url, queue_max_readings=settings.queue_max_readings, new_devices_per_hour=settings.new_devices_per_hour
+    )
+    consumer = Consumer(settings, writer) if mqtt else None
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        writing = asyncio.create_task(writer.run())
-        maintaining = asyncio.create_task(maintain_forever(url))
-        yield
-        # Batches in flight are finished and answered; then nothing needs the database any more.
-        writer.close()
-        await writing
-        maintaining.cancel()
-        with suppress(asyncio.CancelledError):
-            await maintaining
+        async with ingesting(url, writer, consumer):
+            yield
         await pool.dispose()
 
     app = Litestar(
@@ -84,6 +124,7 @@ def create_app(settings: Settings) -> ASGIApp:
             get_freshness,
             get_live,
             get_ready,
+            get_metrics,
         ],
         dependencies={
             "writer": Provide(lambda: writer, sync_to_thread=False),
@@ -165,9 +206,14 @@ _WORDS = {
 }
 
 
-def from_environ() -> ASGIApp:
+def from_environ(*, mqtt: bool = False) -> ASGIApp:
     """The application for the server's process, configured by the environment."""
     settings = Settings.from_environ(os.environ)
     configure_logging(settings.log_level)
     follow_parent()
-    return create_app(settings)
+    return create_app(settings, mqtt=mqtt)
+
+
+def from_environ_with_mqtt() -> ASGIApp:
+    """The same, with a consumer of MQTT in the process."""
+    return from_environ(mqtt=True)

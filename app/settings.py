@@ -1,8 +1,10 @@
 """Every knob of Wattline: unit, default and reason. Read once, from the environment."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -28,6 +30,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pool_max_size: int = 8
     #: Readings that may wait for the writer, 200 bytes each; a batch beyond them is answered with 503.
     queue_max_readings: int = 200_000
+    #: The broker: `mqtt://user@host:1883`, or `mqtts://` for TLS; a password in it must be URL-escaped.
+    mqtt_url: str | None = None
+    #: The password of the user in `mqtt_url`, where it needs no escaping.
+    mqtt_password: str | None = None
+    #: The broker keeps the session under this name, so it must stay. No two consumers may have the same.
+    mqtt_client_id: str = "wattline"
+    #: Consumers of one group divide the messages among them; without it, each gets all.
+    mqtt_share_group: str | None = None
+    #: Topics of meter readings. Ends it in `#` or `+`, a topic's last level names the device of readings that do not.
+    mqtt_meter_topic: str = "telemetry/meter/#"
+    #: Topics of vehicle readings, likewise.
+    mqtt_vehicle_topic: str = "telemetry/vehicle/#"
+    #: Certificates that the broker's must be signed by; without it, those of the system.
+    mqtt_ca_file: Path | None = None
+    #: Certificate by which the broker knows this client, and its key where that is in a file of its own.
+    mqtt_cert_file: Path | None = None
+    #: The key of `mqtt_cert_file`.
+    mqtt_key_file: Path | None = None
+    #: New devices that readings and mappings may register within an hour: twice a fleet of 10,000, so that it starts at
+    #: once, and a typo or a hostile client does not fill the registry. `seed` and `redrive` are never refused.
+    new_devices_per_hour: int = 20_000
     #: Two readings at most this far apart cover the minutes between them. Devices report up to every two minutes, on
     #: jittered clocks: below 3 the efficiency of such a device is wrong by half.
     pairing_gap_minutes: int = 5
@@ -50,6 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for field, low, high in (
             ("pool_max_size", 1, 1_000),
             ("queue_max_readings", 50_000, 10_000_000),
+            ("new_devices_per_hour", 0, 10_000_000),
             ("pairing_gap_minutes", 3, 60),
             ("low_efficiency", 0, 1),
         ):
@@ -57,6 +81,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SetupError(
                     f"{variable_of(field)} is {getattr(self, field)}; it must lie between {low} and {high}."
                 )
+        for field, fits, expected in (
+            ("mqtt_url", _is_mqtt_url, "a URL such as mqtt://user@host:1883 or mqtts://user@host:8883"),
+            ("mqtt_client_id", re.compile(r"\S{1,128}").fullmatch, "1 to 128 characters without spaces"),
+            ("mqtt_share_group", re.compile(r"[^/+#\s\0]+").fullmatch, "a name without '/', '+', '#' and spaces"),
+            ("mqtt_meter_topic", _TOPIC_FILTER.fullmatch, "a topic filter such as telemetry/meter/#"),
+            ("mqtt_vehicle_topic", _TOPIC_FILTER.fullmatch, "a topic filter such as telemetry/vehicle/#"),
+        ):
+            value = getattr(self, field)
+            if value is not None and not fits(value):
+                # The value is not told: a URL may hold a password.
+                raise SetupError(f"{variable_of(field)} cannot be used; it must be {expected}.")
+        if self.mqtt_key_file and not self.mqtt_cert_file:
+            raise SetupError("WATTLINE_MQTT_KEY_FILE is set without WATTLINE_MQTT_CERT_FILE, to which the key belongs.")
+
+
+_TOPIC_FILTER = re.compile(r"(?!\$)(([^/+#\0]*|\+)/)*([^/+#\0]+|\+|#)")
+
+
+def _is_mqtt_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in ("mqtt", "mqtts") and bool(parts.hostname) and parts.port != 0 and parts.path in ("", "/")
+        )
+    except ValueError:
+        return False
 
 
 def variable_of(field: str) -> str:

@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ColumnElement,
     DateTime,
     ForeignKey,
     Function,
@@ -25,7 +26,7 @@ from sqlalchemy import (
     bindparam,
     func,
 )
-from sqlalchemy.dialects.postgresql import TIMESTAMP, TSTZRANGE, ExcludeConstraint
+from sqlalchemy.dialects.postgresql import TIMESTAMP, TSTZMULTIRANGE, TSTZRANGE, ExcludeConstraint
 
 metadata = MetaData(
     naming_convention={
@@ -48,12 +49,23 @@ def _device_table(name: str) -> Table:
         Column("id", Integer, Identity(), primary_key=True),
         Column("external_id", Text, nullable=False, unique=True),
         Column("registered_at", Moment, nullable=False, server_default=func.now()),
+        Column("retired_at", Moment),
+        Index(None, "registered_at"),
         CheckConstraint("external_id ~ '^[A-Za-z0-9._:-]{1,64}$'", name="external_id"),
     )
 
 
 meter = _device_table("meter")
 vehicle = _device_table("vehicle")
+
+former_name = Table(
+    "former_name",
+    metadata,
+    Column("stream", Text, primary_key=True),
+    Column("external_id", Text, primary_key=True),
+    Column("device_id", Integer, nullable=False),
+    CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
+)
 
 # No foreign key from the readings: a new chunk would lock the device table.
 meter_reading = Table(
@@ -96,6 +108,12 @@ vehicle_state = Table(
     Column("battery_temp_centic", SmallInteger),
 )
 
+
+def in_service(device: Table, state: Table) -> ColumnElement[bool]:
+    """Of a device joined with its state: not retired, or it has measured something since."""
+    return device.c.retired_at.is_(None) | (state.c.ts > device.c.retired_at)
+
+
 vehicle_meter = Table(
     "vehicle_meter",
     metadata,
@@ -113,7 +131,9 @@ quarantine = Table(
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
     Column("source", Text, nullable=False),
+    Column("topic", Text),
     Column("stream", Text),
+    Column("device", Text),
     Column("code", Text, nullable=False),
     Column("field", Text),
     Column("message", Text, nullable=False),
@@ -136,11 +156,30 @@ touched_hour = Table(
     CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
 )
 
+import_journal = Table(
+    "import_journal",
+    metadata,
+    Column("id", LargeBinary, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("lines", BigInteger, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("read", BigInteger, nullable=False),
+    Column("inserted", BigInteger, nullable=False),
+    Column("duplicates", BigInteger, nullable=False),
+    Column("conflicts", BigInteger, nullable=False),
+    Column("rejected", BigInteger, nullable=False),
+    Column("ahead", BigInteger, nullable=False),
+    Column("touched", TSTZMULTIRANGE, nullable=False),
+    Column("updated_at", Moment, nullable=False, server_default=func.clock_timestamp()),
+)
+
 installation = Table(
     "installation",
     metadata,
     Column("engine", Text, nullable=False),
     Column("installed_at", Moment, nullable=False, server_default=func.now()),
+    Column("quarantine_dropped", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),
 )
 

@@ -236,6 +236,26 @@ LANGUAGE sql STABLE AS $$
         ON job.proc_name = 'policy_retention' AND job.hypertable_name = aggregate.name || '_cagg'
 $$;
 
+-- From when on an imported reading reaches every aggregate. refresh_aggregates() leaves chunks out that may be dropped
+-- within a day; another day is for the import itself. Where hours are older than the oldest chunk of readings, chunks were
+-- dropped: a new reading there would be the only one left, and a refresh over it would erase the others from the sums.
+CREATE FUNCTION importable_from() RETURNS timestamptz
+LANGUAGE sql STABLE AS $$
+    SELECT greatest(
+        (SELECT max(now() + INTERVAL '2 days' - coalesce((job.config ->> 'drop_after')::interval, INTERVAL '1000 years'))
+         FROM unnest(ARRAY['meter_reading', 'vehicle_reading']) AS reading
+         LEFT JOIN timescaledb_information.jobs AS job
+             ON job.proc_name = 'policy_retention' AND job.hypertable_name = reading),
+        (SELECT date_bin('1 day', max(bucket), '2000-01-01 00:00Z') + INTERVAL '1 day'
+         FROM fleet_meter_hour_cagg
+         WHERE bucket < (SELECT coalesce(min(range_start), 'infinity') FROM timescaledb_information.chunks
+                         WHERE hypertable_name = 'meter_reading')),
+        (SELECT date_bin('1 day', max(bucket), '2000-01-01 00:00Z') + INTERVAL '1 day'
+         FROM fleet_vehicle_hour_cagg
+         WHERE bucket < (SELECT coalesce(min(range_start), 'infinity') FROM timescaledb_information.chunks
+                         WHERE hypertable_name = 'vehicle_reading')))
+$$;
+
 -- Refreshes every aggregate over the buckets that [range_from, range_to) touches, minutes before hours before days;
 -- without a range over all there is. Never over dropped rows of the level below, which would erase the aggregate, nor
 -- over the bucket that is still filling. CALL it outside a transaction.

@@ -4,10 +4,10 @@ from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import Subquery, Table, bindparam, func, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.tables import aggregate_freshness, aggregate_retention, meter, meter_state, vehicle, vehicle_state
+from app.tables import aggregate_freshness, aggregate_retention, in_service, meter, meter_state, vehicle, vehicle_state
 
 # Ten intervals of about a minute without a reading: the device is silent.
 REPORTING_MINUTES = 10
@@ -80,9 +80,18 @@ _AGGREGATES = select(
 _recent = func.now() - text(f"INTERVAL '{REPORTING_MINUTES} minutes'")
 
 
-_DEVICES = select(
-    select(func.count()).select_from(meter_state).where(meter_state.c.ts > _recent).scalar_subquery()
-    + select(func.count()).select_from(vehicle_state).where(vehicle_state.c.ts > _recent).scalar_subquery(),
-    select(func.count()).select_from(meter).scalar_subquery()
-    + select(func.count()).select_from(vehicle).scalar_subquery(),
+def _counted(device: Table, state: Table) -> Subquery:
+    """How many devices in service report, and how many there are."""
+    reporting = func.count().filter(state.c.ts > _recent).label("reporting")
+    return (
+        select(reporting, func.count().label("expected"))
+        .select_from(device.outerjoin(state))
+        .where(in_service(device, state))
+        .subquery()
+    )
+
+
+_METERS, _VEHICLES = _counted(meter, meter_state), _counted(vehicle, vehicle_state)
+_DEVICES = select(_METERS.c.reporting + _VEHICLES.c.reporting, _METERS.c.expected + _VEHICLES.c.expected).select_from(
+    _METERS.join(_VEHICLES, true())
 )

@@ -6,6 +6,11 @@ import click
 
 from app import __version__
 from app.cli.database import doctor, migrate, refresh
+from app.cli.fleet import device, seed
+from app.cli.import_ import import_
+from app.cli.load import load
+from app.cli.mqtt import mqtt
+from app.cli.quarantine import quarantine
 from app.cli.serve import demo, serve
 from app.errors import SetupError
 
@@ -29,5 +34,5 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, migrate, refresh, doctor):
+for command in (serve, mqtt, demo, load, migrate, refresh, import_, doctor, quarantine, seed, device):
     cli.add_command(command)

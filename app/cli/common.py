@@ -1,14 +1,22 @@
 """What commands share: the settings, and the database that they name."""
 
-from collections.abc import Iterator
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import click
+import psycopg
 
+from app.database import connect, translated
 from app.embedded import running
-from app.errors import SetupError
+from app.errors import ServiceError, SetupError
 from app.migrate import current_revision, migrate, newest_revision
 from app.settings import Settings
+
+# With a zone, as everywhere; a date is a day of UTC.
+INSTANT = click.DateTime(formats=["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d"])
 
 
 @contextmanager
@@ -30,3 +38,44 @@ def _refuse_other_revision(url: str) -> None:
     current, needed = current_revision(url), newest_revision()
     if current != needed:
         raise SetupError(f"The database is at revision {current}, this version needs {needed}: run `wattline migrate`.")
+
+
+Result = TypeVar("Result")
+
+
+def on_database(work: Callable[[psycopg.AsyncConnection, str], Awaitable[Result]], *, start: bool = False) -> Result:
+    """Does the work with a connection to the database, and its URL. With `start`, Wattline's own is started for it.
+
+    What goes wrong is raised as a SetupError.
+    """
+    settings = Settings.from_environ(os.environ)
+
+    async def connected(url: str) -> Result:
+        async with await connect(url) as connection:
+            return await work(connection, url)
+
+    with open_database(settings, migrated=start, start=start) as url:
+        try:
+            return asyncio.run(connected(url))
+        except UnicodeEncodeError:
+            raise SetupError("An argument is not UTF-8.") from None
+        except psycopg.OperationalError as error:
+            raise SetupError(f"The database cannot be reached: {error}") from error
+        except (psycopg.Error, ServiceError) as error:
+            ours = translated(error)
+            raise SetupError(
+                ours.detail if isinstance(ours, ServiceError) else f"The database refuses: {ours}"
+            ) from error
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of columns, as wide as they must be; what could drive a terminal is shown as a dot."""
+    cells = [[printable(cell) for cell in row] for row in (headings, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def printable(text: str) -> str:
+    """The text with a dot for each character that is not shown as itself."""
+    return "".join(character if character.isprintable() else "·" for character in text)

@@ -6,14 +6,11 @@ from datetime import datetime
 
 import click
 
-from app.cli.common import open_database
+from app.cli.common import INSTANT, open_database
 from app.migrate import migrate as migrate_database
 from app.ops.doctor.report import examine
 from app.ops.refresh import refresh_aggregates
 from app.settings import Settings
-
-# With a zone, as everywhere; a date is a day of UTC.
-INSTANT = click.DateTime(formats=["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d"])
 
 
 @click.command()

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import click
 
+from app.broker import create_client
 from app.cli.common import open_database
 from app.errors import SetupError
 from app.ops.refresh import refresh_aggregates
@@ -21,16 +22,19 @@ PORT = click.option("--port", default=8000, show_default=True, type=click.IntRan
 @click.command()
 @HOST
 @PORT
-def serve(host: str, port: int) -> None:
+@click.option("--mqtt", is_flag=True, help="Take readings from the broker of WATTLINE_MQTT_URL too.")
+def serve(host: str, port: int, mqtt: bool) -> None:
     """Serve the API until Ctrl-C.
 
     Wattline's own database is migrated first; the one of DATABASE_URL must be migrated already.
     """
     settings = Settings.from_environ(os.environ)
     _refuse_address(host, port, settings)
+    if mqtt:
+        create_client(settings, settings.mqtt_client_id, persistent=True)  # so that what is wrong with it is told here
     with open_database(settings, migrated=True) as url:
         click.echo(f"Wattline serves at {_url(host, port)}; Ctrl-C stops it.")
-        run_server(url, host, port)
+        run_server(url, host, port, mqtt=mqtt)
 
 
 @click.command()

@@ -7,7 +7,7 @@ import msgspec
 import psycopg
 from psycopg.rows import class_row, scalar_row
 
-from app.errors import InvalidTimeRange
+from app.errors import InvalidTimeRange, TooManyNewDevices
 from app.fleet.registry import register
 from app.telemetry.reading import Stream
 
@@ -39,19 +39,28 @@ async def mapping_history(connection: psycopg.AsyncConnection, vehicle_id: str) 
     return await (await cursor.execute(_HISTORY, [vehicle_id])).fetchall()
 
 
-async def map_vehicle(connection: psycopg.AsyncConnection, wanted: VehicleMapping) -> VehicleMapping:
+async def map_vehicle(
+    connection: psycopg.AsyncConnection, wanted: VehicleMapping, *, new_devices_per_hour: int
+) -> VehicleMapping:
     """Maps the vehicle, registers both devices, ends the vehicle's open mapping; returns the stored mapping.
 
     Without `valid_from`, a vehicle's first mapping holds from the beginning of time and a later one from now. What the
-    open mapping says already changes nothing. Raises InvalidTimeRange, and MappingOverlap for any other overlap.
+    open mapping says already changes nothing. Raises InvalidTimeRange, TooManyNewDevices, and MappingOverlap for any
+    other overlap.
     """
     for instant in (wanted.valid_from, wanted.valid_to):
         # Far from the ends of the calendar, beyond which no zone could show it.
         if instant is not None and not 1900 <= instant.year < 2200:
             raise InvalidTimeRange("validFrom and validTo must lie between the years 1900 and 2200.")
-    vehicle = (await register(connection, Stream.VEHICLE, [wanted.vehicle_id]))[wanted.vehicle_id]
-    meter = (await register(connection, Stream.METER, [wanted.meter_id]))[wanted.meter_id]
+    ids = [
+        *(await register(connection, Stream.VEHICLE, [wanted.vehicle_id], per_hour=new_devices_per_hour)).values(),
+        *(await register(connection, Stream.METER, [wanted.meter_id], per_hour=new_devices_per_hour)).values(),
+    ]
+    if len(ids) < 2:
+        raise TooManyNewDevices(headers={"Retry-After": "600"})
+    vehicle, meter = ids
     async with connection.transaction():
+        wanted = await _by_todays_names(connection, wanted, vehicle, meter)
         # One change of a vehicle's mapping at a time.
         await connection.execute("SELECT FROM vehicle WHERE id = %s FOR NO KEY UPDATE", [vehicle])
         history = await mapping_history(connection, wanted.vehicle_id)
@@ -76,6 +85,18 @@ async def map_vehicle(connection: psycopg.AsyncConnection, wanted: VehicleMappin
             [vehicle, meter, valid_from, wanted.valid_to],
         )
     return VehicleMapping(wanted.vehicle_id, wanted.meter_id, valid_from, wanted.valid_to)
+
+
+async def _by_todays_names(
+    connection: psycopg.AsyncConnection, wanted: VehicleMapping, vehicle: int, meter: int
+) -> VehicleMapping:
+    """The same mapping, where a client still uses a name from before a rename."""
+    names = await connection.execute(
+        "SELECT vehicle.external_id, meter.external_id FROM vehicle, meter WHERE vehicle.id = %s AND meter.id = %s",
+        [vehicle, meter],
+    )
+    ((vehicle_id, meter_id),) = await names.fetchall()
+    return msgspec.structs.replace(wanted, vehicle_id=vehicle_id, meter_id=meter_id)
 
 
 def _covers(still_open: VehicleMapping, wanted: VehicleMapping, valid_from: datetime | None) -> bool:

@@ -1,28 +1,54 @@
 """The registry: which devices exist, by the name that each gives itself."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import scalar_row
 
 from app.telemetry.reading import Stream
 
+# One change at a time: the limit is exact over all processes, and a name means one device.
+LOCK = "SELECT pg_advisory_xact_lock(hashtext('wattline registry'))"
+_REGISTERED_WITHIN_THE_HOUR = """
+    SELECT (SELECT count(*) FROM meter WHERE registered_at > now() - INTERVAL '1 hour')
+        + (SELECT count(*) FROM vehicle WHERE registered_at > now() - INTERVAL '1 hour')
+"""
 
-async def register(connection: psycopg.AsyncConnection, stream: Stream, external_ids: Iterable[str]) -> dict[str, int]:
-    """Ids of the devices by external id; the unknown are registered in a transaction of their own.
 
-    The first look saves the sequence: an insert that conflicts uses up an id all the same. Sorted, so that two
-    processes which register the same devices wait for each other instead of deadlocking.
+async def find_devices(connection: psycopg.AsyncConnection, stream: Stream, names: Sequence[str]) -> dict[str, int]:
+    """Ids of the registered devices among those names, of today or before a rename."""
+    statement = sql.SQL(
+        """
+        SELECT external_id, id FROM {} WHERE external_id = ANY (%(names)s)
+        UNION ALL
+        SELECT external_id, device_id FROM former_name WHERE stream = %(stream)s AND external_id = ANY (%(names)s)
+        """
+    ).format(sql.Identifier(stream))
+    cursor = await connection.execute(statement, {"names": names, "stream": stream})
+    return dict(await cursor.fetchall())
+
+
+async def register(
+    connection: psycopg.AsyncConnection, stream: Stream, names: Iterable[str], *, per_hour: int | None
+) -> dict[str, int]:
+    """Ids of the devices by name; the unknown are registered, in a transaction.
+
+    At most so many `per_hour`, counting all that were registered within the last hour by whatever way: the rest is
+    missing in the answer. None is without limit.
     """
-    names = sorted(external_ids)
-    table = sql.Identifier(stream)
-    find = sql.SQL("SELECT external_id, id FROM {} WHERE external_id = ANY (%s)").format(table)
-    insert = sql.SQL(
-        "INSERT INTO {} (external_id) SELECT unnest(%s::text[]) ON CONFLICT (external_id) DO NOTHING"
-    ).format(table)
-
-    ids: dict[str, int] = dict(await (await connection.execute(find, [names])).fetchall())
-    if unknown := [name for name in names if name not in ids]:
-        await connection.execute(insert, [unknown])
-        ids |= dict(await (await connection.execute(find, [unknown])).fetchall())
-    return ids
+    names = sorted(names)
+    ids = await find_devices(connection, stream, names)
+    if len(ids) == len(names):
+        return ids
+    async with connection.transaction():
+        await connection.execute(LOCK)
+        ids |= await find_devices(connection, stream, [name for name in names if name not in ids])
+        new = [name for name in names if name not in ids]
+        if per_hour is not None:
+            cursor = connection.cursor(row_factory=scalar_row)
+            (registered,) = await (await cursor.execute(_REGISTERED_WITHIN_THE_HOUR)).fetchall()
+            new = new[: max(0, per_hour - registered)]
+        insert = "INSERT INTO {} (external_id) SELECT unnest(%s::text[]) ON CONFLICT (external_id) DO NOTHING"
+        await connection.execute(sql.SQL(insert).format(sql.Identifier(stream)), [new])
+        return ids | await find_devices(connection, stream, new)

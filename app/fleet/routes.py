@@ -19,6 +19,7 @@ from app.errors import InvalidParameter, MalformedBody, UnsupportedMediaType
 from app.fleet.mapping import VehicleMapping, map_vehicle, mapping_history
 from app.fleet.states import MeterState, VehicleState, meter_states, vehicle_states
 from app.problems import AWAY, PARAMETER, problems
+from app.settings import Settings
 
 ExternalId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._:-]{1,64}\Z")]
 Moment = Annotated[datetime, Meta(tz=True)]
@@ -60,11 +61,14 @@ class MappingOperation(Operation):
             409: "The vehicle is mapped already in a part of that time.",
             413: "The body is too large.",
             415: "The content type is not supported.",
+            429: "A device is new, and too many new devices were registered within the hour.",
             503: AWAY,
         }
     ),
 )
-async def post_mapping(request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine]) -> VehicleMapping:
+async def post_mapping(
+    request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine], settings: NamedDependency[Settings]
+) -> VehicleMapping:
     """Maps a vehicle to a meter, ending the vehicle's open mapping."""
     try:
         wanted = _decode(await request.body(), request.content_type[0])
@@ -74,7 +78,9 @@ async def post_mapping(request: Request[Any, Any, Any], pool: NamedDependency[As
     with translated_errors():
         async with driver_connection(pool) as connection:
             return await map_vehicle(
-                connection, VehicleMapping(wanted.vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to)
+                connection,
+                VehicleMapping(wanted.vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to),
+                new_devices_per_hour=settings.new_devices_per_hour,
             )
 
 

@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.tables import meter, meter_state, vehicle, vehicle_state
+from app.tables import in_service, meter, meter_state, vehicle, vehicle_state
 
 
 class MeterState(msgspec.Struct, frozen=True, rename="camel"):
@@ -30,23 +30,29 @@ class VehicleState(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def meter_states(connection: AsyncConnection, *, limit: int | None, after: str | None) -> list[MeterState]:
-    """Meters that have reported, by id: all, or at most `limit` of those that follow the id `after`."""
-    statement = select(
-        meter.c.external_id, meter_state.c.ac_milliwh, meter_state.c.voltage_centiv, meter_state.c.ts
-    ).join_from(meter_state, meter)
+    """Meters in service that have reported, by id: all, or at most `limit` of those that follow the id `after`."""
+    statement = (
+        select(meter.c.external_id, meter_state.c.ac_milliwh, meter_state.c.voltage_centiv, meter_state.c.ts)
+        .join_from(meter_state, meter)
+        .where(in_service(meter, meter_state))
+    )
     rows = await connection.execute(_page(statement, meter.c.external_id, limit, after))
     return [MeterState(name, energy / 1_000_000, _hundredth(voltage), ts) for name, energy, voltage, ts in rows]
 
 
 async def vehicle_states(connection: AsyncConnection, *, limit: int | None, after: str | None) -> list[VehicleState]:
-    """Vehicles that have reported, by id: all, or at most `limit` of those that follow the id `after`."""
-    statement = select(
-        vehicle.c.external_id,
-        vehicle_state.c.soc_centipercent,
-        vehicle_state.c.dc_milliwh,
-        vehicle_state.c.battery_temp_centic,
-        vehicle_state.c.ts,
-    ).join_from(vehicle_state, vehicle)
+    """Vehicles in service that have reported, by id: all, or at most `limit` of those that follow the id `after`."""
+    statement = (
+        select(
+            vehicle.c.external_id,
+            vehicle_state.c.soc_centipercent,
+            vehicle_state.c.dc_milliwh,
+            vehicle_state.c.battery_temp_centic,
+            vehicle_state.c.ts,
+        )
+        .join_from(vehicle_state, vehicle)
+        .where(in_service(vehicle, vehicle_state))
+    )
     rows = await connection.execute(_page(statement, vehicle.c.external_id, limit, after))
     return [
         VehicleState(name, _hundredth(soc), energy / 1_000_000, _hundredth(temperature), ts)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 
 import msgspec
 
@@ -11,6 +12,7 @@ from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
 # What quarantine keeps of a reading: a refused one may be as large as the whole body.
 PAYLOAD_LIMIT_BYTES = 64 * 1024
+MAX_ID_CHARACTERS = 64
 MAX_AHEAD_US = 5 * 60 * 1_000_000
 MAX_AGE_US = 7 * 24 * 3600 * 1_000_000
 
@@ -25,16 +27,20 @@ REJECTIONS = {
     "voltage_out_of_range": "Voltage must lie between 0 and 1000 V.",
     "soc_out_of_range": "The state of charge must lie between 0 and 100 percent.",
     "battery_temp_out_of_range": "The battery temperature must lie between -60 and 150 °C.",
+    "too_many_new_devices": "The device is new, and too many new devices were registered within the hour.",
 }
-"""Why a reading is refused: code and public sentence, in the order of the checks; the first that fails counts."""
+"""Why a reading is refused: code and public sentence, in the order of the checks; the first that fails counts.
+
+The last is found only when the reading is stored.
+"""
 
 
 class Rejected(msgspec.Struct):
     """A reading that was refused.
 
     `index` is its position in the batch, `code` and `message` come from `REJECTIONS`, `field` is the JSON name.
-    `stream` is None when it cannot be told; `payload` holds the reading's own bytes as received, cut at
-    PAYLOAD_LIMIT_BYTES.
+    `stream` is None when it cannot be told, and so is `device`, the name that the reading gives; `payload` holds the
+    reading's own bytes as received, cut at PAYLOAD_LIMIT_BYTES. `topic` is that of MQTT, which may name the device.
     """
 
     index: int
@@ -43,15 +49,21 @@ class Rejected(msgspec.Struct):
     message: str
     stream: Stream | None
     payload: bytes
+    device: str | None = None
+    topic: str | None = None
 
 
 class Batch(msgspec.Struct):
-    """The readings of one body; `received` counts all of them, `rejected` is in order of index."""
+    """The readings of one body; `received` counts all of them, `rejected` is in order of index.
+
+    Where it has readings of both streams, `of_vehicle` has a 1 at the index of each vehicle reading.
+    """
 
     received: int
     meter: list[MeterReading]
     vehicle: list[VehicleReading]
     rejected: list[Rejected]
+    of_vehicle: bytes = b""
 
 
 class Wire(msgspec.Struct, rename="camel", gc=False):
@@ -68,20 +80,27 @@ class Wire(msgspec.Struct, rename="camel", gc=False):
     battery_temp: float | None = None
 
 
+_ID = re.compile(r"[A-Za-z0-9._:-]+")
+
+
 class _Refused(Exception):
     def __init__(self, code: str, field: str) -> None:
         self.code = code
         self.field = field
 
 
-def rejected(index: int, code: str, field: str | None, stream: Stream | None) -> Rejected:
-    """A refusal without the payload, which only the decoder has."""
-    return Rejected(index, code, field, REJECTIONS[code], stream, b"")
+def rejected(index: int, code: str, field: str | None, stream: Stream | None, device: str | None = None) -> Rejected:
+    """A refusal without the payload, which only the decoder has. A `device` that is no id is left out."""
+    return Rejected(index, code, field, REJECTIONS[code], stream, b"", device if device and _is_id(device) else None)
 
 
-def check_each(wires: Sequence[Wire | Rejected], now_us: int, stream: Stream | None) -> Batch:
-    """The readings that pass, and those refused now or before; against the clock `now_us`, as in `decode_batch`."""
+def check_each(wires: Sequence[Wire | Rejected], now_us: int, stream: Stream | None, *, oldest_us: int) -> Batch:
+    """The readings that pass, and those refused now or before.
+
+    Against the clock `now_us`, as in `decode_batch`; what is older than `oldest_us` is `too_old`.
+    """
     batch = Batch(len(wires), [], [], [])
+    newest_us = now_us + MAX_AHEAD_US
     for index, wire in enumerate(wires):
         if isinstance(wire, Rejected):
             batch.rejected.append(wire)
@@ -89,41 +108,47 @@ def check_each(wires: Sequence[Wire | Rejected], now_us: int, stream: Stream | N
         of = stream or (Stream.METER if wire.vehicle_id is None else Stream.VEHICLE)
         try:
             if of is Stream.METER:
-                batch.meter.append(_meter_reading(wire, now_us))
+                batch.meter.append(_meter_reading(wire, oldest_us, newest_us))
             else:
-                batch.vehicle.append(_vehicle_reading(wire, now_us))
+                batch.vehicle.append(_vehicle_reading(wire, oldest_us, newest_us))
         except _Refused as refused:
-            batch.rejected.append(rejected(index, refused.code, refused.field, of))
+            device = wire.meter_id if of is Stream.METER else wire.vehicle_id
+            batch.rejected.append(rejected(index, refused.code, refused.field, of, device))
+    if batch.meter and batch.vehicle:
+        batch.of_vehicle = bytes(isinstance(wire, Wire) and wire.vehicle_id is not None for wire in wires)
     return batch
 
 
-def _meter_reading(wire: Wire, now_us: int) -> MeterReading:
+def _meter_reading(wire: Wire, oldest_us: int, newest_us: int) -> MeterReading:
     return MeterReading(
         _checked_id(wire.meter_id, "meterId"),
-        _microseconds(wire.timestamp, now_us),
+        _microseconds(wire.timestamp, oldest_us, newest_us),
         _scaled(_required(wire.kwh_consumed_ac, "kwhConsumedAc"), _AC),
         None if wire.voltage is None else _scaled(wire.voltage, _VOLTAGE),
     )
 
 
-def _vehicle_reading(wire: Wire, now_us: int) -> VehicleReading:
+def _vehicle_reading(wire: Wire, oldest_us: int, newest_us: int) -> VehicleReading:
     return VehicleReading(
         vehicle_id=_checked_id(wire.vehicle_id, "vehicleId"),
         meter_id=None if wire.meter_id is None else _checked_id(wire.meter_id, "meterId"),
-        ts_us=_microseconds(wire.timestamp, now_us),
+        ts_us=_microseconds(wire.timestamp, oldest_us, newest_us),
         dc_milliwh=_scaled(_required(wire.kwh_delivered_dc, "kwhDeliveredDc"), _DC),
         soc_centipercent=None if wire.soc is None else _scaled(wire.soc, _SOC),
         battery_temp_centic=None if wire.battery_temp is None else _scaled(wire.battery_temp, _BATTERY_TEMP),
     )
 
 
-_is_id = re.compile(r"[A-Za-z0-9._:-]{1,64}").fullmatch
+# Ids come again with each reading. The cache is bounded, and so is what enters it: MAX_ID_CHARACTERS.
+@lru_cache(maxsize=32_768)
+def _is_id(value: str) -> bool:
+    return _ID.fullmatch(value) is not None
 
 
 def _checked_id(value: str | None, field: str) -> str:
     if value is None:
         raise _Refused("missing_field", field)
-    if not _is_id(value):
+    if len(value) > MAX_ID_CHARACTERS or not _is_id(value):
         raise _Refused("invalid_id", field)
     return value
 
@@ -131,16 +156,16 @@ def _checked_id(value: str | None, field: str) -> str:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _microseconds(timestamp: datetime | None, now_us: int) -> int:
+def _microseconds(timestamp: datetime | None, oldest_us: int, newest_us: int) -> int:
     if timestamp is None:
         raise _Refused("missing_field", "timestamp")
     if timestamp.tzinfo is None:
         raise _Refused("timestamp_without_zone", "timestamp")
     since = timestamp - _EPOCH
     ts_us = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-    if ts_us > now_us + MAX_AHEAD_US:
+    if ts_us > newest_us:
         raise _Refused("in_the_future", "timestamp")
-    if ts_us < now_us - MAX_AGE_US:
+    if ts_us < oldest_us:
         raise _Refused("too_old", "timestamp")
     return ts_us
 
@@ -167,11 +192,11 @@ def _required(value: float | None, field: str) -> float:
 
 
 def _scaled(value: float, quantity: _Quantity) -> int:
+    product = value * quantity.factor
     if not quantity.low <= value <= quantity.high:
         raise _Refused(quantity.code, quantity.field)
-    product = value * quantity.factor
     nearest = round(product)
-    if abs(product - nearest) < 0.499999:
+    if -0.499999 < product - nearest < 0.499999:
         return nearest
     # The product errs by less than 3e-7, so only here can it fall on the wrong side of the half. The double's
     # shortest decimal is what the client wrote, up to 15 digits.

@@ -1,27 +1,82 @@
 """The writer's cache of device ids."""
 
+from datetime import UTC, datetime, timedelta
+
+import msgspec
 import psycopg
 
 from app.fleet.registry import register
-from app.ingest.check import Batch
+from app.ingest.check import Batch, Rejected, rejected
 from app.ingest.insert import transaction
-from app.telemetry.reading import Stream
+from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
 
 class DeviceIds:
-    """External id -> id, for each stream. An id enters only after the COMMIT of its registration; none ever changes."""
+    """External id -> id, for each stream.
 
-    def __init__(self) -> None:
+    An id enters only after the COMMIT of its registration. None ever changes: after a rename, the former name stays
+    the device's own.
+    """
+
+    def __init__(self, new_per_hour: int | None) -> None:
         self.meter: dict[str, int] = {}
         self.vehicle: dict[str, int] = {}
+        self._new_per_hour = new_per_hour
 
     async def learn(self, connection: psycopg.AsyncConnection, batches: list[Batch]) -> None:
-        """Makes the ids of all devices that the batches name known, registering new devices."""
+        """Makes the ids of all devices that the batches name known, registering new devices within the limit."""
         meters = {reading.meter_id for batch in batches for reading in batch.meter}
         meters |= {reading.meter_id for batch in batches for reading in batch.vehicle if reading.meter_id}
         vehicles = {reading.vehicle_id for batch in batches for reading in batch.vehicle}
         for stream, known, named in ((Stream.METER, self.meter, meters), (Stream.VEHICLE, self.vehicle, vehicles)):
             if unknown := named - known.keys():
                 async with transaction(connection):
-                    ids = await register(connection, stream, unknown)
+                    ids = await register(connection, stream, unknown, per_hour=self._new_per_hour)
                 known |= ids
+
+    def reject_unknown(self, batch: Batch) -> None:
+        """Moves the readings of devices beyond the limit to the batch's rejected ones."""
+        readings: list[MeterReading | VehicleReading] = [*batch.meter, *batch.vehicle]
+        if not any(map(self._unknown, readings)):
+            return
+        taken = sorted(set(range(batch.received)) - {refused.index for refused in batch.rejected})
+        if batch.of_vehicle:
+            taken.sort(key=batch.of_vehicle.__getitem__)
+        refused = [
+            _rejected(index, reading, field)
+            for index, reading in zip(taken, readings, strict=True)
+            if (field := self._unknown(reading))
+        ]
+        batch.meter = [reading for reading in batch.meter if not self._unknown(reading)]
+        batch.vehicle = [reading for reading in batch.vehicle if not self._unknown(reading)]
+        batch.rejected = sorted(batch.rejected + refused, key=lambda one: one.index)
+
+    def _unknown(self, reading: MeterReading | VehicleReading) -> str | None:
+        """The field that names a device without an id."""
+        if isinstance(reading, VehicleReading) and reading.vehicle_id not in self.vehicle:
+            return "vehicleId"
+        return "meterId" if reading.meter_id and reading.meter_id not in self.meter else None
+
+
+def _rejected(index: int, reading: MeterReading | VehicleReading, field: str) -> Rejected:
+    """Its payload is the reading written anew: the body is no longer there when the writer comes to it."""
+    timestamp = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=reading.ts_us)
+    values: dict[str, str | datetime | float | None] = {"meterId": reading.meter_id, "timestamp": timestamp}
+    if isinstance(reading, MeterReading):
+        stream, device = Stream.METER, reading.meter_id
+        values |= {"kwhConsumedAc": reading.ac_milliwh / 1_000_000, "voltage": _whole(reading.voltage_centiv)}
+    else:
+        stream, device = Stream.VEHICLE, reading.vehicle_id
+        values |= {
+            "vehicleId": reading.vehicle_id,
+            "kwhDeliveredDc": reading.dc_milliwh / 1_000_000,
+            "soc": _whole(reading.soc_centipercent),
+            "batteryTemp": _whole(reading.battery_temp_centic),
+        }
+    refused = rejected(index, "too_many_new_devices", field, stream, device)
+    refused.payload = msgspec.json.encode({name: value for name, value in values.items() if value is not None})
+    return refused
+
+
+def _whole(hundredths: int | None) -> float | None:
+    return None if hundredths is None else hundredths / 100

@@ -5,9 +5,11 @@ pass as int8 both ways. Rows stand in the order of their COPY's columns, `ts` fi
 """
 
 import time
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import psycopg
@@ -215,6 +217,19 @@ async def merge_states(connection: Connection, stream: Stream, inserted: list[Ro
     latest = {row[1]: row for row in inserted}
     await _copy(connection, statements.copy_states, statements.copy_types, latest.values())
     await connection.execute(statements.merge_states.encode())
+
+
+def touched_hours(inserted: dict[Stream, list[Row]]) -> Touched:
+    """The hours that the rows of each stream, which are ordered by time, lie in."""
+    touched: Touched = {}
+    for stream, rows in inserted.items():
+        start = 0
+        while start < len(rows):
+            hour = rows[start][0] // HOUR_US
+            end = bisect_left(rows, (hour + 1) * HOUR_US, start, key=itemgetter(0))
+            touched[stream, hour] = set(map(itemgetter(1), rows[start:end]))
+            start = end
+    return touched
 
 
 async def merge_touched(connection: Connection, touched: Touched, *, valid_seconds: int) -> None:

@@ -23,13 +23,15 @@ async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rej
 
     Returns the database's clock in microseconds since 2000-01-01 UTC.
     """
-    by_key = {(_digest(reading.payload), reading.code): reading for reading in rejected}
-    times = Counter((_digest(reading.payload), reading.code) for reading in rejected)
+    by_key = {(_digest(reading), reading.code): reading for reading in rejected}
+    times = Counter((_digest(reading), reading.code) for reading in rejected)
     # Sorted by key, so that two processes which refuse the same readings cannot deadlock.
     rows = [
         (
             source,
+            reading.topic,
             reading.stream,
+            reading.device,
             reading.code,
             reading.field,
             reading.message,
@@ -42,9 +44,10 @@ async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rej
     async with transaction(connection):
         await connection.execute(
             """
-            INSERT INTO quarantine AS kept (source, stream, code, field, message, payload, hash, times)
+            INSERT INTO quarantine AS kept (source, topic, stream, device, code, field, message, payload, hash, times)
             SELECT * FROM unnest(
-                %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[], %s::bytea[], %s::integer[])
+                %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[],
+                %s::bytea[], %s::integer[])
             ON CONFLICT (hash, code) DO UPDATE SET
                 times = least(kept.times::bigint + excluded.times, 2147483647), last_at = now()
             """,
@@ -53,5 +56,9 @@ async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rej
         return await clock(connection)
 
 
-def _digest(payload: bytes) -> bytes:
-    return hashlib.blake2b(payload, digest_size=16).digest()
+def _digest(reading: Rejected) -> bytes:
+    """Of the topic too: the same payload from another device is another reading."""
+    digest = hashlib.blake2b(reading.payload, digest_size=16)
+    if reading.topic is not None:
+        digest.update(b"\0" + reading.topic.encode())
+    return digest.digest()

@@ -3,7 +3,8 @@
 A process has one. While a group is being stored the next batches gather, so that groups grow with the load and a lone
 batch does not wait.
 
-1. The group's unknown devices are registered, in a transaction of their own.
+1. The group's unknown devices are registered, in a transaction of their own; readings of those beyond the limit of new
+   devices are rejected.
 2. Its readings are split into parts (parts.py), each one transaction: readings, latest states, touched hours
    (insert.py).
 3. COPY goes direct. When a key is there already, the part is done again through a temporary table, and so is every part
@@ -18,7 +19,6 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from itertools import groupby
 from operator import itemgetter
 from typing import ParamSpec, TypeVar
 
@@ -28,8 +28,9 @@ from app.database import RETRY_AFTER, TRANSIENT, UNAVAILABLE, connect, translate
 from app.errors import StoreBusy
 from app.ingest import insert
 from app.ingest.check import Batch
+from app.ingest.counters import WAITING, count
 from app.ingest.devices import DeviceIds
-from app.ingest.insert import HOUR_US, Row, Touched
+from app.ingest.insert import Row, Touched
 from app.ingest.parts import Part, Pending, rows_of, split
 from app.ingest.quarantine import Source, keep_rejected
 from app.ingest.receipt import Receipt
@@ -51,7 +52,7 @@ Result = TypeVar("Result")
 class Writer:
     """Stores batches while `run()` runs."""
 
-    def __init__(self, url: str, *, queue_max_readings: int) -> None:
+    def __init__(self, url: str, *, queue_max_readings: int, new_devices_per_hour: int | None) -> None:
         self._url = url
         self._queue_max_readings = queue_max_readings
         self._queue: deque[Pending] = deque()
@@ -59,7 +60,7 @@ class Writer:
         self._wake = asyncio.Event()
         self._closing = False
         self._connection: insert.Connection | None = None
-        self._ids = DeviceIds()
+        self._ids = DeviceIds(new_devices_per_hour)
         self._group_readings = GROUP_READINGS
         self._staged_until = 0.0
         self._prepared_days: set[int] = set()
@@ -79,6 +80,7 @@ class Writer:
             pending.rows = rows_of(batch, self._ids)
         self._queue.append(pending)
         self._waiting_readings += batch.received
+        WAITING.inc(batch.received)
         self._wake.set()
         return await pending.answered
 
@@ -105,6 +107,7 @@ class Writer:
             group.append(self._queue.popleft())
             readings += group[-1].batch.received
         self._waiting_readings -= readings
+        WAITING.dec(readings)
         return group
 
     async def _store_group(self, group: list[Pending]) -> None:
@@ -113,6 +116,7 @@ class Writer:
             if without_rows := [pending for pending in group if not pending.rows]:
                 await _retried(self._ids.learn, connection, [pending.batch for pending in without_rows])
                 for pending in without_rows:
+                    self._ids.reject_unknown(pending.batch)
                     pending.rows = rows_of(pending.batch, self._ids)
             for part in split(group, time.time_ns() // 1000):
                 await self._store_part(connection, part)
@@ -126,7 +130,9 @@ class Writer:
                 _fail(pending, error)
         for pending in group:
             if not pending.answered.done():
-                pending.answered.set_result(pending.receipt())
+                receipt = pending.receipt()
+                count(receipt)
+                pending.answered.set_result(receipt)
 
     async def _keep_rejected(self, connection: insert.Connection, group: list[Pending]) -> None:
         for source in Source:
@@ -200,10 +206,9 @@ class Writer:
             self._touched.clear()
             self._touched_until = time.monotonic() + TOUCH_SECONDS
         return {
-            (stream, hour): new
-            for stream, rows in inserted.items()
-            for hour, of_hour in groupby(rows, key=lambda row: row[0] // HOUR_US)
-            if (new := set(map(itemgetter(1), of_hour)) - self._touched[stream, hour])
+            hour: new
+            for hour, devices in insert.touched_hours(inserted).items()
+            if (new := devices - self._touched[hour])
         }
 
 

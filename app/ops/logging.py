@@ -9,6 +9,8 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.ops.metrics import REQUEST_SECONDS
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 _log = structlog.get_logger()
@@ -55,7 +57,11 @@ def log_requests(app: ASGIApp) -> ASGIApp:
         try:
             await app(scope, receive, send_with_id)
         finally:
-            milliseconds = round((time.perf_counter() - started) * 1000, 1)
+            seconds = time.perf_counter() - started
+            # The route's, for a request may come with any path and method.
+            path = scope.get("path_template")
+            REQUEST_SECONDS.labels(*((scope["method"], path) if path else ("other", "other")), status).observe(seconds)
+            milliseconds = round(seconds * 1000, 1)
             log = _log.info if 0 < status < 500 else _log.warning
             log("request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds)
             structlog.contextvars.unbind_contextvars("request_id")

@@ -10,7 +10,7 @@ from app.database import connect
 PERIOD_SECONDS = 60
 QUARANTINE_ROWS = 100_000
 QUARANTINE_DAYS = 30
-# Alerts look back 24 hours, readings arrive up to 7 days late: older notes concern nobody.
+# A note is judged within minutes; an import notes hours that are much older than this.
 TOUCHED_DAYS = 9
 
 _log = structlog.get_logger()
@@ -60,11 +60,16 @@ _STEPS: list[tuple[str, dict[str, int]]] = [
     ("SELECT prepare_days(now(), now() + INTERVAL '2 days')", {}),
     (
         """
-        DELETE FROM quarantine
-        WHERE last_at < now() - make_interval(days => %(days)s)
-            OR id <= (SELECT id FROM quarantine ORDER BY id DESC OFFSET %(rows)s LIMIT 1)
+        WITH dropped AS (
+            DELETE FROM quarantine
+            WHERE last_at < now() - make_interval(days => %(days)s)
+                OR id <= (SELECT id FROM quarantine ORDER BY id DESC OFFSET %(rows)s LIMIT 1)
+            RETURNING id
+        )
+        UPDATE installation SET quarantine_dropped = quarantine_dropped + (SELECT count(*) FROM dropped)
+        WHERE EXISTS (SELECT FROM dropped)
         """,
         {"days": QUARANTINE_DAYS, "rows": QUARANTINE_ROWS},
     ),
-    ("DELETE FROM touched_hour WHERE hour < now() - make_interval(days => %(days)s)", {"days": TOUCHED_DAYS}),
+    ("DELETE FROM touched_hour WHERE at < now() - make_interval(days => %(days)s)", {"days": TOUCHED_DAYS}),
 ]

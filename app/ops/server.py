@@ -13,11 +13,11 @@ from granian.log import LogLevels
 STOP_SECONDS = 30
 
 
-def run_server(url: str, host: str, port: int) -> None:
-    """Serves until SIGTERM or SIGINT; then requests in flight are finished and answered."""
+def run_server(url: str, host: str, port: int, *, mqtt: bool = False) -> None:
+    """Serves until SIGTERM or SIGINT, with `mqtt` from the broker too; requests in flight are finished and answered."""
     os.environ["DATABASE_URL"] = url  # the worker process reads its settings from there
     server = Granian(
-        "app.main:from_environ",
+        "app.main:from_environ_with_mqtt" if mqtt else "app.main:from_environ",
         factory=True,
         address=host,
         port=port,

@@ -49,6 +49,10 @@ class Fleet:
 
     def deliveries(self, from_us: int, to_us: int) -> list[Reading]:
         """The readings that arrive in [from_us, to_us), in that order: some late, some again, without the lost ones."""
+        return [reading for _, reading in self.arrivals(from_us, to_us)]
+
+    def arrivals(self, from_us: int, to_us: int) -> list[tuple[int, Reading]]:
+        """The same with the time at which each arrives."""
         arrivals: list[tuple[int, Reading]] = []
         for device in self._devices:
             moments = device.clock.moments(device.clock.measured_from_us(from_us), to_us)
@@ -57,7 +61,7 @@ class Fleet:
                 readings = device.readings(moments[first - 1 : last + 1])
                 arrivals += [(arrival_us, readings[index - first]) for arrival_us, index in due]
         arrivals.sort(key=itemgetter(0))
-        return [reading for _, reading in arrivals]
+        return arrivals
 
     def truth(self, vehicle_id: str, from_us: int, to_us: int) -> Truth:
         """What flowed into a vehicle in [from_us, to_us), measured or not."""

@@ -1,4 +1,4 @@
-"""Devices, their latest states and mapping, quarantine, touched hours; the choice of the engine."""
+"""Devices, their names, latest states and mapping, quarantine, touched hours, imports; the choice of the engine."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,6 +16,8 @@ def upgrade() -> None:
         "installation",
         sa.Column("engine", sa.Text, nullable=False),
         sa.Column("installed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+        # Rejected readings that the bounds of the quarantine have dropped so far.
+        sa.Column("quarantine_dropped", sa.BigInteger, nullable=False, server_default="0"),
         sa.CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),
     )
     op.get_bind().execute(sa.text("INSERT INTO installation (engine) VALUES (:engine)"), {"engine": engine})
@@ -25,9 +27,21 @@ def upgrade() -> None:
             device,
             sa.Column("id", sa.Integer, sa.Identity(), primary_key=True),
             sa.Column("external_id", sa.Text, nullable=False, unique=True),
-            sa.Column("registered_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+            sa.Column(
+                "registered_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now(), index=True
+            ),
+            sa.Column("retired_at", sa.DateTime(timezone=True)),
             sa.CheckConstraint("external_id ~ '^[A-Za-z0-9._:-]{1,64}$'", name="external_id"),
         )
+
+    # What devices were called before they were renamed: readings under these names are still theirs.
+    op.create_table(
+        "former_name",
+        sa.Column("stream", sa.Text, primary_key=True),
+        sa.Column("external_id", sa.Text, primary_key=True),
+        sa.Column("device_id", sa.Integer, nullable=False),
+        sa.CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
+    )
 
     # One row a device, rewritten with every batch: the free space keeps the new version on its page, off the index.
     op.create_table(
@@ -65,7 +79,9 @@ def upgrade() -> None:
         "quarantine",
         sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
         sa.Column("source", sa.Text, nullable=False),
+        sa.Column("topic", sa.Text),
         sa.Column("stream", sa.Text),
+        sa.Column("device", sa.Text),
         sa.Column("code", sa.Text, nullable=False),
         sa.Column("field", sa.Text),
         sa.Column("message", sa.Text, nullable=False),
@@ -85,14 +101,34 @@ def upgrade() -> None:
         sa.CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
     )
 
+    # How far the import of each file is, and the days that are to be refreshed since it stored readings in them.
+    op.create_table(
+        "import_journal",
+        sa.Column("id", sa.LargeBinary, primary_key=True),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("position", sa.BigInteger, nullable=False),
+        sa.Column("lines", sa.BigInteger, nullable=False),
+        sa.Column("digest", sa.LargeBinary, nullable=False),
+        sa.Column("read", sa.BigInteger, nullable=False),
+        sa.Column("inserted", sa.BigInteger, nullable=False),
+        sa.Column("duplicates", sa.BigInteger, nullable=False),
+        sa.Column("conflicts", sa.BigInteger, nullable=False),
+        sa.Column("rejected", sa.BigInteger, nullable=False),
+        sa.Column("ahead", sa.BigInteger, nullable=False),
+        sa.Column("touched", postgresql.TSTZMULTIRANGE, nullable=False),
+        sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.clock_timestamp()),
+    )
+
 
 def downgrade() -> None:
     for table in (
+        "import_journal",
         "touched_hour",
         "quarantine",
         "vehicle_meter",
         "vehicle_state",
         "meter_state",
+        "former_name",
         "vehicle",
         "meter",
         "installation",

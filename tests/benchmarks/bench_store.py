@@ -76,7 +76,7 @@ class Contest:
 
     def __init__(self, runner: asyncio.Runner, url: str) -> None:
         self.runner = runner
-        self.writer = Writer(url, queue_max_readings=1_000_000)
+        self.writer = Writer(url, queue_max_readings=1_000_000, new_devices_per_hour=None)
         self.connection = runner.run(connect(url))
         self.writing = runner.run(self._start())
         self.reference_seconds: list[float] = []

@@ -13,7 +13,7 @@ from app.database import command_connection, shown_url
 from app.errors import SetupError
 from tests.fixtures.service import free_port
 
-COMMANDS = ["serve", "demo", "migrate", "refresh", "doctor"]
+COMMANDS = ["serve", "mqtt", "demo", "load", "migrate", "refresh", "import", "doctor", "quarantine", "seed", "device"]
 on_one_engine = pytest.mark.parametrize("server", ["plain"], indirect=True)
 
 

@@ -117,7 +117,7 @@ def test_each_command_answers_what_is_shown_below_it(
     server_process: Process, database_url: str, tmp_path: Path
 ) -> None:
     """api.md begins with an empty Wattline; the other pages are read after it, or after each other."""
-    for name in ("api.md", "efficiency.md", "gateways.md"):
+    for name in ("api.md", "efficiency.md", "gateways.md", "import.md"):
         assert_shown(name, server_process.base_url, database_url, tmp_path)
         # As time would: what is older and comes later is then missing until the next refresh.
         refresh_aggregates(database_url, None, None)

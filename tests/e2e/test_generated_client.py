@@ -31,7 +31,7 @@ OPERATIONS = {
         "get_meter_states",
         "get_freshness",
     },
-    "health": {"get_live", "get_ready"},
+    "health": {"get_live", "get_metrics", "get_ready"},
 }
 # What openapi-python-client has no body for. Its own remedy, content_type_overrides, makes a module that cannot be
 # imported; without, the client sends JSON.

@@ -219,22 +219,27 @@ async def test_quarantine_is_bounded_in_age_and_rows(
     assert await maintain_once(database_url)
     kept = column(connection, "SELECT convert_from(hash, 'UTF8')::int FROM quarantine ORDER BY id")
     assert kept == [n for n in range(max(1, rows - QUARANTINE_ROWS + 1), rows + 1) if n % 5]
+    assert await maintain_once(database_url)
+    assert column(connection, "SELECT quarantine_dropped FROM installation") == [rows - len(kept)]
 
 
 def touch(connection: psycopg.Connection, *, days: int) -> None:
     connection.execute(
-        "INSERT INTO touched_hour VALUES ('meter', 1, date_trunc('hour', now() - make_interval(days => %s)), now())",
-        [days],
+        """
+        INSERT INTO touched_hour
+        VALUES ('meter', %(days)s, TIMESTAMPTZ '2000-01-01 00:00Z', now() - make_interval(days => %(days)s))
+        """,
+        {"days": days},
     )
 
 
-async def test_touched_hours_are_kept_while_alerts_could_look_at_them(
+async def test_touched_hours_are_kept_until_alerts_have_looked_at_them_however_old_the_hour(
     connection: psycopg.Connection, database_url: str
 ) -> None:
     for days in (0, 7, 8, 10, 11):
         touch(connection, days=days)
     assert await maintain_once(database_url)
-    assert column(connection, "SELECT extract(day FROM now() - hour)::int FROM touched_hour ORDER BY 1") == [0, 7, 8]
+    assert column(connection, "SELECT device_id FROM touched_hour ORDER BY 1") == [0, 7, 8]
 
 
 async def test_of_two_processes_one_maintains(connection: psycopg.Connection, database_url: str) -> None:

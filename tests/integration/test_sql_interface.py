@@ -20,7 +20,7 @@ pytestmark = needs_timescale
 
 DOCUMENTED = {
     *AGGREGATES, "aggregate_freshness", "aggregate_retention", "refresh_aggregates", "prepare_days", "drop_expired",
-    "background_jobs", "job_scheduler", "storage_sizes", "prepared_until",
+    "background_jobs", "job_scheduler", "storage_sizes", "prepared_until", "importable_from",
 }  # fmt: skip
 FIRST_DAY, DAYS = 6, 5
 # What only one engine needs: triggers, and helpers over continuous aggregates.

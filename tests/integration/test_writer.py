@@ -43,7 +43,7 @@ def _start() -> None:
 @asynccontextmanager
 async def writing(url: str, *, queue_max_readings: int = 200_000) -> AsyncIterator[Writer]:
     """A writer that runs; at the end it is closed and has finished."""
-    new = Writer(url, queue_max_readings=queue_max_readings)
+    new = Writer(url, queue_max_readings=queue_max_readings, new_devices_per_hour=None)
     running = asyncio.create_task(new.run())
     try:
         yield new
@@ -476,7 +476,7 @@ async def test_a_full_queue_refuses_and_recovers(database_url: str, connection: 
 
 
 async def test_close_finishes_what_is_in_flight_and_then_refuses(database_url: str, connection: Connection) -> None:
-    closing = Writer(database_url, queue_max_readings=200_000)
+    closing = Writer(database_url, queue_max_readings=200_000, new_devices_per_hour=None)
     running = asyncio.create_task(closing.run())
     callers = [asyncio.create_task(store(closing, m(f"m{n}"))) for n in range(8)]
     await asyncio.sleep(0)

@@ -16,6 +16,7 @@ from app.errors import ServiceError
 from app.ingest.body import DRAIN_BYTES, DRAIN_SECONDS, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES
 from app.ingest.check import MAX_AGE_US, MAX_AHEAD_US, PAYLOAD_LIMIT_BYTES, REJECTIONS
 from app.ingest.decode import MAX_READINGS, MediaType
+from app.ingest.history.columns import SYNONYMS
 from app.ingest.insert import TRANSACTION_SECONDS
 from app.ingest.parts import LATE_US
 from app.ingest.writer import GROUP_READINGS, STAGED_SECONDS
@@ -24,7 +25,7 @@ from app.ops.maintenance import QUARANTINE_DAYS, QUARANTINE_ROWS
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("api.md", "architecture.md", "efficiency.md", "gateways.md")
+NAMES = ("api.md", "architecture.md", "efficiency.md", "gateways.md", "import.md")
 TEXT = {name: (ROOT / "docs" / name).read_text() for name in NAMES}
 MIB = 1024 * 1024
 MINUTE_US = 60_000_000
@@ -68,6 +69,11 @@ def errors_of(heading: str) -> set[str]:
 
 def test_rejections_are_those_of_the_code() -> None:
     assert {code: message for code, message, _ in table("gateways.md", "## Rejected readings")} == REJECTIONS
+
+
+def test_names_of_columns_are_those_of_the_code() -> None:
+    rows = table("import.md", "## Files")
+    assert {field: tuple(re.findall(r"\w+", others)) for field, others in rows} == SYNONYMS
 
 
 def test_errors_are_those_of_the_code() -> None:
@@ -118,6 +124,7 @@ def test_limits_are_those_of_the_code() -> None:
         "timestamp ahead": f"{MAX_AHEAD_US // MINUTE_US} minutes",
         "timestamp back": f"{MAX_AGE_US // MINUTE_US // 60 // 24} days",
         "age from which a reading is late": f"{LATE_US // MINUTE_US} minutes",
+        "new devices within an hour": f"{settings.new_devices_per_hour:,}",
         "readings that wait for the writer": f"{settings.queue_max_readings:,}",
         "one store transaction": f"{TRANSACTION_SECONDS} s",
         "what is read of a request after it was refused": f"{DRAIN_BYTES // MIB} MiB or {DRAIN_SECONDS:g} s",

@@ -11,6 +11,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from app.ingest.body import MAX_BODY_BYTES
+
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ["requirements/runtime.txt", "requirements/dev.txt"]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -70,7 +72,7 @@ def test_both_locks_pin_the_same_versions() -> None:
 
 def test_compose_publishes_on_loopback_only() -> None:
     ports = {name: service["ports"] for name, service in COMPOSE["services"].items() if "ports" in service}
-    assert ports == {"wattline": ["127.0.0.1:8000:8000"]}
+    assert ports == {"wattline": ["127.0.0.1:8000:8000"], "mosquitto": ["127.0.0.1:1883:1883"]}
     assert not any("network_mode" in service for service in COMPOSE["services"].values())
 
 
@@ -85,10 +87,25 @@ def test_compose_has_no_password_of_its_own() -> None:
         for name, value in service["environment"].items()
         if "PASS" in name
     ]
-    assert len(secrets) == 3
-    assert all(re.fullmatch(r"\$\{POSTGRES_PASSWORD:\?.+\}", secret) for secret in secrets)
+    assert len(secrets) == 8
+    assert all(re.fullmatch(r"\$\{(POSTGRES|MQTT)_PASSWORD:\?.+\}", secret) for secret in secrets)
     addresses = [service["environment"].get("DATABASE_URL", "") for service in COMPOSE["services"].values()]
     assert not any(re.search(r"//[^/@]*:[^/@]*@", address) for address in addresses)
+
+
+def test_compose_broker_keeps_what_comes_and_lets_nobody_in_without_a_password() -> None:
+    text = (ROOT / "mosquitto.conf").read_text(encoding="utf-8")
+    lines = [line.partition(" ")[::2] for line in text.splitlines() if line[:1].isalpha()]
+    broker = dict(lines)
+    assert len(broker) == len(lines)
+    assert broker["persistence"] == "true"
+    assert broker["max_inflight_messages"] == broker["max_queued_messages"] == "0"
+    assert int(broker["max_queued_bytes"]) >= 10**9
+    assert int(broker["message_size_limit"]) == MAX_BODY_BYTES
+    assert broker["allow_anonymous"] == "false"
+    service = COMPOSE["services"]["mosquitto"]
+    assert f"mosquitto:{broker['persistence_location'].rstrip('/')}" in service["volumes"]
+    assert broker["password_file"] in service["entrypoint"][-1]
 
 
 def test_compose_migrates_before_it_serves() -> None:

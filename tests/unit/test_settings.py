@@ -109,3 +109,31 @@ def test_each_setting_has_its_reason_beside_it() -> None:
     for field in Settings.__struct_fields__:
         at = next(n for n, line in enumerate(lines) if line.startswith(f"    {field}: "))
         assert lines[at - 1].startswith("    #: "), field
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("WATTLINE_MQTT_URL", "host:1883"),
+        ("WATTLINE_MQTT_URL", "http://user:secret@host"),
+        ("WATTLINE_MQTT_URL", "mqtt://user:secret@"),
+        ("WATTLINE_MQTT_URL", "mqtt://user:secret@host:port"),
+        ("WATTLINE_MQTT_URL", "mqtt://user:secret@host:70000"),
+        ("WATTLINE_MQTT_URL", "mqtt://user:secret@host/topic"),
+        ("WATTLINE_MQTT_CLIENT_ID", "two words"),
+        ("WATTLINE_MQTT_SHARE_GROUP", "a/b"),
+        ("WATTLINE_MQTT_METER_TOPIC", "telemetry/#/meter"),
+        ("WATTLINE_MQTT_METER_TOPIC", "$share/g/telemetry"),
+        ("WATTLINE_MQTT_VEHICLE_TOPIC", "telemetry/vehicle+"),
+    ],
+)
+def test_what_no_broker_takes_is_refused_without_telling_a_password(variable: str, value: str) -> None:
+    with pytest.raises(SetupError) as refused:
+        Settings.from_environ({variable: value})
+    assert str(refused.value).startswith(f"{variable} cannot be used; it must be ")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_key_needs_its_certificate() -> None:
+    with pytest.raises(SetupError, match="WATTLINE_MQTT_CERT_FILE"):
+        Settings.from_environ({"WATTLINE_MQTT_KEY_FILE": "/key.pem"})

@@ -1,5 +1,6 @@
 DROP FUNCTION drop_expired();
 DROP PROCEDURE refresh_aggregates(timestamptz, timestamptz);
+DROP FUNCTION importable_from();
 DROP FUNCTION aggregate_retention();
 DROP FUNCTION aggregate_freshness();
 DROP FUNCTION fleet_day(timestamptz, timestamptz);

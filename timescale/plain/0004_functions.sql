@@ -186,6 +186,29 @@ LANGUAGE sql STABLE AS $$
     LEFT JOIN retention ON retention.name = aggregate.source
 $$;
 
+-- From when on an imported reading reaches every aggregate. drop_expired() drops days as a whole; two days are for the
+-- import itself. Where the fleet's minutes are older than the oldest day of readings, days were dropped and their hours
+-- stored: a new reading there would be counted beside them.
+CREATE FUNCTION importable_from() RETURNS timestamptz
+LANGUAGE sql STABLE AS $$
+    WITH oldest AS (
+        SELECT parent, coalesce(min(to_date(right(part.relname, 8), 'YYYYMMDD'))::timestamp AT TIME ZONE 'UTC',
+                                'infinity') AS day
+        FROM unnest(ARRAY['meter_reading', 'vehicle_reading']) AS parent
+        LEFT JOIN pg_inherits ON inhparent = parent::regclass
+        LEFT JOIN pg_class AS part ON part.oid = inhrelid
+        GROUP BY parent
+    )
+    SELECT greatest(
+        (SELECT max(now() + INTERVAL '2 days' - coalesce(drop_after, INTERVAL '1000 years'))
+         FROM unnest(ARRAY['meter_reading', 'vehicle_reading']) AS reading
+         LEFT JOIN retention ON retention.name = reading),
+        (SELECT date_bin('1 day', max(bucket), '2000-01-01 00:00Z') + INTERVAL '1 day'
+         FROM fleet_meter_minute WHERE bucket < (SELECT day FROM oldest WHERE parent = 'meter_reading')),
+        (SELECT date_bin('1 day', max(bucket), '2000-01-01 00:00Z') + INTERVAL '1 day'
+         FROM fleet_vehicle_minute WHERE bucket < (SELECT day FROM oldest WHERE parent = 'vehicle_reading')))
+$$;
+
 CREATE PROCEDURE refresh_aggregates(range_from timestamptz DEFAULT NULL, range_to timestamptz DEFAULT NULL)
 LANGUAGE sql AS $$ SELECT $$;
 

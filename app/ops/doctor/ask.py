@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from app.database import command_connection, shown_url
 from app.errors import SetupError
 from app.migrate import newest_revision
+from app.ops.doctor.broker import ask_broker
 from app.ops.doctor.facts import Aggregate, Devices, Facts, Job, Scheduler, Server, Size
 from app.policies.desired import read_policies
 from app.policies.plan import plan_policies
@@ -36,6 +37,11 @@ def find_out(database: AbstractContextManager[str], settings: Settings, environ:
                 _ask(name, part, connection, facts)
     except SetupError as error:
         facts.away = str(error)
+    if settings.mqtt_url is not None:
+        try:
+            facts.grants = ask_broker(settings)
+        except SetupError as error:
+            facts.broker_away = str(error)
     return facts
 
 

@@ -13,6 +13,8 @@ DISK_FREE_BYTES = 1 << 30
 DISK_FREE_SHARE = 0.05
 # The writer and the maintenance loop have a connection each besides the pool.
 OTHER_CONNECTIONS = 2
+# A transaction of fewer readings costs more than they do; 20 is Mosquitto's default.
+LEAST_IN_FLIGHT = 1_000
 # The scheduler and one job.
 LEAST_WORKERS = 2
 # As server_version_num, from the first on (timescale/timescaledb pull 11015).
@@ -191,6 +193,23 @@ def _partitions(facts: Facts) -> Iterator[str]:
             )
 
 
+def _broker(facts: Facts) -> Iterator[str]:
+    if facts.broker_away:
+        yield f"{facts.broker_away} See that it runs, and that the WATTLINE_MQTT_ settings are right."
+    grants = facts.grants
+    if grants is None:
+        return
+    if grants.qos < 1:
+        yield "The broker takes no QoS 1: what is sent while no consumer is connected is lost. Use another broker."
+    if grants.receive_maximum < LEAST_IN_FLIGHT:
+        yield (
+            f"The broker has at most {grants.receive_maximum} messages in flight, so that no large transactions come "
+            "about: in mosquitto.conf, set max_inflight_messages 0."
+        )
+    if facts.settings.mqtt_share_group and not grants.shares:
+        yield "The broker has no shared subscriptions: unset WATTLINE_MQTT_SHARE_GROUP, or use another broker."
+
+
 def _silence(facts: Facts) -> Iterator[str]:
     if facts.devices and facts.devices.reported_today and not facts.devices.reporting:
         yield (
@@ -214,5 +233,6 @@ _CHECKS = (
     _jobs,
     _lag,
     _partitions,
+    _broker,
     _silence,
 )

@@ -77,6 +77,16 @@ class Devices(msgspec.Struct, frozen=True):
     reported_today: int
 
 
+class Grants(msgspec.Struct, frozen=True):
+    """What the broker's CONNACK says; where it names no limit, there is none but the protocol's."""
+
+    receive_maximum: int
+    packet_bytes: int | None
+    session_seconds: int | None
+    shares: bool
+    qos: int
+
+
 class Facts(msgspec.Struct, kw_only=True):
     """All that could be found out; what could not is None or empty, and `unread` says why.
 
@@ -105,3 +115,5 @@ class Facts(msgspec.Struct, kw_only=True):
     quarantined: int = 0
     rejected_today: list[tuple[str, int]] = []
     unread: list[str] = []
+    grants: Grants | None = None
+    broker_away: str | None = None

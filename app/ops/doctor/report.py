@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 
 from app import __version__
+from app.broker import shown_address
 from app.database import shown_url
 from app.ops.doctor.ask import find_out
 from app.ops.doctor.checks import wrong
@@ -81,6 +82,10 @@ def _settings(facts: Facts) -> Iterator[tuple[str, ...]]:
         variable, value = variable_of(field), getattr(facts.settings, field)
         if field == "database_url" and value is not None:
             value = shown_url(value) or "not shown"
+        if field == "mqtt_url" and value is not None:
+            value = shown_address(facts.settings)
+        if field == "mqtt_password" and value is not None:
+            value = "not shown"
         yield variable, "set" if facts.variables.get(variable) else "default", "none" if value is None else str(value)
 
 
@@ -146,6 +151,15 @@ def _quarantine(facts: Facts) -> Iterator[tuple[str, ...]]:
         yield code, f"{count} in the last day"
 
 
+def _broker(facts: Facts) -> Iterator[tuple[str, ...]]:
+    if grants := facts.grants:
+        yield "broker", shown_address(facts.settings)
+        yield "in flight", f"{grants.receive_maximum} messages at most (receive maximum)"
+        yield "message", f"{_size(grants.packet_bytes)} at most" if grants.packet_bytes else "any size"
+        yield "session", "kept for ever" if grants.session_seconds is None else f"{grants.session_seconds} s at most"
+        yield "shared", "yes" if grants.shares else "no"
+
+
 _SECTIONS = {
     "Database": _database,
     "Settings": _settings,
@@ -155,6 +169,7 @@ _SECTIONS = {
     "Devices": _devices,
     "Sizes": _sizes,
     "Quarantine": _quarantine,
+    "Broker": _broker,
 }
 
 

@@ -1,0 +1,252 @@
+"""Connections to the MQTT broker: paho's client, driven by asyncio in one thread.
+
+In one thread, because an acknowledgement must never slip from a lost connection into the next one: there its packet
+identifier may stand for a message that is not stored.
+"""
+
+import asyncio
+import random
+import ssl
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import structlog
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from app.errors import SetupError
+from app.settings import Settings
+
+PORTS = {"mqtt": 1883, "mqtts": 8883}
+KEEPALIVE_SECONDS = 60
+# Two groups of the writer: the next one arrives while the database works on the one before.
+RECEIVE_MAXIMUM = 40_000
+# Only the operator ends a session: what came while its consumer was away for a month is not dropped.
+NEVER_EXPIRES = 0xFFFFFFFF
+LONGEST_PAUSE_SECONDS = 30.0
+DISCONNECT_SECONDS = 5
+# Then the rest of the event loop has its turn.
+PACKETS_AT_ONCE = 100
+
+_log = structlog.get_logger()
+
+
+class Message(NamedTuple):
+    """What was published; `connection` and `mid` are what an acknowledgement names, `mid` is 0 when it wants none."""
+
+    connection: int
+    mid: int
+    topic: str
+    content_type: str | None
+    payload: bytes
+
+
+def create_client(settings: Settings, client_id: str, *, persistent: bool) -> Client:
+    """A client of the broker, for `reconnect()` to connect. Raises SetupError for settings that cannot work.
+
+    A persistent one finds its session again, and acknowledges by hand.
+    """
+    if settings.mqtt_url is None:
+        raise SetupError("WATTLINE_MQTT_URL is not set: it names the broker, such as mqtt://user@host:1883.")
+    url = urlsplit(settings.mqtt_url)
+    client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5, manual_ack=persistent)
+    if url.username:
+        client.username_pw_set(unquote(url.username), unquote(url.password or "") or settings.mqtt_password)
+    if url.scheme == "mqtts":
+        client.tls_set_context(_tls(settings))
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    if persistent:
+        properties.SessionExpiryInterval = NEVER_EXPIRES
+        properties.ReceiveMaximum = RECEIVE_MAXIMUM
+    client.connect_async(
+        url.hostname or "",
+        url.port or PORTS[url.scheme],
+        KEEPALIVE_SECONDS,
+        clean_start=not persistent,
+        properties=properties,
+    )
+    return client
+
+
+def shown_address(settings: Settings) -> str:
+    """Where the broker is, without user and password."""
+    url = urlsplit(settings.mqtt_url or "")
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
+
+
+def _tls(settings: Settings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.mqtt_ca_file)
+        if settings.mqtt_cert_file:
+            context.load_cert_chain(settings.mqtt_cert_file, settings.mqtt_key_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise SetupError(
+            "WATTLINE_MQTT_CA_FILE, WATTLINE_MQTT_CERT_FILE or WATTLINE_MQTT_KEY_FILE cannot be used: "
+            f"{error.strerror or error}."
+        ) from None
+    return context
+
+
+class Session:
+    """A session that the broker keeps while nobody is connected to it; what it sends goes to `on_message`."""
+
+    def __init__(self, settings: Settings, filters: Iterable[str], on_message: Callable[[Message], None]) -> None:
+        self._address = shown_address(settings)
+        self._client_id = settings.mqtt_client_id
+        self._filters = list(filters)
+        self._on_message = on_message
+        self._connection = 0
+        self._received = 0
+        self._fd = -1
+        self._full = False
+        self._session_present = False
+        self._closing = False
+        self._wake = asyncio.Event()
+        self._reason = ""
+        self._pause_seconds = 1.0
+        self._client = create_client(settings, settings.mqtt_client_id, persistent=True)
+        self._client.on_connect = self._connected
+        self._client.on_subscribe = self._subscribed
+        self._client.on_message = self._take
+        self._client.on_disconnect = self._disconnected
+        self._client.on_socket_close = self._forget
+
+    async def run(self) -> None:
+        """Connects, and connects again after growing pauses, until `close()`."""
+        while not self._closing:
+            self._reason = ""
+            try:
+                await asyncio.to_thread(self._client.reconnect)
+                await self._hold()
+            except (OSError, ValueError) as error:  # no such host, no route, a certificate that does not fit
+                self._reason = str(error)
+            self._connection += 1
+            if not self._closing:
+                await self._pause()
+
+    def close(self) -> None:
+        """Takes nothing more: `run()` disconnects in good order and returns. The session stays at the broker."""
+        self._closing = True
+        self._wake.set()
+
+    def acknowledge(self, messages: Iterable[Message]) -> None:
+        """In the order in which they came, as MQTT wants it; those of an earlier connection come again anyway."""
+        for message in messages:
+            if message.mid and message.connection == self._connection:
+                self._client.ack(message.mid, qos=1)
+        self._write()
+
+    def hold_back(self) -> None:
+        """Reads nothing more, so that the broker waits, until `go_on()`."""
+        self._full = True
+
+    def go_on(self) -> None:
+        if self._full:
+            self._full = False
+            if self._fd >= 0:
+                asyncio.get_running_loop().add_reader(self._fd, self._read)
+                self._read()
+
+    async def _hold(self) -> None:
+        if (sock := self._client.socket()) is None:
+            return
+        self._fd = sock.fileno()
+        asyncio.get_running_loop().add_reader(self._fd, self._read)
+        while self._fd >= 0 and not self._closing:
+            await self._sleep(1)
+            self._client.loop_misc()
+            self._write()
+        self._client.disconnect()
+        if self._fd >= 0:
+            self._write()
+            await self._sleep(DISCONNECT_SECONDS)
+
+    async def _sleep(self, seconds: float) -> None:
+        self._wake.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), seconds)
+
+    async def _pause(self) -> None:
+        # The random part keeps many consumers from coming back in the same moment.
+        seconds = self._pause_seconds * random.uniform(0.5, 1)  # noqa: S311
+        self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+        _log.warning("mqtt_away", broker=self._address, reason=self._reason, retry_seconds=round(seconds, 1))
+        await self._sleep(seconds)
+
+    def _read(self) -> None:
+        """Reads what has arrived; paho reads one packet at a time."""
+        for _ in range(PACKETS_AT_ONCE):
+            received = self._received
+            self._client.loop_read()
+            if self._fd < 0:
+                return
+            if self._full and self._client.is_connected():
+                asyncio.get_running_loop().remove_reader(self._fd)
+                break
+            if self._received == received and not self._buffered():
+                break
+        else:
+            if self._buffered():
+                asyncio.get_running_loop().call_soon(self._read)
+        self._write()
+
+    def _buffered(self) -> bool:
+        """Whether TLS holds bytes that were read from the socket already: nobody else says that they are there."""
+        sock = self._client.socket()
+        return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+
+    def _write(self) -> None:
+        """Writes what waits, as far as the socket takes it, and the rest when it takes more."""
+        if self._fd >= 0 and self._client.want_write():
+            self._client.loop_write()
+        if self._fd >= 0:
+            loop = asyncio.get_running_loop()
+            if self._client.want_write():
+                loop.add_writer(self._fd, self._write)
+            else:
+                loop.remove_writer(self._fd)
+
+    def _take(self, _client: Client, _: Any, message: MQTTMessage) -> None:
+        self._received += 1
+        content_type = getattr(message.properties, "ContentType", None)
+        self._on_message(Message(self._connection, message.mid, message.topic, content_type, bytes(message.payload)))
+
+    def _connected(
+        self, client: Client, _: Any, flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        if reason.is_failure:
+            self._reason = str(reason)
+            return
+        self._pause_seconds = 1.0
+        self._session_present = flags.session_present
+        # A retained reading comes once, not again with each connection.
+        options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
+        client.subscribe([(pattern, options) for pattern in self._filters])
+
+    def _subscribed(
+        self, _client: Client, _: Any, _mid: int, reasons: list[ReasonCode], _properties: Properties | None
+    ) -> None:
+        for pattern, reason in zip(self._filters, reasons, strict=False):
+            if reason.is_failure:
+                _log.error("mqtt_subscription_refused", broker=self._address, topic=pattern, reason=str(reason))
+        # The broker answers in order: from here on it keeps what is published.
+        _log.info("mqtt_connected", broker=self._address, client=self._client_id, session_present=self._session_present)
+
+    def _disconnected(
+        self, _client: Client, _: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        self._reason = self._reason or str(reason)
+        self._wake.set()
+
+    def _forget(self, _client: Client, _: Any, _socket: Any) -> None:
+        if self._fd >= 0:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._fd)
+            loop.remove_writer(self._fd)
+            self._fd = -1

@@ -1,0 +1,159 @@
+"""The command that imports history."""
+
+import asyncio
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import IO, Self
+
+import click
+import msgspec
+import psycopg
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app.cli.common import open_database
+from app.errors import SetupError
+from app.ingest.check import PAYLOAD_LIMIT_BYTES, Rejected
+from app.ingest.history.columns import parse_mapping
+from app.ingest.history.file import HistoryFile
+from app.ingest.history.importer import QUARANTINED_ROWS, Importer
+from app.ingest.history.journal import Journal, mark_refreshed, unrefreshed
+from app.ops.refresh import refresh_aggregates
+from app.settings import Settings
+
+REJECTED_STATUS = 3
+LINE_SECONDS = 5
+
+
+@click.command("import")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--map", "pairs", multiple=True, metavar="COLUMN=FIELD", help="What a column is; may be repeated.")
+@click.option("--rejects", type=click.File("ab"), help="Append rejected rows to this file, not to quarantine.")
+def import_(files: tuple[str, ...], pairs: tuple[str, ...], rejects: IO[bytes] | None) -> None:
+    """Store history from CSV or NDJSON files, plain or as gzip or zstd; `-` is standard input.
+
+    A file that was stopped half way goes on there, and one that is done is left alone. Exit status: 0 when every
+    reading is stored or was known, 3 when some were rejected, 1 when the import failed.
+    """
+    settings = Settings.from_environ(os.environ)
+    mapping = parse_mapping(pairs)
+    with open_database(settings, migrated=True) as url:
+        try:
+            rejected = asyncio.run(_import(url, files, mapping, rejects))
+        except SetupError:
+            _refresh_touched(url)
+            raise
+        _refresh_touched(url)
+    if rejected:
+        where = rejects.name if rejects else f"quarantine, the first {QUARANTINED_ROWS:,} of each file"
+        click.echo(f"wattline: {rejected:,} rows were rejected: see {where}.", err=True)
+        sys.exit(REJECTED_STATUS)
+
+
+async def _import(url: str, files: tuple[str, ...], mapping: dict[str, str], rejects: IO[bytes] | None) -> int:
+    """How many rows were rejected, now or before the import was stopped."""
+    # A block makes 50,000 tuples and drops them again: nothing in which to look for circles.
+    gc.set_threshold(1_000_000)
+    # Each time that COPY has waited for the database it waits for the decoder's thread, 5 ms by default.
+    sys.setswitchinterval(0.0002)
+    rejected = 0
+    with _Display() as display:
+        reject = _writer(rejects) if rejects else None
+        importer = Importer(url, tell=display.tell, pause=display.pause, reject=reject)
+        try:
+            for name in files:
+                display.start(name)
+                before, after, ignored = await importer.run(name, mapping)
+                display.end(before, after, ignored)
+                rejected += after.rejected
+        finally:
+            await importer.close()
+    return rejected
+
+
+def _writer(rejects: IO[bytes]) -> Callable[[HistoryFile, list[tuple[int, bytes, Rejected]]], None]:
+    """Before the transaction that counts them, so that none is lost: those of a killed block stand there twice."""
+
+    def write(file: HistoryFile, rows: list[tuple[int, bytes, Rejected]]) -> None:
+        for line, row, why in rows:
+            text = row[:PAYLOAD_LIMIT_BYTES].rstrip(b"\r").decode(errors="replace")
+            members = {"file": file.name, "line": line, "code": why.code, "field": why.field}
+            rejects.write(msgspec.json.encode({**members, "message": why.message, "row": text}) + b"\n")
+        rejects.flush()
+
+    return write
+
+
+def _refresh_touched(url: str) -> None:
+    """Refreshes the days that imports have touched, also those of imports that were killed."""
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            days = unrefreshed(connection)
+            for start, end in days.ranges:
+                click.echo(f"Refreshing the aggregates from {start:%Y-%m-%d} to {end:%Y-%m-%d}.", err=True)
+                refresh_aggregates(url, start, end)
+            mark_refreshed(connection, days)
+    except psycopg.OperationalError as error:
+        raise SetupError(f"The aggregates are not refreshed; the same command does it: {error}") from None
+
+
+class _Display:
+    """What is going on, on standard error: a bar on a terminal, else a line now and then. Summaries go to stdout."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", said="")
+        self._started = self._told = 0.0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def start(self, name: str) -> None:
+        self._progress.reset(self._task, description=name, said="", total=None)
+        self._started = self._told = time.monotonic()
+
+    def tell(self, file: HistoryFile, journal: Journal, before: Journal) -> None:
+        said = f"{journal.read:,} readings, {self._rate(journal.read - before.read)}"
+        done = file.read_bytes()
+        self._progress.update(self._task, completed=done, total=file.size or None, said=said)
+        if not self._console.is_terminal and time.monotonic() > self._told + LINE_SECONDS:
+            self._told = time.monotonic()
+            percent = f", {done / file.size:.0%} of the file" if file.size else ""
+            click.echo(f"{file.name}: {said}{percent}", err=True)
+
+    def pause(self, seconds: int) -> None:
+        self._progress.console.print(f"The database is busy or away; again in {seconds} s.", highlight=False)
+
+    def end(self, before: Journal, after: Journal, ignored: list[str]) -> None:
+        read = after.read - before.read
+        if before.position and not read:
+            click.echo(f"{after.name}: imported before, nothing is new.")
+        elif before.position:
+            click.echo(f"{after.name}: goes on behind line {before.lines:,}; {read:,} rows are new.")
+        if ignored and (read or not before.position):
+            names = ", ".join(map(repr, ignored[:10])) + (" …" if len(ignored) > 10 else "")
+            click.echo(f"{after.name}: columns that are no field of a reading were ignored: {names}")
+        conflicts = f" ({after.conflicts:,} with other values)" if after.conflicts else ""
+        click.echo(
+            f"{after.name}: read {after.read:,} = inserted {after.inserted:,} + duplicates {after.duplicates:,}"
+            f"{conflicts} + rejected {after.rejected:,}" + (f"; {self._rate(read)}" if read else "")
+        )
+
+    def _rate(self, read: int) -> str:
+        return f"{read / max(time.monotonic() - self._started, 0.001):,.0f} readings/s"

@@ -1,0 +1,145 @@
+"""Load tests of a running service."""
+
+import asyncio
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, NamedTuple
+
+import click
+
+from app.load.measure import measure
+from app.load.service import CONNECTIONS
+from app.load.source import Batch, realistic, sustained, whole_fleet
+from app.simulator.fleet import Fleet
+
+
+def _devices(default: int) -> Callable[[Any], Any]:
+    return click.option(
+        "--devices",
+        "chargers",
+        default=default,
+        show_default=True,
+        type=click.IntRange(1, 50_000),
+        help="So many meters, and as many vehicles.",
+    )
+
+
+class _Minutes(click.FloatRange):
+    """A range has no place for nan, but click lets it through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        minutes = super().convert(value, param, ctx)
+        return self.fail("nan is no number of minutes.", param, ctx) if math.isnan(minutes) else minutes
+
+
+def _minutes(default: float) -> Callable[[Any], Any]:
+    minutes = _Minutes(0, 24 * 60, min_open=True)
+    return click.option("--minutes", default=default, show_default=True, type=minutes, help="How long it goes on.")
+
+
+BATCH = click.option(
+    "--batch",
+    "batch_readings",
+    default=1_000,
+    show_default=True,
+    type=click.IntRange(1, 50_000),
+    help="Readings sent together at most.",
+)
+RATE = click.option(
+    "--rate",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(1, 1_000_000),
+    help="Readings a second; a service that cannot keep up shows as latency.",
+)
+
+
+class Target(NamedTuple):
+    """Where the readings go: to the service, or to a broker in front of it."""
+
+    url: str
+    broker_url: str | None
+
+
+def _target(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say where to."""
+
+    @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The service; also asked to count.")
+    @click.option("--via", default="http", show_default=True, type=click.Choice(["http", "mqtt"]))
+    @click.option("--broker", default="mqtt://127.0.0.1:1883", show_default=True, help="With --via mqtt; or mqtts://.")
+    @wraps(command)
+    def with_target(url: str, via: str, broker: str, **options: Any) -> None:
+        command(Target(url, broker if via == "mqtt" else None), **options)
+
+    return with_target
+
+
+@click.group()
+def load() -> None:
+    """Test a running service under load.
+
+    Each run sends the readings of devices of its own, then asks the service how many it has of each. Exit status 1
+    when a reading is lost, rejected or not answered.
+    """
+
+
+@load.command()
+@_target
+@_devices(10)
+def single(target: Target, chargers: int) -> None:
+    """One reading of each device, one after the other."""
+    _measure(target, lambda run, start_us: whole_fleet(run, chargers, start_us, 1), connections=1)
+
+
+@load.command()
+@_target
+@_devices(5_000)
+@BATCH
+def full(target: Target, chargers: int, batch_readings: int) -> None:
+    """One reading of each device, as fast as it goes."""
+    _measure(target, lambda run, start_us: whole_fleet(run, chargers, start_us, batch_readings))
+
+
+@load.command(name="load")
+@_target
+@_devices(5_000)
+@_minutes(3)
+@RATE
+@BATCH
+def at_rate(target: Target, chargers: int, minutes: float, rate: int, batch_readings: int) -> None:
+    """So many readings a second, for some minutes."""
+
+    def batches(run: str, start_us: int) -> Iterator[Batch]:
+        return sustained(run, chargers, start_us, batch_readings, rate=rate, minutes=minutes)
+
+    _measure(target, batches)
+
+
+@load.command(name="realistic")
+@_target
+@_devices(5_000)
+@_minutes(5)
+@BATCH
+def as_simulated(target: Target, chargers: int, minutes: float, batch_readings: int) -> None:
+    """A simulated fleet in real time, late and repeated readings too."""
+    fleet = Fleet(chargers)
+
+    def batches(run: str, start_us: int) -> Iterator[Batch]:
+        return realistic(run, fleet, start_us, batch_readings, minutes=minutes)
+
+    _measure(target, batches, mappings=fleet.mappings())
+
+
+def _measure(
+    target: Target,
+    batches: Callable[[str, int], Iterator[Batch]],
+    *,
+    mappings: Sequence[tuple[str, str]] = (),
+    connections: int = CONNECTIONS,
+) -> None:
+    wrong = asyncio.run(measure(*target, batches, mappings=mappings, connections=connections))
+    if wrong is not None:
+        click.echo(f"wattline: {wrong}", err=True)
+        sys.exit(1)

@@ -1,0 +1,183 @@
+"""Commands for rejected readings."""
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+import psycopg
+
+from app.cli.common import INSTANT, on_database, printable, table
+from app.errors import SetupError
+from app.ingest.check import PAYLOAD_LIMIT_BYTES
+from app.ingest.kept import Kept, Wanted, count_dropped, count_kept, fetch_newest
+from app.ingest.kept import purge as purge_kept
+from app.ingest.quarantine import Source
+from app.ingest.redrive import Redriven
+from app.ingest.redrive import redrive as redrive_kept
+from app.ops.refresh import refresh_aggregates
+from app.policies.desired import read_policies
+
+PAYLOAD_START = 60
+DUMP_BYTES = 512
+
+
+@click.group()
+def quarantine() -> None:
+    """Rejected readings: look at them, drive them again, purge them. The database must be running."""
+
+
+def filtered(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the arguments that become a `Wanted`."""
+    for add in (
+        click.option("--until", type=INSTANT, help="That arrived last before then."),
+        click.option("--since", type=INSTANT, help="That arrived last at that time or later."),
+        click.option("--device", metavar="ID", help="Of that device."),
+        click.option("--source", type=click.Choice([source.value for source in Source]), help="That came that way."),
+        click.option("--reason", "code", metavar="CODE", help="Rejected with that code."),
+        click.argument("ids", nargs=-1, type=click.IntRange(1, 2**63 - 1)),
+    ):
+        command = add(command)
+    return command
+
+
+def _wanted(ids: tuple[int, ...], since: datetime | None, until: datetime | None, **others: Any) -> Wanted:
+    since, until = (bound and bound.replace(tzinfo=bound.tzinfo or UTC) for bound in (since, until))
+    return Wanted(ids=list(ids) or None, since=since, until=until, **others)
+
+
+@quarantine.command("list")
+@filtered
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most so many.")
+def list_(limit: int, **filters: Any) -> None:
+    """List rejected readings, newest first: all, those with the IDS, or those that the options leave."""
+    wanted = _wanted(**filters)
+
+    async def work(connection: psycopg.AsyncConnection, _: str) -> tuple[int, int, list[Kept]]:
+        newest = await fetch_newest(connection, wanted, limit=limit, payload_bytes=4 * PAYLOAD_START)
+        return (await count_kept(connection, wanted))[0], await count_dropped(connection), newest
+
+    count, dropped, newest = on_database(work)
+    headings = ("id", "last arrival", "times", "source", "stream", "code", "field", "device", "payload")
+    if newest:
+        click.echo("\n".join(table(headings, list(map(_row, newest)))))
+    click.echo(f"{len(newest)} shown, {max(0, count - len(newest))} more." if count else "Nothing is in quarantine.")
+    if dropped:
+        click.echo(f"The bounds of the quarantine have dropped {dropped} so far.")
+
+
+@quarantine.command()
+@click.argument("row_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
+def show(row_id: int) -> None:
+    """Show a rejected reading with its payload."""
+
+    async def work(connection: psycopg.AsyncConnection, _: str) -> list[Kept]:
+        return await fetch_newest(connection, Wanted(ids=[row_id]), limit=1, payload_bytes=PAYLOAD_LIMIT_BYTES)
+
+    found = on_database(work)
+    if not found:
+        raise SetupError(f"There is no {row_id} in quarantine.")
+    (kept,) = found
+    for name, value in (
+        ("id", kept.id),
+        ("first arrival", _utc(kept.first_at)),
+        ("last arrival", _utc(kept.last_at)),
+        ("times", kept.times),
+        ("source", kept.source),
+        ("stream", kept.stream),
+        ("device", kept.device),
+        ("code", kept.code),
+        ("field", kept.field),
+        ("message", kept.message),
+        ("payload", f"{kept.payload_bytes} bytes" + (", cut" if kept.payload_bytes >= PAYLOAD_LIMIT_BYTES else "")),
+    ):
+        click.echo(f"{name:<14} {printable(str('-' if value is None else value))}")
+    click.echo(_payload(kept.payload))
+
+
+@quarantine.command()
+@filtered
+def redrive(**filters: Any) -> None:
+    """Check and store rejected readings once more: all, those with the IDS, or those that the options leave.
+
+    What passes leaves the quarantine. Judged by today's rules, and by the clock of its first arrival. New devices are
+    registered without a limit.
+    """
+    wanted = _wanted(**filters)
+
+    async def work(connection: psycopg.AsyncConnection, url: str) -> Redriven:
+        count, these = await count_kept(connection, wanted)
+        done = Redriven()
+        hidden = not sys.stderr.isatty()
+        with click.progressbar(length=count, label="Driving again", file=sys.stderr, hidden=hidden) as bar:
+            async for done in redrive_kept(connection, url, these, oldest=_oldest()):
+                bar.update(done.rows - bar.pos)
+        for day in sorted(done.days):
+            refresh_aggregates(url, day, day + timedelta(days=1))
+        return done
+
+    done = on_database(work)
+    click.echo(
+        f"{done.rows} driven again: {done.stored} readings stored, {done.duplicates} duplicates, "
+        f"{done.rejected.total()} still rejected."
+    )
+    for code, count in done.rejected.most_common():
+        click.echo(f"  {code}: {count}")
+
+
+@quarantine.command()
+@filtered
+@click.option("--all", "everything", is_flag=True, help="Without any filter.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def purge(*, everything: bool, yes: bool, **filters: Any) -> None:
+    """Delete rejected readings for good: those with the IDS, or those that the options leave."""
+    wanted = _wanted(**filters)
+    if (wanted == Wanted()) != everything:
+        raise SetupError("Say what to purge: ids or filters; or everything, by --all alone.")
+
+    async def work(connection: psycopg.AsyncConnection, _: str) -> int:
+        count, these = await count_kept(connection, wanted)
+        if count and not yes:
+            if not sys.stdin.isatty():
+                raise SetupError(f"{count} would be deleted for good: say --yes.")
+            click.confirm(f"Delete {count} rejected readings for good?", abort=True)
+        return await purge_kept(connection, these)
+
+    click.echo(f"{on_database(work)} deleted.")
+
+
+def _oldest() -> datetime:
+    """Older readings are about to be dropped, or are: stored anew, they would be in no sum."""
+    retention = read_policies().retention
+    kept = (retention[name].split() for name in ("meter_reading", "vehicle_reading") if name in retention)
+    days = (timedelta(**{f"{unit.rstrip('s')}s": int(number)}) for number, unit in kept)
+    return datetime.now(UTC) - min(days, default=timedelta(days=3650)) + timedelta(days=1)
+
+
+def _row(kept: Kept) -> list[str]:
+    start = _text(kept.payload[: 4 * PAYLOAD_START]) or kept.payload[: PAYLOAD_START // 2].hex()
+    cells = [kept.id, _utc(kept.last_at), kept.times, kept.source, kept.stream, kept.code, kept.field, kept.device]
+    return [*("-" if cell is None else str(cell) for cell in cells), start[:PAYLOAD_START]]
+
+
+def _utc(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _text(payload: bytes) -> str | None:
+    """The payload as text, if it is one; it may be cut inside a character."""
+    text = payload.decode(errors="ignore")
+    shown = all(character.isprintable() or character in "\n\t\r" for character in text)
+    return text if shown and len(payload) - len(text.encode()) < 4 else None
+
+
+def _payload(payload: bytes) -> str:
+    """The payload if it is text, else the start of its dump."""
+    if (text := _text(payload)) is not None:
+        return text
+    return "\n".join(
+        f"{start:04x}  {line.hex(' '):<47}  {''.join(chr(byte) if 32 <= byte < 127 else '.' for byte in line)}"
+        for start in range(0, min(len(payload), DUMP_BYTES), 16)
+        for line in [payload[start : start + 16]]
+    )

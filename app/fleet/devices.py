@@ -1,0 +1,144 @@
+"""What an operator does with devices: seed a fleet, list, retire and rename them."""
+
+from datetime import datetime
+
+import msgspec
+import psycopg
+from psycopg import sql
+from psycopg.rows import class_row
+
+from app.errors import SetupError
+from app.fleet.registry import LOCK, find_devices, register
+from app.telemetry.reading import Stream
+
+
+class Device(msgspec.Struct, frozen=True):
+    """A device, with its newest reading; `retired_at` is None while it is in service."""
+
+    stream: str
+    external_id: str
+    registered_at: datetime
+    latest_ts: datetime | None
+    latest_milliwh: int | None
+    retired_at: datetime | None
+
+
+class Seeded(msgspec.Struct, frozen=True):
+    """What seeding has added."""
+
+    vehicles: int
+    meters: int
+    mappings: int
+
+
+async def seed(connection: psycopg.AsyncConnection, vehicles: int, meters: int) -> Seeded:
+    """Registers vehicle-0001, meter-0001 and so on; a vehicle without a mapping gets the meter of its number.
+
+    What is there already stays as it is.
+    """
+    names = {
+        Stream.VEHICLE: [f"vehicle-{number:04d}" for number in range(1, vehicles + 1)],
+        Stream.METER: [f"meter-{number:04d}" for number in range(1, meters + 1)],
+    }
+    known = {stream: len(await find_devices(connection, stream, names[stream])) for stream in Stream}
+    ids = {stream: await register(connection, stream, names[stream], per_hour=None) for stream in Stream}
+    pairs = list(zip(names[Stream.VEHICLE], names[Stream.METER], strict=False))
+    async with connection.transaction():
+        await connection.execute(LOCK)
+        mapped = await connection.execute(
+            """
+            INSERT INTO vehicle_meter (vehicle_id, meter_id, valid)
+            SELECT vehicle_id, meter_id, '(,)' FROM unnest(%s::integer[], %s::integer[]) AS pair (vehicle_id, meter_id)
+            WHERE NOT EXISTS (SELECT FROM vehicle_meter AS any_time WHERE any_time.vehicle_id = pair.vehicle_id)
+            """,
+            [[ids[Stream.VEHICLE][name] for name, _ in pairs], [ids[Stream.METER][name] for _, name in pairs]],
+        )
+    return Seeded(vehicles - known[Stream.VEHICLE], meters - known[Stream.METER], mapped.rowcount)
+
+
+async def fetch_devices(
+    connection: psycopg.AsyncConnection, *, stream: str | None, retired: bool, silent_minutes: int | None
+) -> list[Device]:
+    """Devices by stream and name; all, the retired, or those in service without a reading in the last minutes."""
+    cursor = connection.cursor(row_factory=class_row(Device))
+    await cursor.execute(
+        """
+        SELECT * FROM (
+            SELECT 'meter' AS stream, external_id, registered_at, ts AS latest_ts, ac_milliwh AS latest_milliwh,
+                   CASE WHEN coalesce(ts <= retired_at, true) THEN retired_at END AS retired_at
+            FROM meter LEFT JOIN meter_state ON meter_id = id
+            UNION ALL
+            SELECT 'vehicle', external_id, registered_at, ts, dc_milliwh,
+                   CASE WHEN coalesce(ts <= retired_at, true) THEN retired_at END
+            FROM vehicle LEFT JOIN vehicle_state ON vehicle_id = id
+        ) AS device
+        WHERE stream = coalesce(%(stream)s, stream)
+            AND (retired_at IS NOT NULL OR NOT %(retired)s)
+            AND (%(silent)s::integer IS NULL OR retired_at IS NULL
+                 AND coalesce(latest_ts < now() - make_interval(mins => %(silent)s), true))
+        ORDER BY stream, external_id
+        """,
+        {"stream": stream, "retired": retired, "silent": silent_minutes},
+    )
+    return await cursor.fetchall()
+
+
+async def retire(connection: psycopg.AsyncConnection, stream: Stream, name: str, *, undo: bool) -> None:
+    """Takes the device out of service, until it measures something later than now, or puts it back.
+
+    Raises SetupError for an unknown device.
+    """
+    device = await _named(connection, stream, name)
+    if undo:
+        statement = "UPDATE {device} SET retired_at = NULL WHERE id = %s"
+    else:
+        # Its clock may be ahead: the reading that is there already must not put it back.
+        statement = """
+            UPDATE {device} SET retired_at = greatest(now(), (SELECT ts FROM {state} WHERE {state}.{key} = id))
+            WHERE id = %s
+        """
+    await connection.execute(
+        sql.SQL(statement).format(
+            device=sql.Identifier(stream), state=sql.Identifier(f"{stream}_state"), key=sql.Identifier(f"{stream}_id")
+        ),
+        [device],
+    )
+
+
+async def rename(connection: psycopg.AsyncConnection, stream: Stream, old: str, new: str) -> None:
+    """Gives the device another name. Readings under the old one stay its own, in whatever process they arrive.
+
+    Raises SetupError for an unknown device, and for a name that is taken or no id.
+    """
+    async with connection.transaction():
+        await connection.execute(LOCK)
+        device = await _named(connection, stream, old)
+        if (await find_devices(connection, stream, [new])).get(new, device) != device or new == old:
+            raise SetupError(f"There is a {stream} {new} already, or there was.")
+        try:
+            await connection.execute(
+                sql.SQL("UPDATE {} SET external_id = %s WHERE id = %s").format(sql.Identifier(stream)), [new, device]
+            )
+        except psycopg.errors.CheckViolation:
+            raise SetupError("An id is 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_', ':' and '-'.") from None
+        await connection.execute("DELETE FROM former_name WHERE stream = %s AND external_id = %s", [stream, new])
+        await connection.execute("INSERT INTO former_name VALUES (%s, %s, %s)", [stream, old, device])
+
+
+async def _named(connection: psycopg.AsyncConnection, stream: Stream, name: str) -> int:
+    """The id of the device that has the name today."""
+    table = sql.Identifier(stream)
+    today = await connection.execute(sql.SQL("SELECT id FROM {} WHERE external_id = %s").format(table), [name])
+    if row := await today.fetchone():
+        return int(row[0])
+    former = await connection.execute(
+        sql.SQL(
+            """
+            SELECT device.external_id FROM former_name JOIN {} AS device ON device.id = device_id
+            WHERE stream = %s AND former_name.external_id = %s
+            """
+        ).format(table),
+        [stream, name],
+    )
+    renamed = await former.fetchone()
+    raise SetupError(f"There is no {stream} {name}" + (f"; it is called {renamed[0]} now." if renamed else "."))

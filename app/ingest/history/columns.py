@@ -1,0 +1,78 @@
+"""Which column of a file, or which member of its objects, is which field of a reading."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+import msgspec
+
+from app.errors import SetupError
+from app.ingest.check import Wire
+
+#: Field as over HTTP -> attribute of Wire.
+ATTRIBUTES = {field.encode_name: field.name for field in msgspec.structs.fields(Wire)}
+FLOATS = frozenset(field.name for field in msgspec.structs.fields(Wire) if field.type == float | None)
+
+SYNONYMS = {
+    "timestamp": ("ts", "time", "datetime", "measuredAt", "recordedAt"),
+    "vehicleId": ("vehicle", "vin"),
+    "meterId": ("meter",),
+    "kwhConsumedAc": ("kwhAc", "acKwh", "kwhConsumed", "energyAcKwh"),
+    "kwhDeliveredDc": ("kwhDc", "dcKwh", "kwhDelivered", "energyDcKwh"),
+    "voltage": ("volt", "volts", "voltageV"),
+    "soc": ("stateOfCharge", "socPercent"),
+    "batteryTemp": ("batteryTemperature", "batteryTempC"),
+}
+"""What a field may be called besides its own name; upper and lower case, `_`, `-` and blanks make no difference."""
+
+# A file whose objects have ever new members would fill the memory.
+MAX_NAMES = 1_000
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_.-]", "", name).casefold()
+
+
+_FIELDS = {_plain(name): field for field, others in SYNONYMS.items() for name in (field, *others)}
+
+
+def parse_mapping(pairs: Iterable[str]) -> dict[str, str]:
+    """Column -> field, of `column=field` as in --map."""
+    mapping: dict[str, str] = {}
+    for pair in pairs:
+        column, equals, field = pair.rpartition("=")
+        if not equals or field not in ATTRIBUTES:
+            raise SetupError(f"--map {pair!r} must be COLUMN=FIELD, with FIELD one of {', '.join(ATTRIBUTES)}.")
+        if column in mapping or field in mapping.values():
+            raise SetupError(f"--map {pair!r}: that column or field is mapped twice.")
+        mapping[column] = field
+    return mapping
+
+
+class Columns:
+    """The fields of the names met so far; `ignored` are those that stand for none."""
+
+    def __init__(self, mapping: Mapping[str, str]) -> None:
+        self._mapping = mapping
+        self.fields: dict[str, str] = {}
+        self.ignored: list[str] = []
+
+    def means(self, name: str) -> str | None:
+        """The field that a column of this name stands for; --map goes before the synonyms."""
+        field = self._mapping.get(name) or _FIELDS.get(_plain(name))
+        return None if field in self._mapping.values() and name not in self._mapping else field
+
+    def learn(self, names: Collection[str], file: str) -> bool:
+        """Whether there were new names among them. Raises SetupError when two mean one field."""
+        new = [name for name in names if name not in self.fields and name not in self.ignored]
+        for name in new:
+            if (field := self.means(name)) is None:
+                self.ignored.append(name)
+                continue
+            for other in [other for other, known in self.fields.items() if known == field]:
+                raise SetupError(
+                    f"{file} has two columns for {field}: {other!r} and {name!r}; --map {name}={field} chooses."
+                )
+            self.fields[name] = field
+        if len(self.fields) + len(self.ignored) > MAX_NAMES:
+            raise SetupError(f"{file} has more than {MAX_NAMES} different columns.")
+        return bool(new)

@@ -1,0 +1,191 @@
+"""MQTT: messages -> decode_message -> store -> acknowledgement, which goes out only after COMMIT.
+
+While a group is stored the next messages gather, so that single readings become large transactions, too. What is not
+acknowledged the broker sends again, to this consumer or the next of its name: stored twice it counts as a duplicate.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import lru_cache
+
+import structlog
+from paho.mqtt.client import topic_matches_sub
+
+from app.broker import Message, Session
+from app.errors import BodyTooLarge, InternalError, ServiceError, StoreBusy, StoreUnavailable, UnsupportedMediaType
+from app.ingest.body import MAX_BODY_BYTES
+from app.ingest.check import PAYLOAD_LIMIT_BYTES, Batch, Rejected
+from app.ingest.decode import LARGE_BODY_BYTES, MediaType, decode_batch
+from app.ingest.quarantine import Source
+from app.ingest.writer import GROUP_READINGS, Writer
+from app.settings import Settings
+from app.telemetry.reading import Stream
+
+# What waits undecoded; then the broker has to wait. Single readings never come near: receive maximum ends them first.
+INBOX_BYTES = 64 * 1024 * 1024
+# Work on so many messages takes about 5 ms, in which nothing else of the event loop has its turn.
+MESSAGES_AT_ONCE = 250
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 10.0
+
+_log = structlog.get_logger()
+
+
+class Consumer:
+    """Takes readings from the broker while `run()` runs, and hands them to the writer."""
+
+    def __init__(self, settings: Settings, writer: Writer) -> None:
+        self._writer = writer
+        self._topics = Topics(settings)
+        share = f"$share/{settings.mqtt_share_group}/" if settings.mqtt_share_group else ""
+        self._session = Session(settings, [share + pattern for pattern in self._topics.filters], self._arrived)
+        self._inbox: deque[Message] = deque()
+        self._inbox_bytes = 0
+        self._wake = asyncio.Event()
+        self._closing = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until `close()`; what is being stored then is stored and acknowledged, the rest stays at the broker."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._session.run())
+            while not self._closing.is_set():
+                if self._inbox:
+                    await self._store(await self._take_group())
+                else:
+                    self._wake.clear()
+                    await self._wake.wait()
+            self._session.close()
+
+    def close(self) -> None:
+        """Takes no more messages."""
+        self._closing.set()
+        self._wake.set()
+
+    def _arrived(self, message: Message) -> None:
+        self._inbox.append(message)
+        self._inbox_bytes += len(message.payload)
+        if self._inbox_bytes > INBOX_BYTES:
+            self._session.hold_back()
+        self._wake.set()
+
+    async def _take_group(self) -> list[tuple[Message, Batch]]:
+        """What has arrived, decoded, up to what the writer stores in one transaction."""
+        group: list[tuple[Message, Batch]] = []
+        readings = 0
+        while self._inbox and readings < GROUP_READINGS:
+            message = self._inbox.popleft()
+            self._inbox_bytes -= len(message.payload)
+            if len(message.payload) > LARGE_BODY_BYTES:
+                batch = await asyncio.to_thread(decode_message, message, self._topics)
+            else:
+                batch = decode_message(message, self._topics)
+            group.append((message, batch))
+            readings += batch.received
+            if len(group) % MESSAGES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if self._inbox_bytes <= INBOX_BYTES:
+            self._session.go_on()
+        return group
+
+    async def _store(self, group: list[tuple[Message, Batch]]) -> None:
+        """Stores and acknowledges; a message that fails on its data fails no other, and does not come for ever."""
+        try:
+            stored = await self._stored(merged(batch for _, batch in group))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a message, the consumer outlives it
+            if len(group) > 1:
+                await self._store(group[: len(group) // 2])
+                await self._store(group[len(group) // 2 :])
+                return
+            ((message, _),) = group
+            _log.error("mqtt_message_failed", topic=message.topic, exc_info=error)
+            stored = await self._stored(refused(message, InternalError(), None, None))
+        if stored:
+            for start in range(0, len(group), MESSAGES_AT_ONCE):
+                self._session.acknowledge(message for message, _ in group[start : start + MESSAGES_AT_ONCE])
+                await asyncio.sleep(0)
+
+    async def _stored(self, batch: Batch) -> bool:
+        """Whether the batch is committed, however long the database was away; not when the consumer is closed first."""
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await self._writer.store(batch, Source.MQTT)
+            except (StoreBusy, StoreUnavailable) as error:
+                _log.warning("mqtt_store_waits", reason=error.detail, retry_seconds=pause)
+            else:
+                return True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
+            if self._closing.is_set():
+                return False
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+class Topics:
+    """Which topics carry which stream, and where in them the device stands."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._patterns = {Stream.METER: settings.mqtt_meter_topic, Stream.VEHICLE: settings.mqtt_vehicle_topic}
+        self.filters = sorted(set(self._patterns.values()))
+        # Each device has its topic; matching one takes longer than decoding its reading.
+        self.of = lru_cache(maxsize=100_000)(self._of)
+
+    def _of(self, topic: str) -> tuple[Stream | None, str | None]:
+        """The stream, None when the readings have to tell; and the device that the last level names.
+
+        A topic of neither comes from a subscription that the session still has of former settings.
+        """
+        streams = [stream for stream, pattern in self._patterns.items() if topic_matches_sub(pattern, topic)]
+        if len(streams) != 1:
+            return None, None
+        levels, pattern = topic.split("/"), self._patterns[streams[0]].split("/")
+        named = pattern[-1] in ("#", "+") and len(levels) >= len(pattern)
+        return streams[0], levels[-1] if named else None
+
+
+def decode_message(message: Message, topics: Topics) -> Batch:
+    """The message's readings, in the forms that HTTP takes; an unreadable payload is one rejected reading."""
+    stream, device_id = topics.of(message.topic)
+    try:
+        if len(message.payload) > MAX_BODY_BYTES:
+            raise BodyTooLarge
+        batch = decode_batch(
+            message.payload, _media_type(message), now_us=time.time_ns() // 1000, stream=stream, device_id=device_id
+        )
+    except ServiceError as error:
+        return refused(message, error, stream, device_id)
+    for reading in batch.rejected:
+        reading.device = reading.device or device_id
+        reading.topic = message.topic
+    return batch
+
+
+def _media_type(message: Message) -> MediaType:
+    """What the publisher says; else a first byte that no text begins with is MessagePack's."""
+    if message.content_type is None:
+        return MediaType.MSGPACK if message.payload[:1] >= b"\x80" else MediaType.JSON
+    given = message.content_type.partition(";")[0].strip().lower()
+    try:
+        return MediaType(given)
+    except ValueError:
+        raise UnsupportedMediaType(f"The content type must be one of {', '.join(MediaType)}.") from None
+
+
+def refused(message: Message, error: ServiceError, stream: Stream | None, device_id: str | None) -> Batch:
+    """A batch of which nothing but the message itself, cut, can be kept."""
+    payload = message.payload[:PAYLOAD_LIMIT_BYTES]
+    return Batch(1, [], [], [Rejected(0, error.code, None, error.detail, stream, payload, device_id, message.topic)])
+
+
+def merged(batches: Iterable[Batch]) -> Batch:
+    """One batch of all readings, in their order; the indices of rejected readings stay those of their messages."""
+    whole = Batch(0, [], [], [])
+    for batch in batches:
+        whole.received += batch.received
+        whole.meter += batch.meter
+        whole.vehicle += batch.vehicle
+        whole.rejected += batch.rejected
+    return whole

@@ -1,0 +1,113 @@
+"""Rejected readings driven again: decode_batch -> store -> out of the quarantine, after the COMMIT.
+
+Killed in between, a row stays, and driving it again finds its readings to be duplicates.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import psycopg
+
+from app.errors import ServiceError
+from app.ingest.check import REJECTIONS, Batch, rejected
+from app.ingest.decode import MediaType, decode_batch
+from app.ingest.kept import Kept, Wanted, fetch_after, settle
+from app.ingest.quarantine import Source
+from app.ingest.writer import Writer
+from app.telemetry.reading import Stream
+
+# At 64 KiB each, 32 MB at most are in memory.
+PAGE_ROWS = 500
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAY_US = 24 * 3600 * 1_000_000
+# Refresh policies see to what is younger (check.MAX_AGE_US).
+REFRESHED_DAYS = 7
+
+
+class Redriven(msgspec.Struct):
+    """What became of the rows so far; `days` are the UTC days with readings too old for the refresh policies."""
+
+    rows: int = 0
+    stored: int = 0
+    duplicates: int = 0
+    rejected: Counter[str] = msgspec.field(default_factory=Counter)
+    days: set[datetime] = msgspec.field(default_factory=set)
+
+
+async def redrive(
+    connection: psycopg.AsyncConnection, url: str, wanted: Wanted, *, oldest: datetime
+) -> AsyncIterator[Redriven]:
+    """Drives the rows again, page by page in the order of their ids; yields the counts after each page.
+
+    A reading is judged by today's rules and by the clock of its first arrival: what was too old or in the future then
+    stays so, and what was young enough then is not too old now, unless it is older than `oldest`. New devices are
+    registered without a limit.
+    """
+    writer = Writer(url, queue_max_readings=1, new_devices_per_hour=None)
+    running = asyncio.create_task(writer.run())
+    done = Redriven()
+    last_id = 0
+    try:
+        while page := await fetch_after(connection, wanted, last_id, limit=PAGE_ROWS):
+            last_id = page[-1].id
+            await _redrive_page(connection, writer, page, oldest, done)
+            yield done
+    finally:
+        writer.close()
+        await running
+
+
+async def _redrive_page(
+    connection: psycopg.AsyncConnection, writer: Writer, page: list[Kept], oldest: datetime, done: Redriven
+) -> None:
+    judged = [decode_again(kept, oldest) for kept in page]
+    batches = [batch for batch in judged if isinstance(batch, Batch)]
+    refused = [kept for kept in judged if isinstance(kept, Kept)]
+    meter = [reading for batch in batches for reading in batch.meter]
+    vehicle = [reading for batch in batches for reading in batch.vehicle]
+    if batches:
+        receipt = await writer.store(Batch(len(meter) + len(vehicle), meter, vehicle, []), Source.HTTP)
+        done.stored += receipt.inserted
+        done.duplicates += receipt.duplicates
+        done.days |= _days_without_refresh([r.ts_us for r in meter] + [r.ts_us for r in vehicle])
+    stored = [kept.id for kept, outcome in zip(page, judged, strict=True) if isinstance(outcome, Batch)]
+    await settle(connection, stored, refused)
+    done.rows += len(page)
+    done.rejected.update(kept.code for kept in refused)
+
+
+def decode_again(kept: Kept, oldest: datetime) -> Batch | Kept:
+    """Its readings, or the row with the reason for which it is refused now."""
+    first = kept.payload.lstrip()[:1]
+    is_array = first == b"[" or first in _MSGPACK_ARRAYS
+    if is_array and kept.source != Source.MQTT:
+        # A reading that was an array. Over MQTT the whole payload is kept, which may be a batch.
+        return kept
+    try:
+        batch = decode_batch(
+            kept.payload,
+            MediaType.MSGPACK if first >= b"\x80" else MediaType.JSON,
+            now_us=(kept.first_at - EPOCH) // timedelta(microseconds=1),
+            stream=Stream(kept.stream) if kept.stream else None,
+            device_id=kept.device,
+        )
+    except ServiceError:
+        return kept
+    instants = [reading.ts_us for reading in batch.meter] + [reading.ts_us for reading in batch.vehicle]
+    if instants and min(instants) < oldest.timestamp() * 1_000_000:
+        batch.rejected.append(rejected(0, "too_old", "timestamp", None))
+    if not batch.rejected:
+        return batch
+    reason = batch.rejected[0]
+    return msgspec.structs.replace(kept, code=reason.code, field=reason.field, message=REJECTIONS[reason.code])
+
+
+_MSGPACK_ARRAYS = {bytes([head]) for head in (*range(0x90, 0xA0), 0xDC, 0xDD)}
+
+
+def _days_without_refresh(instants: list[int]) -> set[datetime]:
+    limit = (datetime.now(UTC) - timedelta(days=REFRESHED_DAYS) - EPOCH) // timedelta(microseconds=1)
+    return {EPOCH + timedelta(days=ts_us // DAY_US) for ts_us in instants if ts_us < limit}

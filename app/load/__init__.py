@@ -1,0 +1,1 @@
+"""Load tests: readings of a fleet made for one run, and a count of what became of them."""

@@ -1,0 +1,106 @@
+"""Publishing to a broker: MQTT 5, QoS 1; a batch is acknowledged with the PUBACK of its last message."""
+
+import asyncio
+from itertools import groupby
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from app.errors import SetupError
+from app.load.service import Outcome
+from app.load.source import device_of
+from app.simulator.devices import Reading
+
+_CONNECT_S = 10
+_LONGEST_RECONNECT_S = 5
+_PORTS = {"mqtt": 1883, "mqtts": 8883}
+
+
+class Broker:
+    """A connection to a broker, made anew by paho when it breaks, which then sends again what was not acknowledged."""
+
+    def __init__(self, url: str, run: str) -> None:
+        self._url = url
+        self._run = run
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id=run, protocol=paho.MQTTv5)
+        self._client.reconnect_delay_set(max_delay=_LONGEST_RECONNECT_S)
+        self._client.on_connect = self._on_connect
+        self._client.on_publish = self._on_publish
+        self._awaited: dict[int, asyncio.Future[str | None]] = {}
+
+    async def __aenter__(self) -> Self:
+        """Raises SetupError when the broker cannot be reached or refuses."""
+        self._loop = asyncio.get_running_loop()
+        self._connected: asyncio.Future[str | None] = self._loop.create_future()
+        try:
+            parts = urlsplit(self._url)
+            if parts.scheme not in _PORTS or not parts.hostname:
+                raise ValueError("it must be mqtt://host or mqtts://host, with :port or without")
+            if parts.scheme == "mqtts":
+                self._client.tls_set()
+            if parts.username:
+                self._client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
+            await asyncio.to_thread(self._client.connect, parts.hostname, parts.port or _PORTS[parts.scheme])
+            self._client.loop_start()
+            refused = await asyncio.wait_for(self._connected, _CONNECT_S)
+        except (OSError, ValueError) as error:
+            refused = str(error) or type(error).__name__
+        if refused is not None:
+            self._client.loop_stop()
+            raise SetupError(
+                f"The broker at {_without_password(self._url)} cannot be used: {refused}. Another one: --broker."
+            )
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._client.disconnect()
+        await asyncio.to_thread(self._client.loop_stop)
+
+    async def send(self, readings: list[Reading]) -> Outcome:
+        """Publishes one reading under its device's topic, more under one topic for each stream."""
+        ordered = sorted(enumerate(readings), key=lambda numbered: "vehicleId" in numbered[1])
+        rejected: dict[int, str] = {}
+        messages = []
+        for is_vehicle, of_stream in groupby(ordered, key=lambda numbered: "vehicleId" in numbered[1]):
+            numbers, batch = zip(*of_stream, strict=True)
+            name = self._run if len(batch) > 1 else device_of(batch[0]).partition("/")[2]
+            topic = f"telemetry/{'vehicle' if is_vehicle else 'meter'}/{name}"
+            payload = msgspec.json.encode(batch if len(batch) > 1 else batch[0])
+            messages.append((numbers, self._publish(topic, payload)))
+        for numbers, acknowledged in messages:
+            if (reason := await acknowledged) is not None:
+                rejected |= dict.fromkeys(numbers, reason)
+        return Outcome(rejected)
+
+    def _publish(self, topic: str, payload: bytes) -> asyncio.Future[str | None]:
+        message = self._client.publish(topic, payload, qos=1)
+        # Its acknowledgement comes through the event loop, so never before this.
+        acknowledged = self._awaited[message.mid] = self._loop.create_future()
+        return acknowledged
+
+    # paho calls these in its own thread.
+
+    def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
+        self._loop.call_soon_threadsafe(self._settle, self._connected, str(reason) if reason.is_failure else None)
+
+    def _on_publish(self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
+        # A message that matches no subscription is dropped: a success for the broker only.
+        refused = reason.is_failure or reason.getName() == "No matching subscribers"
+        self._loop.call_soon_threadsafe(self._acknowledge, mid, str(reason) if refused else None)
+
+    def _acknowledge(self, mid: int, refused: str | None) -> None:
+        self._settle(self._awaited.pop(mid), refused)
+
+    @staticmethod
+    def _settle(future: asyncio.Future[str | None], refused: str | None) -> None:
+        if not future.done():  # it was given up, or the connection was made anew
+            future.set_result(refused)
+
+
+def _without_password(url: str) -> str:
+    return url.rpartition("@")[2]

@@ -1,0 +1,98 @@
+"""What a load test sends, and when: batches of devices that no other run has."""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from itertools import groupby, islice, pairwise
+from typing import NamedTuple
+
+from app.simulator.devices import Reading
+from app.simulator.fleet import Fleet
+
+SECOND_US = 1_000_000
+# A fleet of 10,000 devices takes 0.3 s to say what arrives in a minute, and 0.2 s for a second.
+_AHEAD_US = 60 * SECOND_US
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Batch(NamedTuple):
+    """Readings, and how many seconds after the start they are due; None: as soon as there is a free connection."""
+
+    due_s: float | None
+    readings: list[Reading]
+
+
+def whole_fleet(run: str, chargers: int, start_us: int, batch_readings: int) -> Iterator[Batch]:
+    """One reading of each meter and vehicle, as fast as they are taken."""
+    readings = (_reading(run, chargers, number, start_us + number) for number in range(2 * chargers))
+    for batch in _batches(readings, batch_readings):
+        yield Batch(None, batch)
+
+
+def sustained(
+    run: str, chargers: int, start_us: int, batch_readings: int, *, rate: int, minutes: float
+) -> Iterator[Batch]:
+    """So many readings a second, of the devices in turn. A batch is due when its last reading is."""
+    readings = (
+        _reading(run, chargers, number, start_us + number * SECOND_US // rate)
+        for number in range(round(rate * minutes * 60))
+    )
+    sent = 0
+    for batch in _batches(readings, batch_readings):
+        sent += len(batch)
+        yield Batch(sent / rate, batch)
+
+
+def realistic(run: str, fleet: Fleet, start_us: int, batch_readings: int, *, minutes: float) -> Iterator[Batch]:
+    """What the simulated fleet sends in real time, late and repeated readings too, each second what comes in it."""
+    end_us = start_us + round(minutes * 60 * SECOND_US)
+    for arrivals in _arrivals_ahead(fleet, start_us, end_us):
+        for second, of_second in groupby(arrivals, key=lambda arrival: (arrival[0] - start_us) // SECOND_US):
+            for batch in _batches((_of_run(run, reading) for _, reading in of_second), batch_readings):
+                yield Batch(second + 1, batch)
+
+
+def _arrivals_ahead(fleet: Fleet, start_us: int, end_us: int) -> Iterator[list[tuple[int, Reading]]]:
+    """Minute by minute, each made in a thread while the one before is sent: answers are not to wait for it."""
+    bounds = [*range(start_us, end_us, _AHEAD_US), end_us]
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(fleet.arrivals, *bounds[:2])
+        for minute in pairwise(bounds[1:]):
+            arrivals, ahead = ahead.result(), thread.submit(fleet.arrivals, *minute)
+            yield arrivals
+        yield ahead.result()
+
+
+def device_of(reading: Reading) -> str:
+    """The device as it stands in the paths of the API: `meters/M1`."""
+    vehicle_id = reading.get("vehicleId")
+    return f"vehicles/{vehicle_id}" if vehicle_id else f"meters/{reading['meterId']}"
+
+
+def _batches(readings: Iterable[Reading], batch_readings: int) -> Iterator[list[Reading]]:
+    remaining = iter(readings)
+    while batch := list(islice(remaining, batch_readings)):
+        yield batch
+
+
+def _reading(run: str, chargers: int, number: int, at_us: int) -> Reading:
+    """Meters and vehicles in turn: what a charger of 11 kW measures in about a minute, a little different each time."""
+    charger, is_vehicle = divmod(number % (2 * chargers), 2)
+    meter_id = f"{run}-meter-{charger + 1:05d}"
+    timestamp = (_EPOCH + timedelta(microseconds=at_us)).isoformat()
+    kwh = 0.18 + number % 97 / 10_000
+    if not is_vehicle:
+        return {"meterId": meter_id, "timestamp": timestamp, "kwhConsumedAc": kwh, "voltage": 228 + number % 41 / 10}
+    return {
+        "vehicleId": f"{run}-vehicle-{charger + 1:05d}",
+        "meterId": meter_id,
+        "timestamp": timestamp,
+        "kwhDeliveredDc": round(kwh * 0.9, 6),
+        "soc": 20 + number % 601 / 10,
+        "batteryTemp": 24 + number % 83 / 10,
+    }
+
+
+def _of_run(run: str, reading: Reading) -> Reading:
+    """The simulator's reading under ids of this run; a new one, since a repeated reading comes as the same object."""
+    return reading | {name: f"{run}-{reading[name]}" for name in ("meterId", "vehicleId") if name in reading}

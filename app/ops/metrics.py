@@ -1,0 +1,48 @@
+"""What Prometheus collects: counters of this process, gauges of the database."""
+
+from litestar import Response, get
+from litestar.di import NamedDependency
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.database import translated_errors
+from app.errors import ServiceError
+
+REQUEST_SECONDS = Histogram(
+    "wattline_request_seconds",
+    "From a request to the end of its answer.",
+    ["method", "path", "status"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+
+_STATEMENTS = {
+    "wattline_quarantine_readings": ("Rejected readings kept.", "SELECT count(*) FROM quarantine"),
+    "wattline_quarantine_dropped_readings": (
+        "Rejected readings that the bounds of the quarantine have dropped so far.",
+        "SELECT quarantine_dropped FROM installation",
+    ),
+    "wattline_meters": ("Registered meters.", "SELECT count(*) FROM meter"),
+    "wattline_vehicles": ("Registered vehicles.", "SELECT count(*) FROM vehicle"),
+}
+
+
+@get("/metrics", tags=["health"], media_type="text/plain")
+async def get_metrics(pool: NamedDependency[AsyncEngine]) -> Response[bytes]:
+    """Counters since the start of the process, and gauges of the database while it can be asked; for Prometheus."""
+    of_database = CollectorRegistry()
+    try:
+        with translated_errors():
+            async with pool.connect() as connection:
+                await _gauge(connection, of_database)
+    except ServiceError:
+        of_database = CollectorRegistry()
+    return Response(
+        generate_latest(REGISTRY) + generate_latest(of_database), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+async def _gauge(connection: AsyncConnection, registry: CollectorRegistry) -> None:
+    for name, (meaning, statement) in _STATEMENTS.items():
+        Gauge(name, meaning, registry=registry).set(await connection.scalar(text(statement)))

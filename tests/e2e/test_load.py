@@ -1,0 +1,301 @@
+"""`wattline load` against the real service: its figures are those of the database, also when things go wrong."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import paho.mqtt.client as paho
+import psycopg
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+
+from app.ops.refresh import refresh_aggregates
+from tests.fixtures.service import Process, free_port
+
+on_one_engine = pytest.mark.parametrize("server", ["plain"], indirect=True)
+
+
+def start(url: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "app.cli", "load", *arguments, "--url", url]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(load: subprocess.Popen[str]) -> tuple[int, dict[str, str], str]:
+    """Exit status, the table by the name of its rows, and standard error."""
+    with load:
+        try:
+            output, errors = load.communicate(timeout=100)
+        finally:
+            load.kill()
+    rows = re.findall(r"^ *(\S.*?) {2,}(\S.*?) *$", output, flags=re.MULTILINE)
+    return load.returncode, dict(rows), errors
+
+
+def figures(table: dict[str, str], *names: str) -> list[int]:
+    return [int(table[name].replace(",", "")) for name in names]
+
+
+def milliseconds(value: str) -> float:
+    return float(value.removesuffix(" ms").replace(",", ""))
+
+
+def stored(connection: psycopg.Connection) -> tuple[int, ...]:
+    row = connection.execute(
+        "SELECT (SELECT count(*) FROM meter_reading), (SELECT count(*) FROM vehicle_reading)"
+    ).fetchone()
+    assert row is not None
+    return row
+
+
+def refusal(*arguments: str, url: str) -> str:
+    status, table, errors = finish(start(url, *arguments))
+    assert (status, table) == (1, {})
+    (line,) = errors.splitlines()
+    return line
+
+
+def test_each_kind_sends_its_readings_and_finds_them_all(
+    server_process: Process, connection: psycopg.Connection
+) -> None:
+    before = 0
+    for arguments, least in (
+        (["single", "--devices", "3"], 6),
+        (["full", "--devices", "40", "--batch", "7"], 80),
+        (["load", "--devices", "20", "--rate", "500", "--minutes", "0.05", "--batch", "100"], 1_500),
+        (["realistic", "--devices", "100", "--minutes", "0.1"], 1),
+    ):
+        status, table, errors = finish(start(server_process.base_url, *arguments))
+        assert (status, errors) == (0, ""), arguments
+        sent, inserted, duplicates, distinct, found = figures(
+            table, "sent", "inserted", "duplicates", "distinct, acknowledged", "of these in the service"
+        )
+        rows = sum(stored(connection)) - before
+        before += rows
+        assert sent >= least
+        assert sent == least or "realistic" in arguments
+        assert sent == inserted + duplicates
+        assert inserted == distinct == found == rows
+        assert figures(table, "rejected", "unanswered", "lost") == [0, 0, 0]
+        latencies = [milliseconds(table[f"latency {name}"]) for name in ("p50", "p95", "p99", "max")]
+        assert latencies[0] > 0
+        assert latencies == sorted(latencies)
+
+
+def test_readings_that_were_acknowledged_and_are_gone_count_as_lost(
+    server_process: Process, connection: psycopg.Connection, database_url: str
+) -> None:
+    load = start(
+        server_process.base_url, "load", "--devices", "5", "--rate", "100", "--minutes", "0.08", "--batch", "20"
+    )
+    while sum(stored(connection)) < 200:
+        time.sleep(0.05)
+    gone = connection.execute("DELETE FROM meter_reading WHERE ts < now() - INTERVAL '0.2 s'").rowcount
+    gone += connection.execute("DELETE FROM vehicle_reading WHERE vehicle_id = 1").rowcount
+    while load.poll() is None:
+        # On TimescaleDB an answer is known to be complete after the next refresh.
+        refresh_aggregates(database_url, None, None)
+        time.sleep(1)
+    status, table, errors = finish(load)
+    assert gone > 50
+    assert figures(table, "sent", "inserted", "distinct, acknowledged") == [480, 480, 480]
+    assert figures(table, "lost", "of these in the service") == [gone, 480 - gone]
+    assert (status, errors) == (1, f"wattline: {gone} of 480 acknowledged readings are lost.\n")
+
+
+def test_a_service_killed_and_started_again_loses_nothing(
+    server_process: Process, connection: psycopg.Connection
+) -> None:
+    load = start(
+        server_process.base_url, "load", "--devices", "50", "--rate", "2000", "--minutes", "0.1", "--batch", "100"
+    )
+    while sum(stored(connection)) < 2_000:
+        time.sleep(0.02)
+    server_process.signal_all(signal.SIGKILL)
+    server_process.popen.wait()
+    server_process.start()
+    status, table, errors = finish(load)
+    sent, inserted, duplicates, again = figures(table, "sent", "inserted", "duplicates", "batches sent again")
+    assert (status, errors) == (0, "")
+    assert sent == inserted + duplicates == 12_000
+    assert again > 0
+    assert figures(table, "lost", "unanswered", "distinct, acknowledged") == [0, 0, 12_000]
+    assert sum(stored(connection)) == 12_000
+
+
+@on_one_engine
+def test_a_stall_of_the_service_shows_in_the_latency_and_costs_no_reading(
+    server_process: Process, connection: psycopg.Connection
+) -> None:
+    load = start(
+        server_process.base_url, "load", "--devices", "50", "--rate", "100", "--minutes", "0.1", "--batch", "1"
+    )
+    while not sum(stored(connection)):
+        time.sleep(0.02)
+    server_process.signal_all(signal.SIGSTOP)
+    time.sleep(2)
+    server_process.signal_all(signal.SIGCONT)
+    status, table, _ = finish(load)
+    assert status == 0
+    assert figures(table, "sent", "inserted") == [600, 600]
+    # A third of the readings were due in the stall; only 16 could wait for an answer in it.
+    assert milliseconds(table["latency p95"]) > 1_000
+    assert milliseconds(table["latency max"]) >= 1_900
+
+
+@on_one_engine
+def test_ctrl_c_ends_it_early_with_the_table_of_what_was_sent(
+    server_process: Process, connection: psycopg.Connection
+) -> None:
+    load = start(server_process.base_url, "load", "--devices", "5", "--rate", "200", "--minutes", "60", "--batch", "10")
+    while sum(stored(connection)) < 200:
+        time.sleep(0.05)
+    load.send_signal(signal.SIGINT)
+    status, table, errors = finish(load)
+    assert (status, errors) == (0, "")
+    assert figures(table, "sent", "lost", "unanswered") == [sum(stored(connection)), 0, 0]
+
+
+@on_one_engine
+def test_refused_readings_are_told_by_code_and_are_no_success(server_process: Process) -> None:
+    port = free_port()
+    with answering(port, 413, b'{"code": "batch_too_large"}', server_process.base_url):
+        status, table, errors = finish(start(f"http://127.0.0.1:{port}", "full", "--devices", "5"))
+    assert (status, errors) == (1, "wattline: 10 readings were rejected.\n")
+    assert figures(table, "sent", "rejected", "batch_too_large", "lost") == [10, 10, 10, 0]
+
+
+@contextmanager
+def answering(port: int, status: int, body: bytes, ready: str | None = None) -> Iterator[None]:
+    """Something that answers each POST so; and each GET too, unless a service answers it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self._answer(status, body)
+
+        def do_GET(self) -> None:
+            self._answer(*((status, body) if ready is None else (200, httpx.get(ready + self.path).content)))
+
+        def _answer(self, status: int, body: bytes) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", port), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield
+        server.shutdown()
+
+
+def test_a_wrong_number_is_a_wrong_use() -> None:
+    for option in (["--minutes", "nan"], ["--minutes", "inf"], ["--minutes", "0"], ["--rate", "0"], ["--batch", "1.5"]):
+        status, table, errors = finish(start("http://127.0.0.1", "load", *option))
+        assert (status, table) == (2, {})
+        assert f"Error: Invalid value for '{option[0]}': " in errors
+
+
+def test_a_wrong_address_is_one_line() -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    assert refusal("single", url=nowhere).startswith(f"wattline: {nowhere} cannot be reached: ")
+    for url in ("nonsense", "http://127.0.0.1:port", "http://", "ftp://127.0.0.1"):
+        assert url in refusal("single", url=url)
+    for body in (b"<html>", b"[]", b"\xff", b""):
+        port = free_port()
+        with answering(port, 200, body):
+            line = refusal("single", url=f"http://127.0.0.1:{port}")
+        assert line == f"wattline: There is no Wattline that is ready at http://127.0.0.1:{port}: status 200."
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[int]:
+    """A real Mosquitto; its port."""
+    port = free_port()
+    (tmp_path / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+    log = (tmp_path / "mosquitto.log").open("w")
+    mosquitto = subprocess.Popen(["mosquitto", "-c", tmp_path / "mosquitto.conf"], stderr=log)
+    yield port
+    mosquitto.terminate()
+    mosquitto.wait()
+    log.close()
+
+
+class Consumer:
+    """Hands on to the service what it subscribes to, and counts it by topic."""
+
+    def __init__(self, port: int, base_url: str) -> None:
+        self.topics: list[str] = []
+        self._http = httpx.Client(base_url=base_url)
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+        self._client.on_message = self._on_message
+        subscribed = threading.Event()
+        self._client.on_subscribe = lambda *_: subscribed.set()
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self._client.connect("127.0.0.1", port)
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        self._client.loop_start()
+        self._client.subscribe("telemetry/#", qos=1)
+        assert subscribed.wait(10)
+
+    def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
+        self.topics.append(message.topic)
+        stream = message.topic.split("/")[1]
+        self._http.post(f"/v1/telemetry/{stream}", content=bytes(message.payload)).raise_for_status()
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+        self._http.close()
+
+
+@pytest.mark.skipif(shutil.which("mosquitto") is None, reason="this machine has no mosquitto")
+def test_through_a_broker_what_it_acknowledged_is_looked_for_in_the_service(
+    server_process: Process, connection: psycopg.Connection, broker: int
+) -> None:
+    via = ["--via", "mqtt", "--broker", f"mqtt://127.0.0.1:{broker}"]
+    consumer = Consumer(broker, server_process.base_url)
+    single = finish(start(server_process.base_url, "single", "--devices", "4", *via))
+    singles = consumer.topics[:]
+    load = ["load", "--devices", "5", "--rate", "500", "--minutes", "0.04", "--batch", "50"]
+    batches = finish(start(server_process.base_url, *load, *via))
+    consumer.close()
+    for (status, table, errors), readings in (single, 8), (batches, 1_200):
+        assert (status, errors) == (0, "")
+        assert figures(table, "sent", "acknowledged by the broker", "of these in the service") == [readings] * 3
+        assert figures(table, "lost", "rejected") == [0, 0]
+    assert sum(stored(connection)) == 1_208
+    assert [re.sub("load-[0-9a-f]{8}", "run", topic) for topic in singles] == [
+        f"telemetry/{stream}/run-{stream}-{number:05d}" for number in range(1, 5) for stream in ("meter", "vehicle")
+    ]
+    assert len(consumer.topics) - 8 == 2 * 1_200 / 50
+
+    status, table, errors = finish(start(server_process.base_url, "single", "--devices", "1", *via))
+    assert (status, errors) == (1, "wattline: 2 readings were rejected.\n")
+    assert figures(table, "No matching subscribers") == [2]
+
+
+@on_one_engine
+def test_a_broker_that_cannot_be_used_is_one_line(server_process: Process) -> None:
+    for url in (f"mqtt://127.0.0.1:{free_port()}", "nonsense", "mqtt://", "http://127.0.0.1", "mqtt://127.0.0.1:99999"):
+        line = refusal("single", "--via", "mqtt", "--broker", url, url=server_process.base_url)
+        assert line.startswith(f"wattline: The broker at {url} cannot be used: ")
+    line = refusal("single", "--via", "mqtt", "--broker", "mqtt://me:secret@127.0.0.1:1", url=server_process.base_url)
+    assert "secret" not in line

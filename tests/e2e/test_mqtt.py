@@ -1,0 +1,228 @@
+"""Acknowledged means committed, over MQTT: whatever is killed or stopped, each reading is stored exactly once."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+
+import psycopg
+import pytest
+
+from app.embedded import running
+from app.migrate import migrate
+from tests.fixtures.broker import Broker, ConsumerProcess, consuming
+from tests.fixtures.database import PLAIN_SETTINGS, SETTINGS, available_engines
+from tests.fixtures.flood import Flood
+from tests.fixtures.service import serving
+
+Messages = list[tuple[str, bytes]]
+
+
+class OwnDatabase:
+    """A server of the test's own, which can be stopped."""
+
+    def __init__(self, engine: str, directory: Path) -> None:
+        self._engine, self._directory = engine, directory
+        self._stack = ExitStack()
+        self.start()
+        migrate(self.url, engine=engine)  # type: ignore[arg-type]
+
+    def start(self) -> None:
+        pg_bin = available_engines()[self._engine].bin
+        settings = SETTINGS if self._engine == "timescale" else PLAIN_SETTINGS
+        self.url = self._stack.enter_context(running(self._directory, pg_bin=pg_bin, settings=settings))
+
+    def stop(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture
+def own_database(engine: str, tmp_path: Path) -> Iterator[OwnDatabase]:
+    database = OwnDatabase(engine, tmp_path / "database")
+    yield database
+    database.stop()
+
+
+def messages(count: int, *, devices: int = 1000, first: int = 0) -> Messages:
+    """Single readings of both streams, each another one; every tenth comes twice."""
+    start = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=5)
+    sent = []
+    for n in range(first, first + count):
+        at = (start + timedelta(milliseconds=n)).isoformat()
+        stream, energy = ("meter", "kwhConsumedAc") if n % 2 else ("vehicle", "kwhDeliveredDc")
+        message = (f"telemetry/{stream}/d{n % devices}", json.dumps({"timestamp": at, energy: n / 1e6}).encode())
+        sent += [message, message] if n % 10 == 0 else [message]
+    return sent
+
+
+def energies(connection: psycopg.Connection) -> list[int]:
+    rows = connection.execute("SELECT ac_milliwh FROM meter_reading UNION ALL SELECT dc_milliwh FROM vehicle_reading")
+    return sorted(energy for (energy,) in rows)
+
+
+def await_stored(url: str, count: int, seconds: float = 60) -> None:
+    """Until readings 0 to `count` are stored; none twice, none in quarantine."""
+    deadline = time.monotonic() + seconds
+    with psycopg.connect(url, autocommit=True) as connection:
+        while len(stored := energies(connection)) < count and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(stored) == count
+        assert stored == list(range(count))
+        assert connection.execute("SELECT count(*) FROM quarantine").fetchall() == [(0,)]
+
+
+def in_background(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def ordeal(database: OwnDatabase, broker: Broker, count: int, kills: int, away_seconds: float) -> None:
+    """Readings are published while the consumer is killed, the broker stopped once and the database once."""
+    seed = time.time_ns() % 1_000_000
+    print(f"seed: {seed}")  # noqa: T201 - pytest shows it with a failure
+    random = Random(seed)
+    flood = Flood(broker.port)
+    parts = kills + 2
+    per_part = count // parts
+    with consuming(database.url, broker) as consumer:
+        for part in range(parts):
+            first, last = part * per_part, (part + 1) * per_part if part < parts - 1 else count
+            sending = in_background(lambda first=first, last=last: flood.publish(messages(last - first, first=first)))  # type: ignore[misc]
+            time.sleep(random.uniform(0, 0.3))
+            if part == 1:
+                broker.stop()
+                time.sleep(1)
+                broker.start()
+            elif part == 2:
+                database.stop()
+                time.sleep(away_seconds)
+                database.start()
+            if part != 1:
+                consumer.kill()
+                time.sleep(random.uniform(0, 0.2))
+                consumer.start()
+                time.sleep(random.uniform(0.5, 2))
+            sending.join()
+        await_stored(database.url, count, seconds=300)
+        assert consumer.stop() == 0
+    flood.close()
+
+
+def test_nothing_is_lost_or_doubled_whatever_is_killed_or_stopped(own_database: OwnDatabase, broker: Broker) -> None:
+    ordeal(own_database, broker, 10_000, kills=1, away_seconds=2)
+
+
+@pytest.mark.soak
+def test_two_hundred_thousand_readings_survive_the_ordeal(own_database: OwnDatabase, broker: Broker) -> None:
+    ordeal(own_database, broker, 200_000, kills=5, away_seconds=20)
+
+
+def test_only_what_is_committed_is_acknowledged(
+    database_url: str, connection: psycopg.Connection, broker: Broker
+) -> None:
+    """A lock keeps the store from committing: killed then, the consumer gets every message again."""
+    with consuming(database_url, broker) as consumer:
+        flood = Flood(broker.port)
+        flood.publish(messages(100))
+        await_stored(database_url, 100)
+        with connection.transaction():
+            connection.execute("LOCK TABLE meter_reading, vehicle_reading IN SHARE MODE")
+            flood.publish(messages(400, first=100))
+            time.sleep(1)
+            consumer.kill()
+        await_nobody(connection)
+        assert energies(connection) == list(range(100))
+        consumer.start()
+        await_stored(database_url, 500)
+        assert consumer.stop() == 0
+        flood.close()
+
+
+def await_nobody(connection: psycopg.Connection) -> None:
+    """Until what the killed consumer had begun is rolled back."""
+    while connection.execute("SELECT FROM pg_stat_activity WHERE application_name = 'wattline'").fetchall():
+        time.sleep(0.05)
+
+
+def test_two_consumers_share_the_work_and_what_a_killed_one_had_waits_for_it(
+    database_url: str, connection: psycopg.Connection, broker: Broker
+) -> None:
+    group = {"WATTLINE_MQTT_SHARE_GROUP": "g"}
+    flood = Flood(broker.port)
+    with (
+        consuming(database_url, broker, WATTLINE_MQTT_CLIENT_ID="one", **group) as one,
+        consuming(database_url, broker, WATTLINE_MQTT_CLIENT_ID="two", **group) as two,
+    ):
+        with connection.transaction():
+            connection.execute("LOCK TABLE meter_reading, vehicle_reading IN SHARE MODE")
+            flood.publish(messages(2_000))
+            one.kill()
+        # Mosquitto divides in turns, and what `one` had is nobody else's.
+        share = await_standstill(connection)
+        assert 0 < share < 2_000
+        flood.publish(messages(2_000, first=2_000))
+        # Nor is what it is given while it is dead.
+        assert share < await_standstill(connection) < share + 2_000
+        one.start()
+        await_stored(database_url, 4_000)
+        assert (one.stop(), two.stop()) == (0, 0)
+    flood.close()
+
+
+def await_standstill(connection: psycopg.Connection) -> int:
+    """How many readings are stored, once there have been no more for a second."""
+    stored = -1
+    while stored != (stored := len(energies(connection))) or stored == 0:
+        time.sleep(1)
+    return stored
+
+
+def test_a_consumer_without_its_broker_waits_for_it(database_url: str, broker: Broker) -> None:
+    with consuming(database_url, broker) as consumer:
+        broker.stop()
+        consumer.kill()
+        consumer.start()
+        deadline = time.monotonic() + 30
+        while "refused" not in consumer.log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        broker.start()
+        flood = Flood(broker.port)
+        flood.publish(messages(100))
+        await_stored(database_url, 100)
+        flood.close()
+        log = [json.loads(line) for line in consumer.log.read_text().splitlines()]
+        assert any(line["event"] == "mqtt_away" and "refused" in line["reason"] for line in log)
+        assert consumer.stop() == 0
+
+
+def test_a_consumer_stopped_without_its_database_leaves_all_to_the_broker(
+    own_database: OwnDatabase, broker: Broker
+) -> None:
+    with consuming(own_database.url, broker) as consumer:
+        own_database.stop()
+        flood = Flood(broker.port)
+        # More than Mosquitto would keep by default, and more than Wattline takes unacknowledged.
+        flood.publish(messages(60_000))
+        flood.close()
+        assert consumer.stop() == 0
+        own_database.start()
+        consumer.start()
+        await_stored(own_database.url, 60_000)
+        assert "mqtt_store_waits" in consumer.log.read_text()
+
+
+def test_serve_takes_readings_from_the_broker_too(database_url: str, broker: Broker) -> None:
+    session = ConsumerProcess(database_url, broker)
+    session.kill()  # the broker keeps what comes for its name
+    flood = Flood(broker.port)
+    flood.publish(messages(100))
+    flood.close()
+    with serving(database_url, "--mqtt", WATTLINE_MQTT_URL=broker.url) as process:
+        await_stored(database_url, 100)
+        process.popen.terminate()
+        assert process.popen.wait(timeout=30) == 0

@@ -1,0 +1,310 @@
+"""The quarantine as an operator works with it: listed, shown, driven again, purged."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any, LiteralString
+
+import msgspec
+import psycopg
+
+from app.database import connect
+from app.ingest.check import PAYLOAD_LIMIT_BYTES, REJECTIONS, Rejected
+from app.ingest.insert import prepare_connection
+from app.ingest.kept import Wanted
+from app.ingest.quarantine import Source, keep_rejected
+from app.ingest.redrive import PAGE_ROWS, Redriven, redrive
+from app.ingest.writer import Writer
+from app.telemetry.reading import Stream
+from tests.e2e.test_cli import refusal, wattline
+from tests.fixtures.readings import batch_of, counted, random_readings, store
+from tests.fixtures.sending import meter, minutes_ago, stamp, vehicle
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+READINGS: tuple[LiteralString, ...] = (
+    """
+    SELECT ts, external_id, ac_milliwh, voltage_centiv
+    FROM meter_reading JOIN meter ON id = meter_id ORDER BY ts, external_id
+    """,
+    """
+    SELECT ts, vehicle.external_id, meter.external_id, dc_milliwh, soc_centipercent, battery_temp_centic
+    FROM vehicle_reading JOIN vehicle ON vehicle.id = vehicle_id LEFT JOIN meter ON meter.id = meter_id
+    ORDER BY ts, vehicle.external_id
+    """,
+)
+
+
+def stored(connection: Connection) -> list[Any]:
+    return [connection.execute(statement).fetchall() for statement in READINGS]
+
+
+def codes(connection: Connection) -> list[str]:
+    return [code for (code,) in connection.execute("SELECT code FROM quarantine ORDER BY id").fetchall()]
+
+
+def refused(
+    payload: object, code: str = "malformed", *, stream: Stream | None = None, device: str | None = None
+) -> Rejected:
+    body = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
+    return Rejected(0, code, None, REJECTIONS[code], stream, body[:PAYLOAD_LIMIT_BYTES], device)
+
+
+async def keep(url: str, source: Source, *rejected: Rejected) -> None:
+    async with await connect(url) as connection:
+        prepare_connection(connection)
+        for one in rejected:
+            await keep_rejected(connection, source, [one])
+
+
+async def drive(url: str) -> Redriven:
+    async with await connect(url) as connection:
+        oldest = datetime.now(UTC) - timedelta(days=29)
+        *_, done = [done async for done in redrive(connection, url, Wanted(), oldest=oldest)]
+    return done
+
+
+async def refuse_all(url: str, *readings: Any) -> None:
+    """Sends readings of new devices to a writer that registers none."""
+    writer = Writer(url, queue_max_readings=200_000, new_devices_per_hour=0)
+    running = asyncio.create_task(writer.run())
+    receipt = await writer.store(batch_of(*readings), Source.HTTP)
+    writer.close()
+    await running
+    assert len(receipt.rejected) == receipt.received == len(readings)
+
+
+async def test_what_was_rejected_for_its_new_device_is_stored_as_if_it_had_not_been(
+    database_url: str, connection: Connection
+) -> None:
+    readings = list(random_readings(7, datetime.now(UTC) - timedelta(days=2), 1.5, PAGE_ROWS + 50))
+    await refuse_all(database_url, *readings)
+    assert stored(connection) == [[], []]
+    done = await drive(database_url)
+    assert (done.rows, done.stored, done.duplicates, done.rejected) == (len(readings), len(readings), 0, {})
+    assert codes(connection) == []
+    driven = stored(connection)
+    connection.execute("TRUNCATE meter_reading; TRUNCATE vehicle_reading; TRUNCATE meter_state, vehicle_state")
+    await store(database_url, *readings)
+    assert stored(connection) == driven
+
+
+async def test_each_is_judged_by_todays_rules_and_leaves_or_stays(database_url: str, connection: Connection) -> None:
+    at = minutes_ago(3)
+    gone = "voltage_out_of_range"
+    in_msgpack = msgspec.msgpack.encode(vehicle(at, vehicle_id="V2", soc=40))
+    await keep(
+        database_url,
+        Source.HTTP,
+        refused(meter(at), gone, stream=Stream.METER),
+        refused(in_msgpack, gone, stream=Stream.VEHICLE),
+        refused(vehicle(at, soc=207), "malformed", stream=Stream.VEHICLE),
+        refused([meter(at, meter_id="nested")]),
+        refused(b'{"meterId": "half'),
+    )
+    whole_batch = [meter(at, meter_id="M2"), vehicle(at), meter(at)]
+    await keep(database_url, Source.MQTT, refused(whole_batch), refused([meter(at, meter_id="M3"), {}]), refused(b""))
+    done = await drive(database_url)
+    assert (done.rows, done.stored, done.duplicates) == (8, 4, 1)
+    assert done.rejected == {"malformed": 3, "soc_out_of_range": 1, "missing_field": 1}
+    assert codes(connection) == ["soc_out_of_range", "malformed", "malformed", "missing_field", "malformed"]
+    assert connection.execute("SELECT DISTINCT times, first_at = last_at FROM quarantine").fetchall() == [(1, True)]
+    again = await drive(database_url)
+    assert (again.rows, again.stored, again.duplicates, again.rejected) == (5, 0, 0, done.rejected)
+
+
+async def test_a_new_reason_that_is_kept_already_is_not_kept_twice(database_url: str, connection: Connection) -> None:
+    payload = vehicle(minutes_ago(1), soc=207)
+    for code in ("malformed", "soc_out_of_range", "invalid_id"):
+        await keep(database_url, Source.HTTP, refused(payload, code, stream=Stream.VEHICLE))
+    await drive(database_url)
+    assert codes(connection) == ["soc_out_of_range"]
+
+
+def arrived(connection: Connection, days_ago: float) -> None:
+    connection.execute(
+        "UPDATE quarantine SET first_at = now() - make_interval(hours => %s), last_at = now()", [round(days_ago * 24)]
+    )
+
+
+async def test_a_reading_is_as_old_as_it_was_when_it_arrived(database_url: str, connection: Connection) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    await store(database_url, *random_readings(3, now - timedelta(days=20), 19, 50))
+    connection.execute("CALL refresh_aggregates()")
+    young, day = now - timedelta(days=12), timedelta(days=1)
+    await keep(
+        database_url,
+        Source.HTTP,
+        refused(meter(young, meter_id="late"), "too_many_new_devices"),
+        refused(meter(now - timedelta(days=6) + timedelta(minutes=6)), "in_the_future"),
+        refused(meter(now - timedelta(days=6 + 8)), "too_old"),
+    )
+    arrived(connection, 6)
+    midnight = young.replace(hour=0, minute=0, second=0)
+    before = {
+        name: counted(connection, name, midnight, midnight + day)
+        for name in ("meter_minute", "meter_day", "fleet_hour")
+    }
+    done = wattline("quarantine", "redrive", DATABASE_URL=database_url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("3 driven again: 1 readings stored, 0 duplicates, 2 still rejected.\n")
+    assert codes(connection) == ["in_the_future", "too_old"]
+    # The refresh policies look back 8 days: the command has refreshed that day.
+    for name, count in before.items():
+        assert counted(connection, name, midnight, midnight + day) == count + 1
+
+
+async def test_what_would_be_dropped_at_once_is_too_old(database_url: str, connection: Connection) -> None:
+    old = datetime.now(UTC) - timedelta(days=29, hours=1)
+    await keep(database_url, Source.HTTP, refused(meter(old), "too_many_new_devices", stream=Stream.METER))
+    arrived(connection, 28)
+    assert (await drive(database_url)).rejected == {"too_old": 1}
+    assert codes(connection) == ["too_old"]
+    assert stored(connection) == [[], []]
+
+
+def start_redrive(url: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "quarantine", "redrive"],
+        env=os.environ | {"DATABASE_URL": url},
+        stdout=subprocess.DEVNULL,
+    )
+
+
+async def test_killed_between_commit_and_deletion_it_stores_once(database_url: str, connection: Connection) -> None:
+    at = minutes_ago(5)
+    await keep(
+        database_url, Source.HTTP, *(refused(meter(at, meter_id=f"M{n}"), "too_many_new_devices") for n in range(9))
+    )
+    connection.execute("CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); END'")
+    connection.execute("CREATE TRIGGER hang BEFORE DELETE ON quarantine EXECUTE FUNCTION hang()")
+    killed = start_redrive(database_url)
+    hangs = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+    deadline = time.monotonic() + 30
+    while not (hanging := connection.execute(hangs).fetchall()) and time.monotonic() < deadline:
+        time.sleep(0.05)  # noqa: ASYNC251 - nothing else runs here
+    killed.kill()
+    killed.wait()
+    connection.execute("SELECT pg_terminate_backend(%s)", hanging[0])
+    connection.execute("DROP TRIGGER hang ON quarantine")
+    assert len(stored(connection)[0]) == len(codes(connection)) == 9
+    done = await drive(database_url)
+    assert (done.stored, done.duplicates) == (0, 9)
+    assert len(stored(connection)[0]) == 9
+    assert codes(connection) == []
+
+
+async def test_killed_at_random_moments_it_stores_each_reading_once(database_url: str, connection: Connection) -> None:
+    seed = time.time_ns() % 1_000_000
+    print("seed", seed)  # noqa: T201 - shown when the test fails
+    random = Random(seed)
+    readings = list(random_readings(seed, datetime.now(UTC) - timedelta(days=2), 1.5, 4 * PAGE_ROWS, hours=40))
+    await refuse_all(database_url, *readings)
+    kills = 0
+    while codes(connection):
+        process = start_redrive(database_url)
+        try:
+            process.wait(timeout=random.uniform(0.5, 2) if kills < 6 else 60)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            await asyncio.sleep(0.3)
+        else:
+            assert process.returncode == 0
+    assert kills
+    assert sum(map(len, stored(connection))) == len(readings)
+
+
+async def test_list_shows_the_newest_and_says_how_many_more_there_are(
+    database_url: str, connection: Connection
+) -> None:
+    await keep(
+        database_url,
+        Source.HTTP,
+        refused(meter(minutes_ago(1), -1, meter_id="M1"), "energy_out_of_range", stream=Stream.METER, device="M1"),
+        refused(b'{"meterId": "M2", "x": "\x1b[31m"}', device="M2"),
+    )
+    await keep(database_url, Source.MQTT, refused(b"\x00\xff\x80 no text"))
+    connection.execute("UPDATE quarantine SET last_at = now() - make_interval(hours => 9 - id::int), times = id")
+    connection.execute("UPDATE installation SET quarantine_dropped = 12")
+    listed = wattline("quarantine", "list", "--limit", "2", DATABASE_URL=database_url)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    head, first, second, more, dropped = listed.stdout.splitlines()
+    assert head.split() == ["id", "last", "arrival", "times", "source", "stream", "code", "field", "device", "payload"]
+    assert first.split()[:1] + first.split()[3:] == [
+        "3",
+        "3",
+        "mqtt",
+        "-",
+        "malformed",
+        "-",
+        "-",
+        "00ff80206e6f2074657874",
+    ]
+    assert second.endswith("  M2      " + b'{"meterId": "M2", "x": "\x1b[31m"}'[:30].hex())
+    assert more == "2 shown, 1 more."
+    assert dropped == "The bounds of the quarantine have dropped 12 so far."
+
+    def ids(*filters: str) -> list[int]:
+        lines = wattline("quarantine", "list", *filters, DATABASE_URL=database_url).stdout.splitlines()
+        return [int(line.split()[0]) for line in lines[1:-2]]
+
+    assert ids() == [3, 2, 1]
+    assert ids("--reason", "malformed") == [3, 2]
+    assert ids("--reason", "malformed", "--source", "http") == [2]
+    assert ids("--device", "M1") == ids("1") == [1]
+    assert ids("3", "1", "99") == [3, 1]
+    middle = stamp((datetime.now(UTC) - timedelta(hours=6, minutes=30)).replace(microsecond=0))
+    assert (ids("--since", middle), ids("--until", middle)) == ([3], [2, 1])
+    assert wattline("quarantine", "list", "--device", "M9'; --", DATABASE_URL=database_url).stdout.startswith("Nothing")
+
+
+async def test_show_has_everything_and_a_dump_of_what_is_no_text(database_url: str) -> None:
+    bad = meter(minutes_ago(1), -1)
+    await keep(database_url, Source.HTTP, refused(bad, "energy_out_of_range", stream=Stream.METER, device="M1"))
+    await keep(database_url, Source.MQTT, refused(b"\x1b]0;x\x07" + bytes(70_000)), refused(b""))
+    text = wattline("quarantine", "show", "1", DATABASE_URL=database_url).stdout
+    assert text.endswith(f"payload        {len(msgspec.json.encode(bad))} bytes\n{msgspec.json.encode(bad).decode()}\n")
+    assert f"message        {REJECTIONS['energy_out_of_range']}\n" in text
+    binary = wattline("quarantine", "show", "2", DATABASE_URL=database_url).stdout
+    assert "\x1b" not in binary
+    assert "payload        65536 bytes, cut\n0000  1b 5d 30 3b 78 07 00 00" in binary
+    assert wattline("quarantine", "show", "3", DATABASE_URL=database_url).stdout.endswith("payload        0 bytes\n\n")
+    assert refusal(wattline("quarantine", "show", "4", DATABASE_URL=database_url)) == "There is no 4 in quarantine."
+
+
+async def test_purge_wants_to_be_told_what_and_to_be_sure(database_url: str, connection: Connection) -> None:
+    await keep(database_url, Source.HTTP, *(refused(b"%d" % n, device=f"M{n}") for n in range(4)))
+
+    def purge(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return wattline("quarantine", "purge", *arguments, DATABASE_URL=database_url)
+
+    for arguments in [], ["--yes"], ["--all", "--device", "M1", "--yes"]:
+        assert "--all" in refusal(purge(*arguments))
+    assert refusal(purge("--device", "M1")) == "1 would be deleted for good: say --yes."
+    assert len(codes(connection)) == 4
+    assert purge("--device", "M1", "--yes").stdout == "1 deleted.\n"
+    assert purge("--all", "--yes").stdout == "3 deleted.\n"
+    assert purge("--all").stdout == "0 deleted.\n"
+
+
+def test_without_a_migrated_database_each_is_one_line(empty_database_url: str) -> None:
+    for command in (["list"], ["show", "1"], ["redrive"], ["purge", "--all", "--yes"]):
+        assert "wattline migrate" in refusal(wattline("quarantine", *command, DATABASE_URL=empty_database_url))
+
+
+def test_wrong_arguments_are_status_2() -> None:
+    for arguments in (
+        ["show", "x"],
+        ["show", "0"],
+        ["list", "--limit", "0"],
+        ["list", "--source", "x"],
+        ["list", "--since", "1"],
+    ):
+        assert wattline("quarantine", *arguments).returncode == 2
