@@ -21,6 +21,7 @@ from app.ingest.history.columns import SYNONYMS
 from app.ingest.history.file import MAX_LINE_BYTES
 from app.ingest.history.importer import QUARANTINED_ROWS
 from app.ingest.insert import METER, VEHICLE
+from tests.fixtures.commands import command
 from tests.fixtures.database import Server
 from tests.fixtures.engines import on_plain, on_timescale
 from tests.fixtures.readings import midnight
@@ -36,7 +37,7 @@ FIELDS = list(SYNONYMS)
 Readings = list[dict[str, Any]]
 
 
-def command(url: str, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
+def start(url: str, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-m", "app.cli", "import", *arguments],
         env=os.environ | {"DATABASE_URL": url},
@@ -48,8 +49,11 @@ def command(url: str, *arguments: str, **options: Any) -> "subprocess.Popen[byte
 
 def run(url: str, *arguments: str | Path, given: bytes | None = None) -> tuple[int, str, str]:
     """Exit status, what it printed, and its errors."""
-    process = command(url, *map(str, arguments), stdin=subprocess.PIPE)
-    out, errors = process.communicate(given or b"", timeout=110)
+    if given is None:
+        done = command("import", *map(str, arguments), DATABASE_URL=url)
+        return done.returncode, done.stdout, done.stderr
+    process = start(url, *map(str, arguments), stdin=subprocess.PIPE)
+    out, errors = process.communicate(given, timeout=110)
     return process.returncode, out.decode(), errors.decode()
 
 
@@ -373,7 +377,7 @@ def test_an_import_waits_for_whoever_holds_the_table(
     (tmp_path / "h.csv").write_bytes(as_csv(readings))
     with connection.transaction():
         connection.execute("LOCK TABLE vehicle_reading")
-        process = command(database_url, str(tmp_path / "h.csv"))
+        process = start(database_url, str(tmp_path / "h.csv"))
         time.sleep(8)
     printed, errors = process.communicate(timeout=60)
     assert (process.returncode, summary(printed.decode())) == (0, (200, 200, 0, 0))
@@ -403,7 +407,7 @@ def test_a_killed_import_goes_on_and_counts_each_reading_once(
     assert run(database_url, "-", given=as_ndjson(earlier))[0] == 0
     with psycopg.connect(database_url) as holding:
         holding.execute("INSERT INTO meter_reading (ts, meter_id, ac_milliwh) SELECT %s, id, 1 FROM meter", [days[-1]])
-        process = command(database_url, str(tmp_path / "h.csv"))
+        process = start(database_url, str(tmp_path / "h.csv"))
         await_journal(connection, process, "ahead > 10000 AND position = 0")
         kill(process)
         holding.rollback()
@@ -462,14 +466,14 @@ def test_a_million_readings_killed_half_way(
         out.write(as_csv([]))
         while part := list(islice(readings, 50_000)):
             out.write(as_csv(part).partition(b"\n")[2])
-    process = command(database_url, str(file))
+    process = start(database_url, str(file))
     await_journal(connection, process, f"read > {count // 2 - 100_000}")
     first_peak = peak_bytes(process)
     kill(process)
     ((before,),) = connection.execute("SELECT read FROM import_journal").fetchall()
     assert before < count
 
-    process = command(database_url, str(file))
+    process = start(database_url, str(file))
     peak = first_peak
     while process.poll() is None:
         peak = max(peak, peak_bytes(process))

@@ -7,6 +7,7 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -54,16 +55,19 @@ class HistoryFile:
 
     def __init__(self, name: str) -> None:
         self.name = "standard input" if name == "-" else name
-        try:
-            # Both buffered, so that a pipe can be looked into without taking the bytes.
-            self._raw = cast("io.BufferedReader", sys.stdin.buffer) if name == "-" else Path(name).open("rb")  # noqa: SIM115
-            self.size = os.fstat(self._raw.fileno()).st_size if self._raw.seekable() else 0
-            self._text = self._opened()
-        except OSError as error:
-            raise SetupError(f"{self.name} cannot be read: {error.strerror}.") from None
-        self._waiting = b""
-        self.head = self._waiting = self._read(HEAD_BYTES)
-        self._refuse_foreign()
+        with ExitStack() as opened:
+            try:
+                # Both buffered, so that a pipe can be looked into without taking the bytes.
+                raw = cast("io.BufferedReader", sys.stdin.buffer) if name == "-" else Path(name).open("rb")  # noqa: SIM115
+                self._raw = opened.enter_context(raw)
+                self.size = os.fstat(raw.fileno()).st_size if raw.seekable() else 0
+                self._text = self._opened()
+            except OSError as error:
+                raise SetupError(f"{self.name} cannot be read: {error.strerror}.") from None
+            self._waiting = b""
+            self.head = self._waiting = self._read(HEAD_BYTES)
+            self._refuse_foreign()
+            self.close = opened.pop_all().close
         self._end = self._lines = 0
         self._digest = hashlib.blake2b(digest_size=16)
 
@@ -85,9 +89,6 @@ class HistoryFile:
             self._waiting = more + self._waiting
             return b""
         return self._digest.digest()
-
-    def close(self) -> None:
-        self._raw.close()
 
     def blocks(self) -> Iterator[Block]:
         """What is left of the file."""

@@ -12,7 +12,7 @@ import hashlib
 import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import count, pairwise
 from math import inf
 from operator import itemgetter
@@ -76,8 +76,8 @@ class Importer:
 
         Raises SetupError; what was stored before stays, and the same call goes on after it.
         """
-        file, before = await self._opened(name, mapping)
-        try:
+        with ExitStack() as files:
+            file, before = await self._opened(name, mapping, files)
             rows = rows_of_file(file, mapping)
             blocks = file.blocks()
             done = before
@@ -92,17 +92,16 @@ class Importer:
                     raise
                 self._tell(file, done, before)
             return before, done, rows.columns.ignored
-        finally:
-            file.close()
 
     async def close(self) -> None:
         if self._connection is not None:
             await self._connection.close()
 
-    async def _opened(self, name: str, mapping: Mapping[str, str]) -> tuple[HistoryFile, Journal]:
+    async def _opened(self, name: str, mapping: Mapping[str, str], files: ExitStack) -> tuple[HistoryFile, Journal]:
         """The file, behind what was imported of it before (known by its beginning and by all that was read of it)."""
         for number in count():
             file = HistoryFile(name)
+            files.callback(file.close)
             known = hashlib.blake2b(file.head + repr((sorted(mapping.items()), number)).encode(), digest_size=16)
             before = await self._retried(journal.load, Journal(known.digest(), file.name))
             passed = await asyncio.to_thread(file.pass_over, before.position, before.lines)
@@ -110,7 +109,6 @@ class Importer:
                 return file, before._replace(name=file.name)
             if name == "-":
                 raise SetupError("Standard input begins like an earlier import, then differs: save it to a file.")
-            file.close()
         raise AssertionError
 
     async def _store(
