@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import lru_cache
 
 import structlog
+from msgspec.structs import replace
 from paho.mqtt.client import topic_matches_sub
 
 from app.broker import Message, Session
@@ -181,11 +182,12 @@ def refused(message: Message, error: ServiceError, stream: Stream | None, device
 
 
 def merged(batches: Iterable[Batch]) -> Batch:
-    """One batch of all readings, in their order; the indices of rejected readings stay those of their messages."""
+    """One batch of all readings, in their order, with the indices that they have in it."""
     whole = Batch(0, [], [], [])
     for batch in batches:
+        whole.rejected += [replace(reading, index=whole.received + reading.index) for reading in batch.rejected]
         whole.received += batch.received
+        whole.of_vehicle += batch.of_vehicle or bytes([bool(batch.vehicle)]) * batch.received
         whole.meter += batch.meter
         whole.vehicle += batch.vehicle
-        whole.rejected += batch.rejected
     return whole
