@@ -8,7 +8,8 @@ import httpx
 import psycopg
 
 from app.settings import Settings
-from tests.e2e.test_cli import refusal, wattline
+from tests.e2e.test_cli import refusal
+from tests.fixtures.commands import command
 from tests.fixtures.sending import map_vehicle, meter, minutes_ago, problem, send, vehicle
 from tests.fixtures.service import service
 
@@ -23,7 +24,7 @@ def value(connection: Connection, query: LiteralString) -> Any:
 
 def done(*arguments: str, url: str) -> str:
     """What a command says that succeeds."""
-    ran = wattline(*arguments, DATABASE_URL=url)
+    ran = command(*arguments, DATABASE_URL=url)
     assert (ran.returncode, ran.stderr) == (0, "")
     return ran.stdout
 
@@ -47,10 +48,10 @@ def test_a_fleet_is_seeded_once(database_url: str, connection: Connection) -> No
 
 
 def test_seeding_is_not_limited_and_takes_nothing_negative(database_url: str, connection: Connection) -> None:
-    ran = wattline("seed", "3", "0", DATABASE_URL=database_url, WATTLINE_NEW_DEVICES_PER_HOUR="0")
+    ran = command("seed", "3", "0", DATABASE_URL=database_url, WATTLINE_NEW_DEVICES_PER_HOUR="0")
     assert ran.stdout == "Added: 3 vehicles, 0 meters, 0 mappings.\n"
     for counts in ("-1", "1"), ("x", "1"), ("1",), ("9" * 9, "1"):
-        assert wattline("seed", *counts, DATABASE_URL=database_url).returncode == 2
+        assert command("seed", *counts, DATABASE_URL=database_url).returncode == 2
 
 
 async def test_a_retired_device_is_neither_expected_nor_listed_until_it_measures_again(
@@ -97,7 +98,7 @@ async def test_devices_are_listed_by_what_they_lack(database_url: str, client: h
     assert names("--silent", "30") == [["vehicle", "V2"]]
     assert names("--retired") == [["meter", "M2"]]
     assert " 0.25 " in done("device", "list", url=database_url).splitlines()[1]
-    assert "exclude" in refusal(wattline("device", "list", "--retired", "--silent", "3", DATABASE_URL=database_url))
+    assert "exclude" in refusal(command("device", "list", "--retired", "--silent", "3", DATABASE_URL=database_url))
 
 
 async def test_a_device_renamed_under_running_services_stays_one_device(
@@ -140,7 +141,7 @@ async def test_a_name_means_one_device(database_url: str, client: httpx.AsyncCli
         (rename("B", ""), "An id is 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_', ':' and '-'."),
         (("device", "retire", "A", "--stream", "meter"), "There is no meter A; it is called C now."),
     ):
-        assert refusal(wattline(*arguments, DATABASE_URL=database_url)) == reason
+        assert refusal(command(*arguments, DATABASE_URL=database_url)) == reason
     done(*rename("C", "A"), url=database_url)
     done(*rename("A", "E"), url=database_url)
     assert [line.split()[1] for line in done("device", "list", url=database_url).splitlines()[1:-1]] == ["B", "E"]

@@ -157,7 +157,7 @@ async def test_a_refused_drop_undoes_no_other_step(connection: psycopg.Connectio
         reading.execute("SELECT count(*) FROM meter_reading")
         with pytest.raises(psycopg.errors.LockNotAvailable):
             await maintain_once(database_url)
-    assert column(connection, "SELECT count(*) FROM touched_hour") == [0]
+    assert 20 not in column(connection, "SELECT device_id FROM touched_hour")
     assert partitions(midnight(-1))[0] in column(connection, PARTITIONS)
 
 
