@@ -1,7 +1,6 @@
 """`wattline load` against the real service: its figures are those of the database, also when things go wrong."""
 
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,16 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import httpx
-import paho.mqtt.client as paho
 import psycopg
 import pytest
-from paho.mqtt.enums import CallbackAPIVersion
 
 from app.ops.refresh import refresh_aggregates
+from tests.fixtures.broker import Broker, consuming
+from tests.fixtures.commands import command
 from tests.fixtures.service import Process, free_port
 
 on_one_engine = pytest.mark.parametrize("server", ["plain"], indirect=True)
@@ -58,9 +56,9 @@ def stored(connection: psycopg.Connection) -> tuple[int, ...]:
 
 
 def refusal(*arguments: str, url: str) -> str:
-    status, table, errors = finish(start(url, *arguments))
-    assert (status, table) == (1, {})
-    (line,) = errors.splitlines()
+    refused = command("load", *arguments, "--url", url)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    (line,) = refused.stderr.splitlines()
     return line
 
 
@@ -203,9 +201,9 @@ def answering(port: int, status: int, body: bytes, ready: str | None = None) -> 
 
 def test_a_wrong_number_is_a_wrong_use() -> None:
     for option in (["--minutes", "nan"], ["--minutes", "inf"], ["--minutes", "0"], ["--rate", "0"], ["--batch", "1.5"]):
-        status, table, errors = finish(start("http://127.0.0.1", "load", *option))
-        assert (status, table) == (2, {})
-        assert f"Error: Invalid value for '{option[0]}': " in errors
+        refused = command("load", "load", *option)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"Error: Invalid value for '{option[0]}': " in refused.stderr
 
 
 def test_a_wrong_address_is_one_line() -> None:
@@ -220,76 +218,23 @@ def test_a_wrong_address_is_one_line() -> None:
         assert line == f"wattline: There is no Wattline that is ready at http://127.0.0.1:{port}: status 200."
 
 
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[int]:
-    """A real Mosquitto; its port."""
-    port = free_port()
-    (tmp_path / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
-    log = (tmp_path / "mosquitto.log").open("w")
-    mosquitto = subprocess.Popen(["mosquitto", "-c", tmp_path / "mosquitto.conf"], stderr=log)
-    yield port
-    mosquitto.terminate()
-    mosquitto.wait()
-    log.close()
-
-
-class Consumer:
-    """Hands on to the service what it subscribes to, and counts it by topic."""
-
-    def __init__(self, port: int, base_url: str) -> None:
-        self.topics: list[str] = []
-        self._http = httpx.Client(base_url=base_url)
-        self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
-        self._client.on_message = self._on_message
-        subscribed = threading.Event()
-        self._client.on_subscribe = lambda *_: subscribed.set()
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                self._client.connect("127.0.0.1", port)
-                break
-            except ConnectionRefusedError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        self._client.loop_start()
-        self._client.subscribe("telemetry/#", qos=1)
-        assert subscribed.wait(10)
-
-    def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
-        self.topics.append(message.topic)
-        stream = message.topic.split("/")[1]
-        self._http.post(f"/v1/telemetry/{stream}", content=bytes(message.payload)).raise_for_status()
-
-    def close(self) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
-        self._http.close()
-
-
-@pytest.mark.skipif(shutil.which("mosquitto") is None, reason="this machine has no mosquitto")
 def test_through_a_broker_what_it_acknowledged_is_looked_for_in_the_service(
-    server_process: Process, connection: psycopg.Connection, broker: int
+    database_url: str, server_process: Process, connection: psycopg.Connection, broker: Broker
 ) -> None:
-    via = ["--via", "mqtt", "--broker", f"mqtt://127.0.0.1:{broker}"]
-    consumer = Consumer(broker, server_process.base_url)
-    single = finish(start(server_process.base_url, "single", "--devices", "4", *via))
-    singles = consumer.topics[:]
-    load = ["load", "--devices", "5", "--rate", "500", "--minutes", "0.04", "--batch", "50"]
-    batches = finish(start(server_process.base_url, *load, *via))
-    consumer.close()
-    for (status, table, errors), readings in (single, 8), (batches, 1_200):
-        assert (status, errors) == (0, "")
-        assert figures(table, "sent", "acknowledged by the broker", "of these in the service") == [readings] * 3
-        assert figures(table, "lost", "rejected") == [0, 0]
-    assert sum(stored(connection)) == 1_208
-    assert [re.sub("load-[0-9a-f]{8}", "run", topic) for topic in singles] == [
-        f"telemetry/{stream}/run-{stream}-{number:05d}" for number in range(1, 5) for stream in ("meter", "vehicle")
-    ]
-    assert len(consumer.topics) - 8 == 2 * 1_200 / 50
-
+    via = ["--via", "mqtt", "--broker", broker.url]
     status, table, errors = finish(start(server_process.base_url, "single", "--devices", "1", *via))
     assert (status, errors) == (1, "wattline: 2 readings were rejected.\n")
     assert figures(table, "No matching subscribers") == [2]
+
+    load = ["load", "--devices", "5", "--rate", "500", "--minutes", "0.04", "--batch", "50"]
+    with consuming(database_url, broker):
+        for arguments, readings in (["single", "--devices", "4"], 8), (load, 1_200):
+            status, table, errors = finish(start(server_process.base_url, *arguments, *via))
+            assert (status, errors) == (0, "")
+            assert figures(table, "sent", "acknowledged by the broker", "of these in the service") == [readings] * 3
+            assert figures(table, "lost", "rejected") == [0, 0]
+    assert sum(stored(connection)) == 1_208
+    assert connection.execute("SELECT count(*) FROM quarantine").fetchall() == [(0,)]
 
 
 @on_one_engine
