@@ -374,7 +374,10 @@ def test_rejected_readings_are_counted_and_nothing_wrong(database_url: str, conn
     )
     report, _ = examined(database_url)
     assert complaints(database_url) == []
-    assert lines(report, "Quarantine") == ["rejected          2 kept", "soc_out_of_range  1 in the last day"]
+    assert lines(report, "Quarantine") == [
+        "rejected          2 kept: wattline quarantine list",
+        "soc_out_of_range  1 in the last day",
+    ]
 
 
 @on_timescale

@@ -146,7 +146,7 @@ def _sizes(facts: Facts) -> Iterator[tuple[str, ...]]:
 
 def _quarantine(facts: Facts) -> Iterator[tuple[str, ...]]:
     if facts.devices:
-        yield "rejected", f"{facts.quarantined} kept"
+        yield "rejected", f"{facts.quarantined} kept" + (": wattline quarantine list" if facts.quarantined else "")
     for code, count in facts.rejected_today[:5]:
         yield code, f"{count} in the last day"
 
