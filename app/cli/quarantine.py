@@ -17,7 +17,6 @@ from app.ingest.quarantine import Source
 from app.ingest.redrive import Redriven
 from app.ingest.redrive import redrive as redrive_kept
 from app.ops.refresh import refresh_aggregates
-from app.policies.desired import read_policies
 
 PAYLOAD_START = 60
 DUMP_BYTES = 512
@@ -108,10 +107,12 @@ def redrive(**filters: Any) -> None:
 
     async def work(connection: psycopg.AsyncConnection, url: str) -> Redriven:
         count, these = await count_kept(connection, wanted)
+        # Older readings are about to be dropped, or are: stored anew, they would be in no sum.
+        ((oldest,),) = await (await connection.execute("SELECT importable_from()")).fetchall()
         done = Redriven()
         hidden = not sys.stderr.isatty()
         with click.progressbar(length=count, label="Driving again", file=sys.stderr, hidden=hidden) as bar:
-            async for done in redrive_kept(connection, url, these, oldest=_oldest()):
+            async for done in redrive_kept(connection, url, these, oldest=oldest):
                 bar.update(done.rows - bar.pos)
         for day in sorted(done.days):
             refresh_aggregates(url, day, day + timedelta(days=1))
@@ -145,14 +146,6 @@ def purge(*, everything: bool, yes: bool, **filters: Any) -> None:
         return await purge_kept(connection, these)
 
     click.echo(f"{on_database(work)} deleted.")
-
-
-def _oldest() -> datetime:
-    """Older readings are about to be dropped, or are: stored anew, they would be in no sum."""
-    retention = read_policies().retention
-    kept = (retention[name].split() for name in ("meter_reading", "vehicle_reading") if name in retention)
-    days = (timedelta(**{f"{unit.rstrip('s')}s": int(number)}) for number, unit in kept)
-    return datetime.now(UTC) - min(days, default=timedelta(days=3650)) + timedelta(days=1)
 
 
 def _row(kept: Kept) -> list[str]:

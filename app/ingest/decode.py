@@ -72,7 +72,13 @@ _LINE = re.compile(rb"[^ \t\r\n][^\n]*")
 
 
 def decode_batch(
-    body: bytes, media_type: MediaType, *, now_us: int, stream: Stream | None = None, device_id: str | None = None
+    body: bytes,
+    media_type: MediaType,
+    *,
+    now_us: int,
+    stream: Stream | None = None,
+    device_id: str | None = None,
+    max_age_us: int = MAX_AGE_US,
 ) -> Batch:
     """Decode a body and check its readings against the clock `now_us` (microseconds since 1970-01-01 UTC).
 
@@ -100,7 +106,7 @@ def decode_batch(
         raise BatchTooLarge
     if stream is not None and device_id is not None:
         _name_device(wires, stream, device_id)
-    batch = check_each(wires, now_us, stream, oldest_us=now_us - MAX_AGE_US)
+    batch = check_each(wires, now_us, stream, oldest_us=now_us - max_age_us)
     if batch.rejected:
         elements = elements or _take_apart(body, form, many=many)
         for refused in batch.rejected:

@@ -6,6 +6,7 @@ pass as int8 both ways. Rows stand in the order of their COPY's columns, `ts` fi
 
 import time
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -119,6 +120,7 @@ SQL = {Stream.METER: METER, Stream.VEHICLE: VEHICLE}
 
 # No store transaction runs longer: that is how far answers stay behind a refresh (as_of).
 TRANSACTION_SECONDS = 5
+NOTED_SECONDS = 60
 # Temporary tables are the one thing that a session keeps; made when missing, they work behind a pooling proxy too.
 _TEMPORARY_TABLES = """
     SET LOCAL client_min_messages = warning;
@@ -232,14 +234,34 @@ def touched_hours(inserted: dict[Stream, list[Row]]) -> Touched:
     return touched
 
 
-async def merge_touched(connection: Connection, touched: Touched, *, valid_seconds: int) -> None:
-    """Notes the hours as touched, for as long as the caller will not note them again.
+class Noted:
+    """The touched hours that a process has noted. A device's hour is noted once in NOTED_SECONDS, not each time."""
 
-    `at` lies at the end of that time and of the longest transaction: no later reading is covered by the note.
+    def __init__(self) -> None:
+        self._hours: defaultdict[tuple[Stream, int], set[int]] = defaultdict(set)
+        self._until = 0.0
+
+    def missing(self, inserted: dict[Stream, list[Row]]) -> Touched:
+        """Hours touched by the inserted rows, which are ordered by time, less those that are noted already."""
+        if time.monotonic() >= self._until:
+            self._hours.clear()
+            self._until = time.monotonic() + NOTED_SECONDS
+        return {hour: new for hour, devices in touched_hours(inserted).items() if (new := devices - self._hours[hour])}
+
+    def add(self, touched: Touched) -> None:
+        """Once they are committed."""
+        for hour, devices in touched.items():
+            self._hours[hour] |= devices
+
+
+async def merge_touched(connection: Connection, touched: Touched) -> None:
+    """Notes the hours as touched.
+
+    `at` lies at the end of NOTED_SECONDS and of the longest transaction: no later reading is covered by the note.
     """
     if not touched:
         return
-    at = await clock(connection) + (valid_seconds + TRANSACTION_SECONDS) * 1_000_000
+    at = await clock(connection) + (NOTED_SECONDS + TRANSACTION_SECONDS) * 1_000_000
     await _copy(
         connection,
         "COPY new_touched_hour (stream, device_id, hour, at) FROM STDIN (FORMAT binary)",
@@ -259,5 +281,8 @@ async def clock(connection: Connection) -> int:
 async def _copy(connection: Connection, statement: str, types: Sequence[str], rows: Iterable[Row]) -> None:
     async with connection.cursor().copy(statement.encode()) as copy:
         copy.set_types(types)
+        # What copy.write_row does: as a coroutine for each row it would take half as long again.
+        write_row, write = copy.formatter.write_row, copy.writer.write
         for row in rows:
-            await copy.write_row(row)
+            if data := write_row(row):
+                await write(data)

@@ -12,7 +12,7 @@ import msgspec
 import psycopg
 
 from app.errors import ServiceError
-from app.ingest.check import REJECTIONS, Batch, rejected
+from app.ingest.check import MAX_AGE_US, REJECTIONS, Batch, rejected
 from app.ingest.decode import MediaType, decode_batch
 from app.ingest.kept import Kept, Wanted, fetch_after, settle
 from app.ingest.quarantine import Source
@@ -86,13 +86,16 @@ def decode_again(kept: Kept, oldest: datetime) -> Batch | Kept:
     if is_array and kept.source != Source.MQTT:
         # A reading that was an array. Over MQTT the whole payload is kept, which may be a batch.
         return kept
+    now_us = (kept.first_at - EPOCH) // timedelta(microseconds=1)
     try:
         batch = decode_batch(
             kept.payload,
             MediaType.MSGPACK if first >= b"\x80" else MediaType.JSON,
-            now_us=(kept.first_at - EPOCH) // timedelta(microseconds=1),
+            now_us=now_us,
             stream=Stream(kept.stream) if kept.stream else None,
             device_id=kept.device,
+            # History may be as old as `oldest`.
+            max_age_us=now_us if kept.source == Source.IMPORT else MAX_AGE_US,
         )
     except ServiceError:
         return kept
@@ -102,6 +105,8 @@ def decode_again(kept: Kept, oldest: datetime) -> Batch | Kept:
     if not batch.rejected:
         return batch
     reason = batch.rejected[0]
+    if (reason.code, reason.field) == (kept.code, kept.field):
+        return kept
     return msgspec.structs.replace(kept, code=reason.code, field=reason.field, message=REJECTIONS[reason.code])
 
 

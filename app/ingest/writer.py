@@ -16,7 +16,7 @@ batch does not wait.
 import asyncio
 import random
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from operator import itemgetter
@@ -30,7 +30,7 @@ from app.ingest import insert
 from app.ingest.check import Batch
 from app.ingest.counters import WAITING, count
 from app.ingest.devices import DeviceIds
-from app.ingest.insert import Row, Touched
+from app.ingest.insert import Row
 from app.ingest.parts import Part, Pending, rows_of, split
 from app.ingest.quarantine import Source, keep_rejected
 from app.ingest.receipt import Receipt
@@ -41,8 +41,6 @@ GROUP_READINGS = 20_000
 MIN_GROUP_READINGS = 1_000
 STAGED_SECONDS = 30
 TRANSIENT_ATTEMPTS = 6
-# A device's touched hour is written once in this time, not with each reading.
-TOUCH_SECONDS = 60
 
 
 Arguments = ParamSpec("Arguments")
@@ -64,8 +62,7 @@ class Writer:
         self._group_readings = GROUP_READINGS
         self._staged_until = 0.0
         self._prepared_days: set[int] = set()
-        self._touched: defaultdict[tuple[Stream, int], set[int]] = defaultdict(set)
-        self._touched_until = 0.0
+        self._noted = insert.Noted()
 
     async def store(self, batch: Batch, source: Source) -> Receipt:
         """The receipt, after COMMIT. Raises StoreBusy or StoreUnavailable; the batch may then be sent again.
@@ -190,26 +187,14 @@ class Writer:
                 inserted[stream] = sorted((rows[stream][n] for n in outcomes[stream].inserted), key=itemgetter(0))
             for stream in rows:
                 await insert.merge_states(connection, stream, inserted[stream])
-            touched = self._newly_touched(inserted)
-            await insert.merge_touched(connection, touched, valid_seconds=TOUCH_SECONDS)
+            touched = self._noted.missing(inserted)
+            await insert.merge_touched(connection, touched)
             committed_at = await insert.clock(connection)
-        for hour, devices in touched.items():
-            self._touched[hour] |= devices
+        self._noted.add(touched)
         for one in part.slices:
             one.pending.committed_at = committed_at
         for stream, outcome in outcomes.items():
             _count(part, stream, outcome)
-
-    def _newly_touched(self, inserted: dict[Stream, list[Row]]) -> Touched:
-        """Hours touched by the inserted rows, which are ordered by time, less those that are noted already."""
-        if time.monotonic() >= self._touched_until:
-            self._touched.clear()
-            self._touched_until = time.monotonic() + TOUCH_SECONDS
-        return {
-            hour: new
-            for hour, devices in insert.touched_hours(inserted).items()
-            if (new := devices - self._touched[hour])
-        }
 
 
 async def _retried(

@@ -13,6 +13,9 @@ QUARANTINE_DAYS = 30
 # A note is judged within minutes; an import notes hours that are much older than this.
 TOUCHED_DAYS = 9
 
+# What a file held that was imported longer ago is about to be dropped; imported again, it would be duplicates.
+JOURNAL_DAYS = 30
+
 _log = structlog.get_logger()
 
 
@@ -72,4 +75,8 @@ _STEPS: list[tuple[str, dict[str, int]]] = [
         {"days": QUARANTINE_DAYS, "rows": QUARANTINE_ROWS},
     ),
     ("DELETE FROM touched_hour WHERE at < now() - make_interval(days => %(days)s)", {"days": TOUCHED_DAYS}),
+    (
+        "DELETE FROM import_journal WHERE isempty(touched) AND updated_at < now() - make_interval(days => %(days)s)",
+        {"days": JOURNAL_DAYS},
+    ),
 ]

@@ -242,6 +242,20 @@ async def test_touched_hours_are_kept_until_alerts_have_looked_at_them_however_o
     assert column(connection, "SELECT device_id FROM touched_hour ORDER BY 1") == [0, 7, 8]
 
 
+async def test_an_import_is_forgotten_once_it_is_refreshed_and_older_than_readings_are_kept(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    connection.execute(
+        """
+        INSERT INTO import_journal
+        SELECT id::bytea, 'h.csv', 1, 1, '', 0, 0, 0, 0, 0, 0, touched::tstzmultirange, now() - age * INTERVAL '1 day'
+        FROM (VALUES ('1', '{}', 29), ('2', '{}', 31), ('3', '{[2000-01-01, 2000-01-02)}', 31)) AS r (id, touched, age)
+        """
+    )
+    assert await maintain_once(database_url)
+    assert column(connection, "SELECT convert_from(id, 'UTF8') FROM import_journal ORDER BY 1") == ["1", "3"]
+
+
 async def test_of_two_processes_one_maintains(connection: psycopg.Connection, database_url: str) -> None:
     touch(connection, days=20)
     with psycopg.connect(database_url) as other:

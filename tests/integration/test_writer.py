@@ -623,7 +623,7 @@ async def test_every_reading_is_covered_by_a_note_until_it_is_judged(
     one: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A note may be consumed by whoever reads it after `at`; readings that come then need another one."""
-    monkeypatch.setattr(writer, "TOUCH_SECONDS", 1)
+    monkeypatch.setattr(insert, "NOTED_SECONDS", 1)
     monkeypatch.setattr(insert, "TRANSACTION_SECONDS", 1)
     hour = Clock.us // HOUR_US * HOUR_US
     consumed: list[datetime] = []

@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from itertools import count, pairwise
 from math import inf
 from operator import itemgetter
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import psycopg
 from psycopg.rows import scalar_row
@@ -27,7 +27,7 @@ from app.ingest import insert
 from app.ingest.check import Batch, Rejected
 from app.ingest.devices import DeviceIds
 from app.ingest.history import journal
-from app.ingest.history.file import BLOCK_LINES, Block, HistoryFile
+from app.ingest.history.file import BLOCK_LINES, HistoryFile
 from app.ingest.history.journal import Journal
 from app.ingest.history.rows import Rows, rows_of_file
 from app.ingest.insert import DAY_US, EPOCH_US, Row
@@ -67,6 +67,7 @@ class Importer:
         self._tell, self._pause, self._reject = tell, pause, reject
         self._connection: insert.Connection | None = None
         self._ids = DeviceIds(None)
+        self._noted = insert.Noted()
         self._prepared_days: set[int] = set()
         self._part_rows = BLOCK_LINES
         self._staged_until = 0.0
@@ -79,14 +80,13 @@ class Importer:
         with ExitStack() as files:
             file, before = await self._opened(name, mapping, files)
             rows = rows_of_file(file, mapping)
-            blocks = file.blocks()
             done = before
             oldest_us = await self._retried(_oldest_us)
-            coming = asyncio.create_task(asyncio.to_thread(_decoded, blocks, rows, oldest_us))
+            coming = asyncio.create_task(asyncio.to_thread(_decoded, file, rows, oldest_us))
             while (decoded := await coming) is not None:
-                coming = asyncio.create_task(asyncio.to_thread(_decoded, blocks, rows, oldest_us))
+                coming = asyncio.create_task(asyncio.to_thread(_decoded, file, rows, oldest_us))
                 try:
-                    done = await self._store(file, *decoded, done)
+                    done = await self._store(file, decoded, done)
                 except BaseException:
                     await asyncio.wait([coming])
                     raise
@@ -111,22 +111,21 @@ class Importer:
                 raise SetupError("Standard input begins like an earlier import, then differs: save it to a file.")
         raise AssertionError
 
-    async def _store(
-        self, file: HistoryFile, block: Block, batch: Batch, places: list[int], before: Journal
-    ) -> Journal:
-        if self._reject and batch.rejected:
-            rejected = [(block.number + (place := places[r.index]), block.lines[place], r) for r in batch.rejected]
-            self._reject(file, rejected)
+    async def _store(self, file: HistoryFile, decoded: "_Decoded", before: Journal) -> Journal:
+        if self._reject and decoded.rejected_lines:
+            rejected = zip(decoded.rejected_lines, decoded.batch.rejected, strict=True)
+            self._reject(file, [(number, line, reading) for (number, line), reading in rejected])
         try:
-            return await self._retried(self._store_block, block, batch, before)
+            return await self._retried(self._store_block, decoded, before)
         except journal.OtherImport:
             raise SetupError(f"{file.name} is being imported by another process, too.") from None
         except psycopg.Error as error:
             raise SetupError(f"{file.name}: the database refuses what follows line {before.lines}: {error}") from error
 
-    async def _store_block(self, connection: insert.Connection, block: Block, batch: Batch, before: Journal) -> Journal:
+    async def _store_block(self, connection: insert.Connection, decoded: "_Decoded", before: Journal) -> Journal:
+        batch = decoded.batch
         now = await journal.load(connection, before)
-        if now.position == block.end:
+        if now.position == decoded.end:
             return now  # committed, but the answer was lost with the connection
         await self._ids.learn(connection, [batch])
         parts = list(split_days(rows_of(batch, self._ids), self._part_rows))
@@ -138,9 +137,9 @@ class Importer:
         def end_of_block(now: Journal, more: int) -> Journal:
             good = len(batch.meter) + len(batch.vehicle)
             return now._replace(
-                position=block.end,
-                lines=block.number - 1 + len(block.lines),
-                digest=block.digest,
+                position=decoded.end,
+                lines=decoded.lines,
+                digest=decoded.digest,
                 read=now.read + batch.received,
                 inserted=now.inserted + now.ahead,
                 duplicates=now.duplicates + good - now.ahead,
@@ -193,12 +192,14 @@ class Importer:
                 conflicts += len(outcome.conflicting)
             for stream, of_stream in inserted.items():
                 await insert.merge_states(connection, stream, of_stream)
-            touched = insert.touched_hours(inserted)
-            await insert.merge_touched(connection, touched, valid_seconds=0)
+            touched = self._noted.missing(inserted)
+            await insert.merge_touched(connection, touched)
             if rejected:
                 await keep_rejected(connection, Source.IMPORT, list(rejected))
             after = following(before._replace(ahead=before.ahead + sum(map(len, inserted.values()))), conflicts)
-            await journal.save(connection, before, after, {hour // 24 for _, hour in touched})
+            days = {day for of_stream in inserted.values() for day in _days(of_stream)}
+            await journal.save(connection, before, after, days)
+        self._noted.add(touched)
         return after, conflicts
 
     async def _connected(self) -> insert.Connection:
@@ -233,17 +234,27 @@ async def _oldest_us(connection: insert.Connection) -> int:
     return int(oldest) + EPOCH_US
 
 
-def _decoded(blocks: Iterator[Block], rows: Rows, oldest_us: int) -> tuple[Block, Batch, list[int]] | None:
-    """The next block with its readings; None at the end of the file."""
-    block = next(blocks, None)
+class _Decoded(NamedTuple):
+    """A block's readings without its text; `end`, `lines` and `digest` are those of the journal behind it."""
+
+    end: int
+    lines: int
+    digest: bytes
+    batch: Batch
+    rejected_lines: list[tuple[int, bytes]]
+
+
+def _decoded(file: HistoryFile, rows: Rows, oldest_us: int) -> _Decoded | None:
+    """The next block; None at the end of the file."""
+    block = file.read_block()
     if block is None:
         return None
-    batch, places = rows.decode(block, now_us=time.time_ns() // 1000, oldest_us=oldest_us)
+    batch, rejected_lines = rows.decode(block, now_us=time.time_ns() // 1000, oldest_us=oldest_us)
     since = insert.instant(oldest_us - EPOCH_US)
     for refused in batch.rejected:
         if refused.code == "too_old":
             refused.message = f"The timestamp lies before {since:%Y-%m-%dT%H:%M:%SZ}, from when on readings are kept."
-    return block, batch, places
+    return _Decoded(block.end, block.number - 1 + len(block.lines), block.digest, batch, rejected_lines)
 
 
 def split_days(rows: StreamRows, part_rows: int) -> Iterator[StreamRows]:

@@ -35,13 +35,17 @@ class Rows(ABC):
         self.file = file.name
         self.columns = columns
 
-    def decode(self, block: Block, *, now_us: int, oldest_us: int) -> tuple[Batch, list[int]]:
-        """The block's readings, and the position of each reading's line in the block: blank lines do not count."""
+    def decode(self, block: Block, *, now_us: int, oldest_us: int) -> tuple[Batch, list[tuple[int, bytes]]]:
+        """The block's readings, and of each that is rejected the number and the text of its line.
+
+        Blank lines do not count as readings.
+        """
         lines = self._without_head(block.lines) if block.number == 1 else block.lines
         places = [place for place, line in enumerate(lines) if line and not line.isspace()]
         if len(places) < len(lines):
             lines = [lines[place] for place in places]
         batch = Batch(len(lines), [], [], [])
+        rejected_lines: list[tuple[int, bytes]] = []
         for start in range(0, len(lines), PIECE_LINES):
             piece = lines[start : start + PIECE_LINES]
             wires = self._decode_piece(piece) or [self._decode_line(n, line) for n, line in enumerate(piece)]
@@ -50,10 +54,11 @@ class Rows(ABC):
                 line = piece[refused.index]
                 refused.payload = (self._as_json(line) or line)[:PAYLOAD_LIMIT_BYTES]
                 refused.index += start
+                rejected_lines.append((block.number + places[refused.index], line))
             batch.meter += checked.meter
             batch.vehicle += checked.vehicle
             batch.rejected += checked.rejected
-        return batch, places
+        return batch, rejected_lines
 
     def _decode_piece(self, piece: list[bytes]) -> Sequence[Wire | Rejected]:
         """All of the lines, or nothing."""
