@@ -16,20 +16,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from app.ingest.insert import METER, VEHICLE, Row, StreamSql
 from tests.fixtures.database import Server
-from tests.fixtures.files import history, write_csv
+from tests.fixtures.files import history, peak_bytes, write_csv
 from tests.fixtures.readings import midnight
 
 READINGS = 1_000_000
 DEVICES = 1_000
 ROUNDS = 5
 COPY_READINGS = 50_000
-
-
-def peak_bytes(process: "subprocess.Popen[bytes]") -> int:
-    """The most memory that the process has had, while it runs; 0 at its end."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 if found else 0
 
 
 def import_file(url: str, file: Path) -> tuple[float, float, int]:

@@ -1,0 +1,73 @@
+"""However the lines of a file are grouped, each becomes the same reading, or is rejected for the same reason."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.ingest.check import Batch
+from app.ingest.history.file import Block, HistoryFile
+from app.ingest.history.rows import rows_of_file
+from app.ingest.insert import EPOCH_US
+from tests.fixtures.files import FIELDS
+
+NOW_US = EPOCH_US + 800_000_000_000_000
+# Of each field of FIELDS: values that are right, and some that are wrong or written otherwise.
+ids = st.sampled_from(["", "M1", "V.2", "no id", '"M1"', " M1 ", "x" * 65, "a\\b", "é"])
+numbers = st.sampled_from(["", "0.5", "7", "1e2", "-0.0", " 0.5", '"0.5"', "NaN", "1e999", "true", "0x1", ".5", "null"])
+cells = {
+    "timestamp": st.sampled_from(
+        ["2025-05-01T12:00:00Z", "2025-05-01T14:00:00.000001+02:00", "2025-05-01T12:00:00", "1746100800", "", "noon"]
+    ),
+    "vehicleId": ids,
+    "meterId": ids,
+}
+wild = st.sampled_from(["", "  ", ",", '"', "\r", "[1]", "{}", '{"meterId": 7}', "null", "\0"])
+csv_lines = st.lists(
+    st.builds(lambda *row: ",".join(row), *(cells.get(field, numbers) for field in FIELDS)) | wild,
+    min_size=1,
+    max_size=6,
+)
+texts = {field: values.map(lambda value: msgspec.json.encode(value).decode()) for field, values in cells.items()}
+objects = st.builds(
+    lambda *row: "{" + ",".join(f'"{name}":{value}' for name, value in zip(FIELDS, row, strict=True) if value) + "}",
+    *(texts.get(field, numbers) for field in FIELDS),
+)
+ndjson_lines = st.lists(objects | wild, min_size=1, max_size=6)
+
+
+def decoded(head: str, lines: list[bytes], *, together: bool) -> list[Any]:
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "h"
+        path.write_bytes(head.encode())
+        file = HistoryFile(str(path))
+        rows = rows_of_file(file, {})
+        file.close()
+    groups = [lines] if together else [[line] for line in lines]
+    batches = [rows.decode(Block(group, 2, 0, b""), now_us=NOW_US, oldest_us=0)[0] for group in groups]
+    return [
+        [reading for batch in batches for reading in batch.meter],
+        [reading for batch in batches for reading in batch.vehicle],
+        [_reason(batch, n) for batch in batches for n in range(len(batch.rejected))],
+    ]
+
+
+def _reason(batch: Batch, n: int) -> tuple[Any, ...]:
+    refused = batch.rejected[n]
+    return refused.code, refused.field, refused.stream, refused.device, refused.payload
+
+
+@given(csv_lines)
+def test_lines_of_csv_do_not_touch_each_other(lines: list[str]) -> None:
+    encoded = [line.encode() for line in lines]
+    head = ",".join(FIELDS) + "\n"
+    assert decoded(head, encoded, together=True) == decoded(head, encoded, together=False)
+
+
+@given(ndjson_lines)
+def test_lines_of_ndjson_do_not_touch_each_other(lines: list[str]) -> None:
+    encoded = [line.encode() for line in lines]
+    assert decoded("{}\n", encoded, together=True) == decoded("{}\n", encoded, together=False)

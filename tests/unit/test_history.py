@@ -1,0 +1,76 @@
+"""Files of history: which are read, and how much of one is ever in memory."""
+
+import gzip
+import tracemalloc
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from app.errors import SetupError
+from app.ingest.history import file as file_module
+from app.ingest.history.file import MAX_LINE_BYTES, HistoryFile
+from app.ingest.history.rows import rows_of_file
+from tests.fixtures.readings import midnight
+from tests.fixtures.sending import stamp
+
+HEADER = "timestamp,meterId,kwhConsumedAc\n"
+NOW = stamp(midnight(1))
+BAD = {
+    "empty": (b"", "is empty"),
+    "wrong columns": (
+        b"a,b,c\n1,2,3\n",
+        "no column for timestamp (--map COLUMN=FIELD names it); its columns: a, b, c.",
+    ),
+    "no header": (f"{NOW},M1,0.5\n".encode(), "no column for timestamp"),
+    "binary": (bytes(range(256)) * 400, "is binary or not UTF-8"),
+    "NUL bytes": (f"{HEADER}{NOW},M1,\0\n".encode(), "is binary or not UTF-8"),
+    "zip": (b"PK\x03\x04 and so on", "is a zip archive or a spreadsheet"),
+    "utf-16": (HEADER.encode("utf-16"), "is UTF-16, not UTF-8"),
+    "latin-1": ("timestamp,Zähler,kwhConsumedAc\n".encode("latin-1"), "neither CSV nor NDJSON in UTF-8"),
+    "array": (b'[{"meterId": "M1"}]', "is a JSON array"),
+    "semicolons": (HEADER.replace(",", ";").encode() + f"{NOW};M1;0,5\n".encode(), "is separated by ';'"),
+    "tabs": (HEADER.replace(",", "\t").encode(), "is separated by tabs"),
+    "decimal commas": (f'{HEADER}{NOW},M1,"0,48"\n'.encode(), "decimal commas: '0,48' must be 0.48."),
+    "duplicate names": (b"ts,meter,kwh_ac,meter\n", "has two columns named 'meter'"),
+    "two for a field": (b"ts,time,meter,kwh_ac\n", "two columns for timestamp: 'ts' and 'time'; --map time=timestamp"),
+    "two in objects": (b'{"ts": 1, "time": 2}\n', "two columns for timestamp"),
+    "endless header": (b"x" * 3_000_000, "has a first line of more than 64 KiB"),
+    "bad gzip": (b"\x1f\x8b\x08 no gzip at all", "cannot be read"),
+    "bad zstd": (b"\x28\xb5\x2f\xfd no zstd at all", "cannot be read"),
+}
+
+
+def read(path: Path) -> list[bytes]:
+    """All lines, decoded too."""
+    file = HistoryFile(str(path))
+    with closing(file):
+        rows = rows_of_file(file, {})
+        lines = []
+        while block := file.read_block():
+            rows.decode(block, now_us=0, oldest_us=0)
+            lines += block.lines
+    return lines
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_refused_with_its_name_and_the_reason(case: str, tmp_path: Path) -> None:
+    content, phrase = BAD[case]
+    (tmp_path / "bad").write_bytes(content)
+    with pytest.raises(SetupError) as refused:
+        read(tmp_path / "bad")
+    assert str(refused.value).startswith(f"{tmp_path / 'bad'} ")
+    assert phrase in str(refused.value)
+
+
+def test_a_line_that_decompresses_to_any_size_is_one_of_bounded_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_module, "BLOCK_BYTES", 256 * 1024)
+    (tmp_path / "bomb").write_bytes(gzip.compress(HEADER.encode() + b"x" * 16_000_000 + b"\nlast\n"))
+    tracemalloc.start()
+    lines = read(tmp_path / "bomb")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [len(line) for line in lines] == [len(HEADER) - 1, MAX_LINE_BYTES + 1, 4]
+    assert peak < 3_000_000
