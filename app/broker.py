@@ -239,9 +239,12 @@ class Session:
         _log.info("mqtt_connected", broker=self._address, client=self._client_id, session_present=self._session_present)
 
     def _disconnected(
-        self, _client: Client, _: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
+        self, _client: Client, _: Any, flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
-        self._reason = self._reason or str(reason)
+        if flags.is_disconnect_packet_from_server:
+            self._reason = self._reason or str(reason)
+        # Mosquitto 2.0.11 gives no reason when it throws out the elder of two clients of one name.
+        self._reason = self._reason or f"closed, as also when another client connects as {self._client_id!r}"
         self._wake.set()
 
     def _forget(self, _client: Client, _: Any, _socket: Any) -> None:

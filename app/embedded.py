@@ -40,7 +40,7 @@ INITDB = ("--username=wattline", "--encoding=UTF8", "--locale=C", "--auth-local=
 DETACHED = ("-c", '"$@" >>"$0" 2>&1 &')
 # Recovery after a crash replays at most a checkpoint's distance of log (`max_wal_size`).
 WAIT_SECONDS = 60
-_NOT_RUNNING = "No database runs under {}: start it with `wattline serve`."
+_NOT_RUNNING = "No database runs under {}: start it with `wattline serve`, or restart the service that lost it."
 # PostgreSQL refuses user id 0. In this namespace root's files and processes appear as 65534's, so nothing has to be
 # handed over, and directories that only root can enter stay reachable.
 NAMESPACE = ("unshare", "--user", "--map-user=65534", "--map-group=65534")

@@ -82,7 +82,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                     f"{variable_of(field)} is {getattr(self, field)}; it must lie between {low} and {high}."
                 )
         for field, fits, expected in (
-            ("mqtt_url", _is_mqtt_url, "a URL such as mqtt://user@host:1883 or mqtts://user@host:8883"),
+            ("mqtt_url", is_mqtt_url, MQTT_URL),
             ("mqtt_client_id", re.compile(r"\S{1,128}").fullmatch, "1 to 128 characters without spaces"),
             ("mqtt_share_group", re.compile(r"[^/+#\s\0]+").fullmatch, "a name without '/', '+', '#' and spaces"),
             ("mqtt_meter_topic", _TOPIC_FILTER.fullmatch, "a topic filter such as telemetry/meter/#"),
@@ -96,10 +96,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SetupError("WATTLINE_MQTT_KEY_FILE is set without WATTLINE_MQTT_CERT_FILE, to which the key belongs.")
 
 
+#: What a broker's URL must be.
+MQTT_URL = "a URL such as mqtt://user@host:1883 or mqtts://user@host:8883; a password in it is percent-encoded"
+
 _TOPIC_FILTER = re.compile(r"(?!\$)(([^/+#\0]*|\+)/)*([^/+#\0]+|\+|#)")
 
 
-def _is_mqtt_url(url: str) -> bool:
+def is_mqtt_url(url: str) -> bool:
+    """Whether a broker can have this URL."""
     try:
         parts = urlsplit(url)
         return (

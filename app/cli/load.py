@@ -2,16 +2,19 @@
 
 import asyncio
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
 
 import click
+import msgspec
 
 from app.load.measure import measure
 from app.load.service import CONNECTIONS
 from app.load.source import Batch, realistic, sustained, whole_fleet
+from app.settings import MQTT_URL, Settings, is_mqtt_url
 from app.simulator.fleet import Fleet
 
 
@@ -57,10 +60,10 @@ RATE = click.option(
 
 
 class Target(NamedTuple):
-    """Where the readings go: to the service, or to a broker in front of it."""
+    """Where the readings go: to the service, or to the broker of these settings in front of it."""
 
     url: str
-    broker_url: str | None
+    broker: Settings | None
 
 
 def _target(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,10 +71,14 @@ def _target(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The service; also asked to count.")
     @click.option("--via", default="http", show_default=True, type=click.Choice(["http", "mqtt"]))
-    @click.option("--broker", default="mqtt://127.0.0.1:1883", show_default=True, help="With --via mqtt; or mqtts://.")
+    @click.option("--broker", metavar="URL", help="With --via mqtt, instead of that of WATTLINE_MQTT_URL.")
     @wraps(command)
-    def with_target(url: str, via: str, broker: str, **options: Any) -> None:
-        command(Target(url, broker if via == "mqtt" else None), **options)
+    def with_target(url: str, via: str, broker: str | None, **options: Any) -> None:
+        settings = Settings.from_environ(os.environ)
+        if broker and not is_mqtt_url(broker):
+            raise click.BadParameter(f"it must be {MQTT_URL}.", param_hint="--broker")
+        through = msgspec.structs.replace(settings, mqtt_url=broker or settings.mqtt_url)
+        command(Target(url, through if via == "mqtt" else None), **options)
 
     return with_target
 

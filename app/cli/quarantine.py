@@ -86,6 +86,7 @@ def show(row_id: int) -> None:
         ("source", kept.source),
         ("stream", kept.stream),
         ("device", kept.device),
+        ("topic", kept.topic),
         ("code", kept.code),
         ("field", kept.field),
         ("message", kept.message),

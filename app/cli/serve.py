@@ -3,9 +3,12 @@
 import ipaddress
 import os
 import socket
+import threading
+import time
 from contextlib import suppress
 
 import click
+import httpx
 
 from app.broker import create_client
 from app.cli.common import open_database
@@ -33,8 +36,17 @@ def serve(host: str, port: int, mqtt: bool) -> None:
     if mqtt:
         create_client(settings, settings.mqtt_client_id, persistent=True)  # so that what is wrong with it is told here
     with open_database(settings, migrated=True) as url:
-        click.echo(f"Wattline serves at {_url(host, port)}; Ctrl-C stops it.")
+        threading.Thread(target=_say_when_ready, args=[_url(host, port)], daemon=True).start()
         run_server(url, host, port, mqtt=mqtt)
+
+
+def _say_when_ready(url: str) -> None:
+    while True:
+        with suppress(httpx.TransportError):
+            httpx.get(f"{url}/health/live", trust_env=False)
+            click.echo(f"Wattline serves at {url}; Ctrl-C stops it.")
+            return
+        time.sleep(0.1)
 
 
 @click.command()

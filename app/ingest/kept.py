@@ -20,6 +20,7 @@ class Kept(msgspec.Struct, frozen=True):
     source: str
     stream: str | None
     device: str | None
+    topic: str | None
     code: str
     field: str | None
     message: str
@@ -40,7 +41,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 _COLUMNS = b"""
-    SELECT id, first_at, last_at, times, source, stream, device, code, field, message,
+    SELECT id, first_at, last_at, times, source, stream, device, topic, code, field, message,
            substring(payload for %(payload_bytes)s) AS payload, octet_length(payload) AS payload_bytes
     FROM quarantine
 """

@@ -14,6 +14,7 @@ from app.load.run import Run, Tally
 from app.load.service import CONNECTIONS, Service
 from app.load.source import Batch
 from app.load.tell import console, progress, show_table, showing
+from app.settings import Settings
 
 # What a simulated network held back is two hours old at most when it arrives.
 _OLDEST = timedelta(hours=3)
@@ -21,7 +22,7 @@ _OLDEST = timedelta(hours=3)
 
 async def measure(
     url: str,
-    broker_url: str | None,
+    broker: Settings | None,
     batches: Callable[[str, int], Iterator[Batch]],
     *,
     mappings: Sequence[tuple[str, str]] = (),
@@ -29,23 +30,27 @@ async def measure(
 ) -> str | None:
     """Sends the batches of a run, which begins at a time in microseconds; shows how it goes, and the result as a table.
 
-    Through the broker if one is given. Ctrl-C ends the sending, a second one the counting. The answer is what went
-    wrong, in a sentence. Raises SetupError when service or broker cannot be reached.
+    Through the broker of the settings if they are given. Ctrl-C ends the sending, a second one the counting. The answer
+    is what went wrong, in a sentence. Raises SetupError when service or broker cannot be reached.
     """
     name, tally = f"load-{secrets.token_hex(4)}", Tally()
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(Service(url))
-        send = service.send if broker_url is None else (await stack.enter_async_context(Broker(broker_url, name))).send
+        publisher = None if broker is None else await stack.enter_async_context(Broker(broker, name))
         for vehicle_id, meter_id in mappings:
             await service.register(f"{name}-{vehicle_id}", f"{name}-{meter_id}")
-        run, started, start_s = Run(send, tally, connections=connections), datetime.now(UTC), time.monotonic()
+        run, started, start_s = (
+            Run((publisher or service).send, tally, connections=connections),
+            datetime.now(UTC),
+            time.monotonic(),
+        )
         console.print(f"Sending as {name}. Ctrl-C ends it early.")
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, run.stop)
         async with showing(lambda: progress(tally, time.monotonic() - start_s)):
             await run.send_all(batches(name, int(started.timestamp() * 1_000_000)))
         seconds, retries = time.monotonic() - start_s, service.retries
         count = await _counted(service, tally, started - _OLDEST)
-    show_table(tally, count, retries, seconds, has_receipts=broker_url is None)
+    show_table(tally, count, retries, seconds, has_receipts=broker is None)
     return _what_went_wrong(tally, count)
 
 

@@ -4,30 +4,29 @@ import asyncio
 from itertools import groupby
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit
 
 import msgspec
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
+from app.broker import create_client, shown_address
 from app.errors import SetupError
 from app.load.service import Outcome
 from app.load.source import device_of
+from app.settings import Settings
 from app.simulator.devices import Reading
 
 _CONNECT_S = 10
 _LONGEST_RECONNECT_S = 5
-_PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 
 class Broker:
     """A connection to a broker, made anew by paho when it breaks, which then sends again what was not acknowledged."""
 
-    def __init__(self, url: str, run: str) -> None:
-        self._url = url
+    def __init__(self, settings: Settings, run: str) -> None:
+        """Raises SetupError for settings that cannot work."""
+        self._address = shown_address(settings)
         self._run = run
-        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id=run, protocol=paho.MQTTv5)
+        self._client = create_client(settings, run, persistent=False)
         self._client.reconnect_delay_set(max_delay=_LONGEST_RECONNECT_S)
         self._client.on_connect = self._on_connect
         self._client.on_publish = self._on_publish
@@ -38,23 +37,14 @@ class Broker:
         self._loop = asyncio.get_running_loop()
         self._connected: asyncio.Future[str | None] = self._loop.create_future()
         try:
-            parts = urlsplit(self._url)
-            if parts.scheme not in _PORTS or not parts.hostname:
-                raise ValueError("it must be mqtt://host or mqtts://host, with :port or without")
-            if parts.scheme == "mqtts":
-                self._client.tls_set()
-            if parts.username:
-                self._client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
-            await asyncio.to_thread(self._client.connect, parts.hostname, parts.port or _PORTS[parts.scheme])
+            await asyncio.to_thread(self._client.reconnect)
             self._client.loop_start()
             refused = await asyncio.wait_for(self._connected, _CONNECT_S)
         except (OSError, ValueError) as error:
             refused = str(error) or type(error).__name__
         if refused is not None:
             self._client.loop_stop()
-            raise SetupError(
-                f"The broker at {_without_password(self._url)} cannot be used: {refused}. Another one: --broker."
-            )
+            raise SetupError(f"The broker at {self._address} cannot be used: {refused}. Another one: --broker.")
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -100,7 +90,3 @@ class Broker:
     def _settle(future: asyncio.Future[str | None], refused: str | None) -> None:
         if not future.done():  # it was given up, or the connection was made anew
             future.set_result(refused)
-
-
-def _without_password(url: str) -> str:
-    return url.rpartition("@")[2]

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from app.ops.refresh import refresh_aggregates
+from app.settings import MQTT_URL
 from tests.fixtures.broker import Broker, consuming
 from tests.fixtures.commands import command
 from tests.fixtures.service import Process, free_port
@@ -239,8 +240,14 @@ def test_through_a_broker_what_it_acknowledged_is_looked_for_in_the_service(
 
 @on_one_engine
 def test_a_broker_that_cannot_be_used_is_one_line(server_process: Process) -> None:
-    for url in (f"mqtt://127.0.0.1:{free_port()}", "nonsense", "mqtt://", "http://127.0.0.1", "mqtt://127.0.0.1:99999"):
-        line = refusal("single", "--via", "mqtt", "--broker", url, url=server_process.base_url)
-        assert line.startswith(f"wattline: The broker at {url} cannot be used: ")
+    nowhere = f"mqtt://127.0.0.1:{free_port()}"
+    line = refusal("single", "--via", "mqtt", "--broker", nowhere, url=server_process.base_url)
+    assert line.startswith(f"wattline: The broker at {nowhere} cannot be used: ")
+    for url in ("nonsense", "mqtt://", "http://127.0.0.1", "mqtt://me:secret@127.0.0.1:99999"):
+        refused = command("load", "single", "--via", "mqtt", "--broker", url)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"Invalid value for --broker: it must be {MQTT_URL}" in " ".join(refused.stderr.split())
+        assert "secret" not in refused.stderr
+    assert "WATTLINE_MQTT_URL" in refusal("single", "--via", "mqtt", url=server_process.base_url)
     line = refusal("single", "--via", "mqtt", "--broker", "mqtt://me:secret@127.0.0.1:1", url=server_process.base_url)
     assert "secret" not in line

@@ -134,7 +134,9 @@ async def test_nothing_is_wrong_with_wattline_s_own_server(tmp_path: Path, own_s
         assert healthy
         assert "reporting  1 of 1, in the last 10 minutes" in report
     report, healthy = examine(running(tmp_path, start=False), settings, {})
-    assert listed(report, "What is wrong") == [f"No database runs under {tmp_path}: start it with `wattline serve`."]
+    assert listed(report, "What is wrong") == [
+        f"No database runs under {tmp_path}: start it with `wattline serve`, or restart the service that lost it."
+    ]
     assert not healthy
 
 

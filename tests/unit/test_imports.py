@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "binaries": {"errors", "settings"},
     "embedded": {"errors", "settings", "binaries"},
     "simulator": {"telemetry"},
-    "load": {"errors", "simulator"},
+    "load": {"broker", "errors", "settings", "simulator"},
     "fleet": {*DATABASE, "telemetry"},
     "ingest": {*DATABASE, "broker", "telemetry", "fleet"},
     "analytics": {*DATABASE, "telemetry", "fleet"},

@@ -218,6 +218,15 @@ def _silence(facts: Facts) -> Iterator[str]:
         )
 
 
+def _registry(facts: Facts) -> Iterator[str]:
+    if refused := dict(facts.rejected_today).get("too_many_new_devices"):
+        yield (
+            f"{refused} readings of new devices were rejected within a day, for there were too many within an hour: "
+            "`wattline quarantine list --reason too_many_new_devices` shows them. If they are no typos or strangers, "
+            "`redrive` lets them in, and WATTLINE_NEW_DEVICES_PER_HOUR sets the limit."
+        )
+
+
 _CHECKS = (
     _away,
     _versions,
@@ -235,4 +244,5 @@ _CHECKS = (
     _partitions,
     _broker,
     _silence,
+    _registry,
 )
