@@ -7,6 +7,7 @@ identifier may stand for a message that is not stored.
 import asyncio
 import random
 import ssl
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.exception import MQTTException
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -27,12 +29,14 @@ PORTS = {"mqtt": 1883, "mqtts": 8883}
 KEEPALIVE_SECONDS = 60
 # Two groups of the writer: the next one arrives while the database works on the one before.
 RECEIVE_MAXIMUM = 40_000
-# Only the operator ends a session: what came while its consumer was away for a month is not dropped.
+# Only the operator ends a session. What is older than 7 days when it is taken goes to quarantine, as over HTTP.
 NEVER_EXPIRES = 0xFFFFFFFF
 LONGEST_PAUSE_SECONDS = 30.0
 DISCONNECT_SECONDS = 5
 # Then the rest of the event loop has its turn.
 PACKETS_AT_ONCE = 100
+# While nothing is read, no answer to a ping is either, and after two of them paho takes the broker for dead.
+LONGEST_HOLD_SECONDS = KEEPALIVE_SECONDS / 2
 
 _log = structlog.get_logger()
 
@@ -47,6 +51,25 @@ class Message(NamedTuple):
     payload: bytes
 
 
+class _Client(Client):
+    """paho's client, but what it cannot read of a message does not end the connection: it would come for ever.
+
+    The broker passes on what MQTT allows and paho refuses, such as U+FEFF in a property.
+    """
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        try:
+            return super()._handle_publish()
+        except (MQTTException, ValueError, IndexError):
+            packet, qos = bytes(self._in_packet["packet"]), self._in_packet["command"] >> 1 & 3
+            end = 2 + int.from_bytes(packet[:2])
+            start = end + 2 if qos else end
+            message = MQTTMessage(int.from_bytes(packet[end:start]), packet[2:end])
+            message.payload = packet[start:]
+            self._handle_on_message(message)
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+
 def create_client(settings: Settings, client_id: str, *, persistent: bool) -> Client:
     """A client of the broker, for `reconnect()` to connect. Raises SetupError for settings that cannot work.
 
@@ -55,7 +78,7 @@ def create_client(settings: Settings, client_id: str, *, persistent: bool) -> Cl
     if settings.mqtt_url is None:
         raise SetupError("WATTLINE_MQTT_URL is not set: it names the broker, such as mqtt://user@host:1883.")
     url = urlsplit(settings.mqtt_url)
-    client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5, manual_ack=persistent)
+    client = _Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5, manual_ack=persistent)
     if url.username:
         client.username_pw_set(unquote(url.username), unquote(url.password or "") or settings.mqtt_password)
     if url.scheme == "mqtts":
@@ -105,6 +128,7 @@ class Session:
         self._received = 0
         self._fd = -1
         self._full = False
+        self._full_since = 0.0
         self._session_present = False
         self._closing = False
         self._wake = asyncio.Event()
@@ -127,7 +151,9 @@ class Session:
             except (OSError, ValueError) as error:  # no such host, no route, a certificate that does not fit
                 self._reason = str(error)
             self._connection += 1
-            if not self._closing:
+            if self._full:
+                await self._wait_for_room()
+            elif not self._closing:
                 await self._pause()
 
     def close(self) -> None:
@@ -143,12 +169,15 @@ class Session:
         self._write()
 
     def hold_back(self) -> None:
-        """Reads nothing more, so that the broker waits, until `go_on()`."""
-        self._full = True
+        """Reads nothing more, so that the broker waits, until `go_on()`; if that takes long, without a connection."""
+        if not self._full:
+            self._full = True
+            self._full_since = time.monotonic()
 
     def go_on(self) -> None:
         if self._full:
             self._full = False
+            self._wake.set()
             if self._fd >= 0:
                 asyncio.get_running_loop().add_reader(self._fd, self._read)
                 self._read()
@@ -158,7 +187,7 @@ class Session:
             return
         self._fd = sock.fileno()
         asyncio.get_running_loop().add_reader(self._fd, self._read)
-        while self._fd >= 0 and not self._closing:
+        while self._fd >= 0 and not self._closing and not self._held_for_long():
             await self._sleep(1)
             self._client.loop_misc()
             self._write()
@@ -167,10 +196,18 @@ class Session:
             self._write()
             await self._sleep(DISCONNECT_SECONDS)
 
+    def _held_for_long(self) -> bool:
+        return self._full and time.monotonic() > self._full_since + LONGEST_HOLD_SECONDS
+
     async def _sleep(self, seconds: float) -> None:
         self._wake.clear()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
+
+    async def _wait_for_room(self) -> None:
+        _log.warning("mqtt_held_back", broker=self._address)
+        while self._full and not self._closing:
+            await self._sleep(1)
 
     async def _pause(self) -> None:
         # The random part keeps many consumers from coming back in the same moment.

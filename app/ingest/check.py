@@ -56,7 +56,8 @@ class Rejected(msgspec.Struct):
 class Batch(msgspec.Struct):
     """The readings of one body; `received` counts all of them, `rejected` is in order of index.
 
-    Where it has readings of both streams, `of_vehicle` has a 1 at the index of each vehicle reading.
+    Where it has readings of both streams, `of_vehicle` has a 1 at the index of each vehicle reading. `topics` are those
+    of MQTT, by index.
     """
 
     received: int
@@ -64,6 +65,7 @@ class Batch(msgspec.Struct):
     vehicle: list[VehicleReading]
     rejected: list[Rejected]
     of_vehicle: bytes = b""
+    topics: list[str] = []
 
 
 class Wire(msgspec.Struct, rename="camel", gc=False):
@@ -80,7 +82,7 @@ class Wire(msgspec.Struct, rename="camel", gc=False):
     battery_temp: float | None = None
 
 
-_is_id = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_ID_CHARACTERS}}}").fullmatch
+is_id = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_ID_CHARACTERS}}}").fullmatch
 
 
 class _Refused(Exception):
@@ -91,7 +93,7 @@ class _Refused(Exception):
 
 def rejected(index: int, code: str, field: str | None, stream: Stream | None, device: str | None = None) -> Rejected:
     """A refusal without the payload, which only the decoder has. A `device` that is no id is left out."""
-    return Rejected(index, code, field, REJECTIONS[code], stream, b"", device if device and _is_id(device) else None)
+    return Rejected(index, code, field, REJECTIONS[code], stream, b"", device if device and is_id(device) else None)
 
 
 def check_each(wires: Sequence[Wire | Rejected], now_us: int, stream: Stream | None, *, oldest_us: int) -> Batch:
@@ -154,7 +156,7 @@ def _vehicle_reading(wire: Wire, oldest_us: int, newest_us: int) -> VehicleReadi
 def _checked_id(value: str | None, field: str) -> str:
     if value is None:
         raise _Refused("missing_field", field)
-    if not _is_id(value):
+    if not is_id(value):
         raise _Refused("invalid_id", field)
     return value
 

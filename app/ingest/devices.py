@@ -43,7 +43,7 @@ class DeviceIds:
         if batch.of_vehicle:
             taken.sort(key=batch.of_vehicle.__getitem__)
         refused = [
-            _rejected(index, reading, field)
+            _rejected(index, reading, field, batch.topics[index] if batch.topics else None)
             for index, reading in zip(taken, readings, strict=True)
             if (field := self._unknown(reading))
         ]
@@ -58,7 +58,7 @@ class DeviceIds:
         return "meterId" if reading.meter_id and reading.meter_id not in self.meter else None
 
 
-def _rejected(index: int, reading: MeterReading | VehicleReading, field: str) -> Rejected:
+def _rejected(index: int, reading: MeterReading | VehicleReading, field: str, topic: str | None) -> Rejected:
     """Its payload is the reading written anew: the body is no longer there when the writer comes to it."""
     timestamp = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=reading.ts_us)
     values: dict[str, str | datetime | float | None] = {"meterId": reading.meter_id, "timestamp": timestamp}
@@ -74,6 +74,7 @@ def _rejected(index: int, reading: MeterReading | VehicleReading, field: str) ->
             "batteryTemp": _whole(reading.battery_temp_centic),
         }
     refused = rejected(index, "too_many_new_devices", field, stream, device)
+    refused.topic = topic
     refused.payload = msgspec.json.encode({name: value for name, value in values.items() if value is not None})
     return refused
 

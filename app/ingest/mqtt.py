@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 
+import psycopg
 import structlog
 from msgspec.structs import replace
 from paho.mqtt.client import topic_matches_sub
@@ -18,8 +19,8 @@ from paho.mqtt.client import topic_matches_sub
 from app.broker import Message, Session
 from app.errors import BodyTooLarge, InternalError, ServiceError, StoreBusy, StoreUnavailable, UnsupportedMediaType
 from app.ingest.body import MAX_BODY_BYTES
-from app.ingest.check import PAYLOAD_LIMIT_BYTES, Batch, Rejected
-from app.ingest.decode import LARGE_BODY_BYTES, MediaType, decode_batch
+from app.ingest.check import PAYLOAD_LIMIT_BYTES, Batch, Rejected, is_id
+from app.ingest.decode import MediaType, decode_batch
 from app.ingest.quarantine import Source
 from app.ingest.writer import GROUP_READINGS, Writer
 from app.settings import Settings
@@ -27,10 +28,22 @@ from app.telemetry.reading import Stream
 
 # What waits undecoded; then the broker has to wait. Single readings never come near: receive maximum ends them first.
 INBOX_BYTES = 64 * 1024 * 1024
-# Work on so many messages takes about 5 ms, in which nothing else of the event loop has its turn.
+# What a message takes besides its payload and topic.
+MESSAGE_BYTES = 500
+# Decoding 64 KiB takes a millisecond, of hostile bytes 60.
+LARGE_MESSAGE_BYTES = 64 * 1024
+# So long nothing else of the event loop has its turn.
+TURN_SECONDS = 0.005
+# Acknowledging so many takes about as long.
 MESSAGES_AT_ONCE = 250
+# Longer topics are matched each time and cut in quarantine: MQTT allows 64 KiB, and each device has one.
+LONGEST_TOPIC = 256
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
+
+# What ends without the message being changed; the rest, and these of the database, are of the message's data.
+PASSING = (StoreBusy, StoreUnavailable, psycopg.Error)
+OF_DATA = (psycopg.DataError, psycopg.IntegrityError)
 
 _log = structlog.get_logger()
 
@@ -45,6 +58,8 @@ class Consumer:
         self._session = Session(settings, [share + pattern for pattern in self._topics.filters], self._arrived)
         self._inbox: deque[Message] = deque()
         self._inbox_bytes = 0
+        self._group_readings = GROUP_READINGS
+        self._pause_seconds = FIRST_PAUSE_SECONDS
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
 
@@ -67,7 +82,7 @@ class Consumer:
 
     def _arrived(self, message: Message) -> None:
         self._inbox.append(message)
-        self._inbox_bytes += len(message.payload)
+        self._inbox_bytes += _size(message)
         if self._inbox_bytes > INBOX_BYTES:
             self._session.hold_back()
         self._wake.set()
@@ -76,53 +91,67 @@ class Consumer:
         """What has arrived, decoded, up to what the writer stores in one transaction."""
         group: list[tuple[Message, Batch]] = []
         readings = 0
-        while self._inbox and readings < GROUP_READINGS:
+        turn_ends = time.monotonic() + TURN_SECONDS
+        while self._inbox and readings < self._group_readings:
             message = self._inbox.popleft()
-            self._inbox_bytes -= len(message.payload)
-            if len(message.payload) > LARGE_BODY_BYTES:
+            self._inbox_bytes -= _size(message)
+            if len(message.payload) > LARGE_MESSAGE_BYTES:
                 batch = await asyncio.to_thread(decode_message, message, self._topics)
             else:
                 batch = decode_message(message, self._topics)
             group.append((message, batch))
             readings += batch.received
-            if len(group) % MESSAGES_AT_ONCE == 0:
+            if time.monotonic() > turn_ends:
                 await asyncio.sleep(0)
+                turn_ends = time.monotonic() + TURN_SECONDS
         if self._inbox_bytes <= INBOX_BYTES:
             self._session.go_on()
         return group
 
     async def _store(self, group: list[tuple[Message, Batch]]) -> None:
-        """Stores and acknowledges; a message that fails on its data fails no other, and does not come for ever."""
-        try:
-            stored = await self._stored(merged(batch for _, batch in group))
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a message, the consumer outlives it
-            if len(group) > 1:
-                await self._store(group[: len(group) // 2])
-                await self._store(group[len(group) // 2 :])
-                return
-            ((message, _),) = group
-            _log.error("mqtt_message_failed", topic=message.topic, exc_info=error)
-            stored = await self._stored(refused(message, InternalError(), None, None))
-        if stored:
-            for start in range(0, len(group), MESSAGES_AT_ONCE):
-                self._session.acknowledge(message for message, _ in group[start : start + MESSAGES_AT_ONCE])
-                await asyncio.sleep(0)
+        """Stores and acknowledges, however long the database is away; not when the consumer is closed first.
 
-    async def _stored(self, batch: Batch) -> bool:
-        """Whether the batch is committed, however long the database was away; not when the consumer is closed first."""
-        pause = FIRST_PAUSE_SECONDS
-        while True:
+        A group that fails is stored in halves: it is too much for a slow database, or one message fails on its data,
+        which then fails no other, and does not come for ever.
+        """
+        while not self._closing.is_set():
             try:
-                await self._writer.store(batch, Source.MQTT)
-            except (StoreBusy, StoreUnavailable) as error:
-                _log.warning("mqtt_store_waits", reason=error.detail, retry_seconds=pause)
+                await self._writer.store(merged(group), Source.MQTT)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with a message, the consumer outlives it
+                passes = isinstance(error, PASSING) and not isinstance(error, OF_DATA)
+                if passes or len(group) == 1:
+                    await self._pause(error)
+                if len(group) > 1:
+                    self._group_readings = max(self._group_readings // 2, 1)
+                    await self._store(group[: len(group) // 2])
+                    await self._store(group[len(group) // 2 :])
+                    return
+                if not passes:
+                    ((message, _),) = group
+                    _log.error("mqtt_message_failed", topic=message.topic, exc_info=error)
+                    group = [(message, refused(message, InternalError(), None, None, limit=None))]
             else:
-                return True
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), pause)
-            if self._closing.is_set():
-                return False
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                self._pause_seconds = FIRST_PAUSE_SECONDS
+                self._group_readings = min(2 * self._group_readings, GROUP_READINGS)
+                for start in range(0, len(group), MESSAGES_AT_ONCE):
+                    self._session.acknowledge(message for message, _ in group[start : start + MESSAGES_AT_ONCE])
+                    await asyncio.sleep(0)
+                return
+
+    async def _pause(self, error: Exception) -> None:
+        reason = error.detail if isinstance(error, ServiceError) else str(error)
+        _log.warning("mqtt_store_waits", reason=reason, retry_seconds=self._pause_seconds)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), self._pause_seconds)
+        self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+
+
+def _named(device_id: str | None) -> str | None:
+    return device_id if device_id and is_id(device_id) else None
+
+
+def _size(message: Message) -> int:
+    return len(message.payload) + len(message.topic) + MESSAGE_BYTES
 
 
 class Topics:
@@ -132,13 +161,16 @@ class Topics:
         self._patterns = {Stream.METER: settings.mqtt_meter_topic, Stream.VEHICLE: settings.mqtt_vehicle_topic}
         self.filters = sorted(set(self._patterns.values()))
         # Each device has its topic; matching one takes longer than decoding its reading.
-        self.of = lru_cache(maxsize=100_000)(self._of)
+        self._known = lru_cache(maxsize=100_000)(self._of)
 
-    def _of(self, topic: str) -> tuple[Stream | None, str | None]:
+    def of(self, topic: str) -> tuple[Stream | None, str | None]:
         """The stream, None when the readings have to tell; and the device that the last level names.
 
         A topic of neither comes from a subscription that the session still has of former settings.
         """
+        return self._known(topic) if len(topic) <= LONGEST_TOPIC else self._of(topic)
+
+    def _of(self, topic: str) -> tuple[Stream | None, str | None]:
         streams = [stream for stream, pattern in self._patterns.items() if topic_matches_sub(pattern, topic)]
         if len(streams) != 1:
             return None, None
@@ -159,8 +191,8 @@ def decode_message(message: Message, topics: Topics) -> Batch:
     except ServiceError as error:
         return refused(message, error, stream, device_id)
     for reading in batch.rejected:
-        reading.device = reading.device or device_id
-        reading.topic = message.topic
+        reading.device = reading.device or _named(device_id)
+        reading.topic = message.topic[:LONGEST_TOPIC]
     return batch
 
 
@@ -175,16 +207,25 @@ def _media_type(message: Message) -> MediaType:
         raise UnsupportedMediaType(f"The content type must be one of {', '.join(MediaType)}.") from None
 
 
-def refused(message: Message, error: ServiceError, stream: Stream | None, device_id: str | None) -> Batch:
-    """A batch of which nothing but the message itself, cut, can be kept."""
-    payload = message.payload[:PAYLOAD_LIMIT_BYTES]
-    return Batch(1, [], [], [Rejected(0, error.code, None, error.detail, stream, payload, device_id, message.topic)])
+def refused(
+    message: Message,
+    error: ServiceError,
+    stream: Stream | None,
+    device_id: str | None,
+    *,
+    limit: int | None = PAYLOAD_LIMIT_BYTES,
+) -> Batch:
+    """A batch of which nothing but the message itself, cut at the limit, can be kept."""
+    device, topic = _named(device_id), message.topic[:LONGEST_TOPIC]
+    reading = Rejected(0, error.code, None, error.detail, stream, message.payload[:limit], device, topic)
+    return Batch(1, [], [], [reading])
 
 
-def merged(batches: Iterable[Batch]) -> Batch:
+def merged(group: Iterable[tuple[Message, Batch]]) -> Batch:
     """One batch of all readings, in their order, with the indices that they have in it."""
     whole = Batch(0, [], [], [])
-    for batch in batches:
+    for message, batch in group:
+        whole.topics += [message.topic[:LONGEST_TOPIC]] * batch.received
         whole.rejected += [replace(reading, index=whole.received + reading.index) for reading in batch.rejected]
         whole.received += batch.received
         whole.of_vehicle += batch.of_vehicle or bytes([bool(batch.vehicle)]) * batch.received

@@ -6,13 +6,16 @@ import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import psycopg
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from psycopg import sql
 from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from app.ingest.mqtt import Consumer
 from app.ingest.writer import Writer
@@ -29,15 +32,26 @@ async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
             await asyncio.sleep(0.02)
 
 
+class Here(NamedTuple):
+    """A consumer in this process, and what it has logged."""
+
+    consumer: Consumer
+    log: list[EventDict]
+
+    def has_logged(self, event: str) -> bool:
+        return any(line["event"] == event for line in self.log)
+
+
 @asynccontextmanager
-async def consuming_here(database_url: str, **settings: Any) -> AsyncIterator[Consumer]:
+async def consuming_here(database_url: str, **settings: Any) -> AsyncIterator[Here]:
     """A consumer in this process, once it has subscribed."""
     writer = Writer(database_url, queue_max_readings=200_000, new_devices_per_hour=20_000)
     consumer = Consumer(Settings(**settings), writer)
     with capture_logs() as log:
         async with ingesting(database_url, writer, consumer):
-            await until(lambda: any(line["event"] == "mqtt_connected" for line in log))
-            yield consumer
+            here = Here(consumer, log)
+            await until(lambda: here.has_logged("mqtt_connected"))
+            yield here
 
 
 def count(connection: psycopg.Connection, table: str) -> int:
@@ -160,20 +174,119 @@ async def test_a_message_on_which_the_store_fails_goes_to_quarantine_and_stops_n
     assert quarantined(connection)[0][:2] == ("telemetry/meter/M3", "internal_error")
 
 
+async def test_a_fault_that_passes_sends_nothing_to_quarantine(
+    database_url: str, connection: psycopg.Connection, broker: Broker
+) -> None:
+    """Such as a right that is missing: all waits until it is there."""
+    connection.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN RAISE insufficient_privilege USING MESSAGE = 'not now'; END $$"
+    )
+    connection.execute("CREATE TRIGGER refuse BEFORE INSERT ON meter_state EXECUTE FUNCTION refuse()")
+    batch = [meter(minutes_ago(1), meter_id=f"M{n}", pad="x" * 1_000) for n in range(100)]
+    async with consuming_here(database_url, mqtt_url=broker.url) as here:
+        flood = Flood(broker.port)
+        await asyncio.to_thread(flood.publish, [("telemetry/meter/x", json.dumps(batch).encode())] * 2)
+        flood.close()
+        await until(lambda: here.has_logged("mqtt_store_waits"))
+        await asyncio.to_thread(connection.execute, "DROP TRIGGER refuse ON meter_state")
+        await await_rows(connection, meter_reading=100, quarantine=0)
+
+
+async def test_of_what_is_too_much_for_a_slow_database_less_is_tried(
+    database_url: str, connection: psycopg.Connection, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.ingest.mqtt.FIRST_PAUSE_SECONDS", 0.05)
+    connection.execute(
+        """
+        CREATE FUNCTION tire() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF (SELECT count(*) FROM new) > 300 THEN RAISE EXCEPTION USING ERRCODE = 'transaction_timeout'; END IF;
+            RETURN NULL;
+        END $$
+        """
+    )
+    connection.execute(
+        "CREATE TRIGGER tire AFTER INSERT ON meter_state REFERENCING NEW TABLE AS new EXECUTE FUNCTION tire()"
+    )
+    messages = [
+        (f"telemetry/meter/M{n}", json.dumps(meter(minutes_ago(1), meter_id=f"M{n}")).encode()) for n in range(1_000)
+    ]
+    async with consuming_here(database_url, mqtt_url=broker.url) as here:
+        with connection.transaction():
+            # So that what comes behind the first message makes one group.
+            await asyncio.to_thread(connection.execute, "LOCK TABLE meter IN SHARE MODE")
+            flood = Flood(broker.port)
+            await asyncio.to_thread(flood.publish, messages)
+            flood.close()
+            await until(lambda: len(here.consumer._inbox) > 600)
+        await await_rows(connection, meter_reading=1_000, quarantine=0)
+        assert here.has_logged("mqtt_store_waits")
+
+
+async def test_what_the_client_library_cannot_read_is_in_quarantine_and_stops_nothing(
+    database_url: str, connection: psycopg.Connection, broker: Broker
+) -> None:
+    """U+FEFF in a property: MQTT allows it, Mosquitto passes it on, paho refuses it."""
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.UserProperty = ("note", "\ufeffx")
+    good = json.dumps(meter(minutes_ago(1))).encode()
+    async with consuming_here(database_url, mqtt_url=broker.url):
+        with publishing(broker) as client:
+            unreadable = [client.publish("telemetry/meter/M1", good, qos, properties=properties) for qos in (1, 0)]
+            sent = [*unreadable, publish(client, "telemetry/meter/M2", good)]
+            await asyncio.to_thread(await_published, sent)
+        await await_rows(connection, meter_reading=1, quarantine=1)
+    ((topic, code, *_),) = quarantined(connection)
+    assert (topic, code) == ("telemetry/meter/M1", "malformed_body")
+    assert connection.execute("SELECT times FROM quarantine").fetchall() == [(2,)]
+
+
+async def test_a_broker_that_has_to_wait_for_long_is_left_and_found_again(
+    database_url: str, connection: psycopg.Connection, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.ingest.mqtt.INBOX_BYTES", 10_000)
+    monkeypatch.setattr("app.broker.LONGEST_HOLD_SECONDS", 0.5)
+    messages = [
+        (f"telemetry/meter/M{n}", json.dumps(meter(minutes_ago(1), meter_id=f"M{n}")).encode()) for n in range(200)
+    ]
+    async with consuming_here(database_url, mqtt_url=broker.url) as here:
+        with connection.transaction():
+            await asyncio.to_thread(connection.execute, "LOCK TABLE meter IN SHARE MODE")
+            flood = Flood(broker.port)
+            await asyncio.to_thread(flood.publish, messages)
+            flood.close()
+            await until(lambda: here.has_logged("mqtt_held_back"))
+        await await_rows(connection, meter_reading=200, quarantine=0)
+        assert "Keep alive" not in str(here.log)
+
+
+async def test_topics_of_any_length_take_bounded_memory_and_room(
+    database_url: str, connection: psycopg.Connection, broker: Broker
+) -> None:
+    long = "telemetry/meter/" + "x" * 60_000
+    async with consuming_here(database_url, mqtt_url=broker.url) as here:
+        with publishing(broker) as client:
+            sent = [publish(client, long, b"{}"), publish(client, long, json.dumps(meter(minutes_ago(1))).encode())]
+            await asyncio.to_thread(await_published, sent)
+        await await_rows(connection, meter_reading=1, quarantine=1)
+        assert here.consumer._topics._known.cache_info().currsize == 0
+    assert connection.execute("SELECT length(topic), device FROM quarantine").fetchall() == [(256, None)]
+
+
 async def test_large_messages_make_the_broker_wait(
     database_url: str, connection: psycopg.Connection, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Far more than the inbox holds; all of it is stored."""
     monkeypatch.setattr("app.ingest.mqtt.INBOX_BYTES", 100_000)
     batch = [meter(minutes_ago(1), meter_id=f"M{n}", pad="x" * 1_000) for n in range(100)]
-    async with consuming_here(database_url, mqtt_url=broker.url) as consumer:
+    async with consuming_here(database_url, mqtt_url=broker.url) as here:
         flood = Flood(broker.port)
         sending = asyncio.create_task(
             asyncio.to_thread(flood.publish, [("telemetry/meter/x", json.dumps(batch).encode())] * 200)
         )
         most = 0
-        while not sending.done() or consumer._inbox:
-            most = max(most, consumer._inbox_bytes)
+        while not sending.done() or here.consumer._inbox:
+            most = max(most, here.consumer._inbox_bytes)
             await asyncio.sleep(0.001)
         await await_rows(connection, meter_reading=100, quarantine=0)
         flood.close()

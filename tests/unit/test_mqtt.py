@@ -2,6 +2,7 @@
 
 import pytest
 
+from app.broker import Message
 from app.ingest.check import Batch, rejected
 from app.ingest.devices import DeviceIds
 from app.ingest.mqtt import Topics, merged
@@ -34,12 +35,16 @@ def test_equal_topics_are_subscribed_once() -> None:
     assert Topics(Settings(mqtt_meter_topic="t/#", mqtt_vehicle_topic="t/#")).filters == ["t/#"]
 
 
+def on(topic: str) -> Message:
+    return Message(1, 1, topic, None, b"")
+
+
 def test_merged_batches_keep_all_readings_in_their_order() -> None:
     refused = rejected(1, "malformed", None, None)
     one = Batch(2, [MeterReading("M1", 1, 1)], [], [refused])
     two = Batch(2, [MeterReading("M2", 1, 1)], [VehicleReading("V1", 1, 1)], [], of_vehicle=b"\1\0")
     for _ in range(2):  # a group that fails is merged again, in halves
-        whole = merged([two, one, one])
+        whole = merged([(on("two"), two), (on("one"), one), (on("one"), one)])
         assert (whole.received, whole.of_vehicle) == (6, b"\1\0\0\0\0\0")
         assert whole.meter == two.meter + one.meter + one.meter
         assert whole.vehicle == two.vehicle
@@ -50,14 +55,14 @@ def test_of_merged_batches_the_readings_of_devices_beyond_the_limit_are_rejected
     bad = Batch(1, [], [], [rejected(0, "malformed", None, None)])
     mixed = Batch(2, [MeterReading("M2", 1, 1)], [VehicleReading("V1", 1, 1)], [], of_vehicle=b"\1\0")
     vehicle = Batch(1, [], [VehicleReading("V2", 1, 1)], [])
-    whole = merged([bad, mixed, bad, vehicle])
+    whole = merged([(on("bad"), bad), (on("mixed"), mixed), (on("bad"), bad), (on("vehicle"), vehicle)])
     ids = DeviceIds(None)
     ids.vehicle["V2"] = 1
     ids.reject_unknown(whole)
-    assert [(one.index, one.code, one.device) for one in whole.rejected] == [
-        (0, "malformed", None),
-        (1, "too_many_new_devices", "V1"),
-        (2, "too_many_new_devices", "M2"),
-        (3, "malformed", None),
+    assert [(one.index, one.code, one.device, one.topic) for one in whole.rejected] == [
+        (0, "malformed", None, None),
+        (1, "too_many_new_devices", "V1", "mixed"),
+        (2, "too_many_new_devices", "M2", "mixed"),
+        (3, "malformed", None, None),
     ]
     assert whole.vehicle == vehicle.vehicle
