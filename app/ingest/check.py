@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import lru_cache
 
 import msgspec
 
@@ -127,7 +126,7 @@ def check_each(wires: Sequence[Wire | Rejected], now_us: int, stream: Stream | N
 def _meter_reading(wire: Wire, oldest_us: int, newest_us: int) -> MeterReading:
     voltage = wire.voltage
     return MeterReading(
-        _checked_id(wire.meter_id, "meterId"),
+        _METER_ID[wire.meter_id],
         _microseconds(wire.timestamp, oldest_us, newest_us),
         _AC[wire.kwh_consumed_ac],
         None if voltage is None else _VOLTAGE[voltage],
@@ -136,10 +135,10 @@ def _meter_reading(wire: Wire, oldest_us: int, newest_us: int) -> MeterReading:
 
 def _vehicle_reading(wire: Wire, oldest_us: int, newest_us: int) -> VehicleReading:
     # In the order of the checks, which is not that of the fields.
-    vehicle_id = _checked_id(wire.vehicle_id, "vehicleId")
+    vehicle_id = _VEHICLE_ID[wire.vehicle_id]
     meter_id, soc, battery_temp = wire.meter_id, wire.soc, wire.battery_temp
     if meter_id is not None:
-        meter_id = _checked_id(meter_id, "meterId")
+        meter_id = _METER_ID[meter_id]
     return VehicleReading(
         vehicle_id,
         _microseconds(wire.timestamp, oldest_us, newest_us),
@@ -150,15 +149,28 @@ def _vehicle_reading(wire: Wire, oldest_us: int, newest_us: int) -> VehicleReadi
     )
 
 
-# Ids come again with each reading, and one text for all of them makes what follows faster. Only those that pass are
-# cached, and they are short.
-@lru_cache(maxsize=32_768)
-def _checked_id(value: str | None, field: str) -> str:
-    if value is None:
-        raise _Refused("missing_field", field)
-    if not is_id(value):
-        raise _Refused("invalid_id", field)
-    return value
+# What is looked up at most, at 100 bytes each. None of them ever leaves: values that never come again take places only.
+_MAX_LOOKED_UP = 32_768
+
+
+class _Id(dict[str | None, str]):
+    """The id itself, or a refusal. Ids come again; one text for all of them makes what follows faster."""
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+
+    def __missing__(self, value: str | None) -> str:
+        if value is None:
+            raise _Refused("missing_field", self.field)
+        if not is_id(value):
+            raise _Refused("invalid_id", self.field)
+        if len(self) < _MAX_LOOKED_UP:
+            self[value] = value
+        return value
+
+
+_METER_ID = _Id("meterId")
+_VEHICLE_ID = _Id("vehicleId")
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -203,8 +215,6 @@ class _Quantity(dict[float | None, int]):
         return scaled
 
 
-# At 100 bytes each, for each quantity. None leaves: values that never come again cost the others their places only.
-_MAX_LOOKED_UP = 32_768
 _AC = _Quantity("kwhConsumedAc", "energy_out_of_range", 0, 1000, 1_000_000)
 _DC = _Quantity("kwhDeliveredDc", "energy_out_of_range", 0, 1000, 1_000_000)
 _VOLTAGE = _Quantity("voltage", "voltage_out_of_range", 0, 1000, 100)

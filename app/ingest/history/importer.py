@@ -127,8 +127,12 @@ class Importer:
         now = await journal.load(connection, before)
         if now.position == decoded.end:
             return now  # committed, but the answer was lost with the connection
-        await self._ids.learn(connection, [batch])
-        parts = list(split_days(rows_of(batch, self._ids), self._part_rows))
+        try:
+            rows = rows_of(batch, self._ids)
+        except KeyError:
+            await self._ids.learn(connection, [batch])
+            rows = rows_of(batch, self._ids)
+        parts = list(split_days(rows, self._part_rows))
         conflicts = 0
         for part in parts[:-1]:
             now, more = await self._commit(connection, part, now, lambda now, _: now)

@@ -23,6 +23,8 @@ from app.ingest.history.file import HEAD_BYTES, MAX_LINE_BYTES, Block, HistoryFi
 
 # One bad line costs the others of its piece the fast decode. A piece is so small that the processor's cache holds it.
 PIECE_LINES = 1_000
+# Lines of nothing but commas would grow to ten times their size.
+MAX_PIECE_BYTES = 2 * 1024 * 1024
 BOM = b"\xef\xbb\xbf"
 
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Wire)}
@@ -62,10 +64,12 @@ class Rows(ABC):
 
     def _decode_piece(self, piece: list[bytes]) -> Sequence[Wire | Rejected]:
         """All of the lines, or nothing."""
-        with suppress(*UNDECODABLE):
-            wires = self._decode_fast(b"\n".join(piece))
-            if len(wires) == len(piece) and max(map(len, piece)) <= MAX_LINE_BYTES:
-                return wires
+        text = b"\n".join(piece)
+        if len(text) <= MAX_PIECE_BYTES and max(map(len, piece)) <= MAX_LINE_BYTES:
+            with suppress(*UNDECODABLE):
+                wires = self._decode_fast(text)
+                if len(wires) == len(piece):
+                    return wires
         return []
 
     def _decode_line(self, index: int, line: bytes) -> Wire | Rejected:
