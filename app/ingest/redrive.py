@@ -94,8 +94,8 @@ def decode_again(kept: Kept, oldest: datetime) -> Batch | Kept:
             now_us=now_us,
             stream=Stream(kept.stream) if kept.stream else None,
             device_id=kept.device,
-            # History may be as old as `oldest`.
-            max_age_us=now_us if kept.source == Source.IMPORT else MAX_AGE_US,
+            # History may be as old as `oldest`, and so may what a broker has kept while no consumer was connected.
+            max_age_us=MAX_AGE_US if kept.source == Source.HTTP else now_us,
         )
     except ServiceError:
         return kept

@@ -160,14 +160,14 @@ async def test_a_reading_is_as_old_as_it_was_when_it_arrived(database_url: str, 
         assert counted(connection, name, midnight, midnight + day) == count + 1
 
 
-async def test_history_may_be_as_old_as_its_import_takes_it(database_url: str, connection: Connection) -> None:
+async def test_history_and_what_a_broker_kept_may_be_as_old_as_an_import_takes_it(database_url: str, connection: Connection) -> None:
     now = datetime.now(UTC).replace(microsecond=0)
-    for source, days in ((Source.IMPORT, 20), (Source.IMPORT, 29), (Source.HTTP, 19)):
+    for source, days in ((Source.IMPORT, 20), (Source.MQTT, 18), (Source.IMPORT, 29), (Source.HTTP, 19)):
         await keep(database_url, source, refused(meter(now - timedelta(days=days)), "too_old", stream=Stream.METER))
     connection.execute("UPDATE quarantine SET field = 'timestamp', message = 'as it was'")
     done = command("quarantine", "redrive", DATABASE_URL=database_url)
-    assert done.stdout.startswith("3 driven again: 1 readings stored, 0 duplicates, 2 still rejected.\n"), done.stderr
-    assert [ts for ts, *_ in stored(connection)[0]] == [now - timedelta(days=20)]
+    assert done.stdout.startswith("4 driven again: 2 readings stored, 0 duplicates, 2 still rejected.\n"), done.stderr
+    assert [ts for ts, *_ in stored(connection)[0]] == [now - timedelta(days=days) for days in (20, 18)]
     assert connection.execute("SELECT message FROM quarantine").fetchall() == [("as it was",)] * 2
     day = (now - timedelta(days=20)).replace(hour=0, minute=0, second=0)
     assert counted(connection, "meter_day", day, day + timedelta(days=1)) == 1
