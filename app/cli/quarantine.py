@@ -110,13 +110,15 @@ def redrive(**filters: Any) -> None:
         count, these = await count_kept(connection, wanted)
         # Older readings are about to be dropped, or are: stored anew, they would be in no sum.
         ((oldest,),) = await (await connection.execute("SELECT importable_from()")).fetchall()
+
+        def refresh_day(day: datetime) -> None:
+            refresh_aggregates(url, day, day + timedelta(days=1))
+
         done = Redriven()
         hidden = not sys.stderr.isatty()
         with click.progressbar(length=count, label="Driving again", file=sys.stderr, hidden=hidden) as bar:
-            async for done in redrive_kept(connection, url, these, oldest=oldest):
+            async for done in redrive_kept(connection, url, these, oldest=oldest, refresh_day=refresh_day):
                 bar.update(done.rows - bar.pos)
-        for day in sorted(done.days):
-            refresh_aggregates(url, day, day + timedelta(days=1))
         return done
 
     done = on_database(work)

@@ -1,11 +1,11 @@
-"""Rejected readings driven again: decode_batch -> store -> out of the quarantine, after the COMMIT.
+"""Rejected readings driven again: decode_batch -> store -> old days refreshed -> out of the quarantine.
 
-Killed in between, a row stays, and driving it again finds its readings to be duplicates.
+Killed in between, a row stays; driving it again finds its readings to be duplicates, and refreshes their days.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -28,23 +28,27 @@ REFRESHED_DAYS = 7
 
 
 class Redriven(msgspec.Struct):
-    """What became of the rows so far; `days` are the UTC days with readings too old for the refresh policies."""
+    """What became of the rows so far."""
 
     rows: int = 0
     stored: int = 0
     duplicates: int = 0
     rejected: Counter[str] = msgspec.field(default_factory=Counter)
-    days: set[datetime] = msgspec.field(default_factory=set)
 
 
 async def redrive(
-    connection: psycopg.AsyncConnection, url: str, wanted: Wanted, *, oldest: datetime
+    connection: psycopg.AsyncConnection,
+    url: str,
+    wanted: Wanted,
+    *,
+    oldest: datetime,
+    refresh_day: Callable[[datetime], None],
 ) -> AsyncIterator[Redriven]:
     """Drives the rows again, page by page in the order of their ids; yields the counts after each page.
 
     A reading is judged by today's rules and by the clock of its first arrival: what was too old or in the future then
     stays so, and what was young enough then is not too old now, unless it is older than `oldest`. New devices are
-    registered without a limit.
+    registered without a limit. `refresh_day`, called in a thread, refreshes a UTC day that the policies would not.
     """
     writer = Writer(url, queue_max_readings=1, new_devices_per_hour=None)
     running = asyncio.create_task(writer.run())
@@ -53,30 +57,29 @@ async def redrive(
     try:
         while page := await fetch_after(connection, wanted, last_id, limit=PAGE_ROWS):
             last_id = page[-1].id
-            await _redrive_page(connection, writer, page, oldest, done)
+            judged = [decode_again(kept, oldest) for kept in page]
+            await _store(writer, [batch for batch in judged if isinstance(batch, Batch)], refresh_day, done)
+            stored = [kept.id for kept, outcome in zip(page, judged, strict=True) if isinstance(outcome, Batch)]
+            refused = [kept for kept in judged if isinstance(kept, Kept)]
+            await settle(connection, stored, refused)
+            done.rows += len(page)
+            done.rejected.update(kept.code for kept in refused)
             yield done
     finally:
         writer.close()
         await running
 
 
-async def _redrive_page(
-    connection: psycopg.AsyncConnection, writer: Writer, page: list[Kept], oldest: datetime, done: Redriven
-) -> None:
-    judged = [decode_again(kept, oldest) for kept in page]
-    batches = [batch for batch in judged if isinstance(batch, Batch)]
-    refused = [kept for kept in judged if isinstance(kept, Kept)]
+async def _store(writer: Writer, batches: list[Batch], refresh_day: Callable[[datetime], None], done: Redriven) -> None:
+    if not batches:
+        return
     meter = [reading for batch in batches for reading in batch.meter]
     vehicle = [reading for batch in batches for reading in batch.vehicle]
-    if batches:
-        receipt = await writer.store(Batch(len(meter) + len(vehicle), meter, vehicle, []), Source.HTTP)
-        done.stored += receipt.inserted
-        done.duplicates += receipt.duplicates
-        done.days |= _days_without_refresh([r.ts_us for r in meter] + [r.ts_us for r in vehicle])
-    stored = [kept.id for kept, outcome in zip(page, judged, strict=True) if isinstance(outcome, Batch)]
-    await settle(connection, stored, refused)
-    done.rows += len(page)
-    done.rejected.update(kept.code for kept in refused)
+    receipt = await writer.store(Batch(len(meter) + len(vehicle), meter, vehicle, []), Source.HTTP)
+    for day in sorted(_days_without_refresh([r.ts_us for r in meter] + [r.ts_us for r in vehicle])):
+        await asyncio.to_thread(refresh_day, day)
+    done.stored += receipt.inserted
+    done.duplicates += receipt.duplicates
 
 
 def decode_again(kept: Kept, oldest: datetime) -> Batch | Kept:

@@ -12,6 +12,7 @@ from typing import Any, LiteralString
 
 import msgspec
 import psycopg
+import pytest
 
 from app.database import connect
 from app.ingest.check import PAYLOAD_LIMIT_BYTES, REJECTIONS, Rejected
@@ -23,7 +24,7 @@ from app.ingest.writer import Writer
 from app.telemetry.reading import Stream
 from tests.e2e.test_cli import refusal
 from tests.fixtures.commands import command
-from tests.fixtures.readings import batch_of, counted, random_readings, store
+from tests.fixtures.readings import batch_of, counted, midnight, random_readings, store
 from tests.fixtures.sending import meter, minutes_ago, stamp, vehicle
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -66,7 +67,7 @@ async def keep(url: str, source: Source, *rejected: Rejected) -> None:
 async def drive(url: str) -> Redriven:
     async with await connect(url) as connection:
         oldest = datetime.now(UTC) - timedelta(days=29)
-        *_, done = [done async for done in redrive(connection, url, Wanted(), oldest=oldest)]
+        *_, done = [done async for done in redrive(connection, url, Wanted(), oldest=oldest, refresh_day=print)]
     return done
 
 
@@ -146,10 +147,9 @@ async def test_a_reading_is_as_old_as_it_was_when_it_arrived(database_url: str, 
         refused(meter(now - timedelta(days=6 + 8)), "too_old"),
     )
     arrived(connection, 6)
-    midnight = young.replace(hour=0, minute=0, second=0)
+    start = young.replace(hour=0, minute=0, second=0)
     before = {
-        name: counted(connection, name, midnight, midnight + day)
-        for name in ("meter_minute", "meter_day", "fleet_hour")
+        name: counted(connection, name, start, start + day) for name in ("meter_minute", "meter_day", "fleet_hour")
     }
     done = command("quarantine", "redrive", DATABASE_URL=database_url)
     assert (done.returncode, done.stderr) == (0, "")
@@ -157,7 +157,29 @@ async def test_a_reading_is_as_old_as_it_was_when_it_arrived(database_url: str, 
     assert codes(connection) == ["in_the_future", "too_old"]
     # The refresh policies look back 8 days: the command has refreshed that day.
     for name, count in before.items():
-        assert counted(connection, name, midnight, midnight + day) == count + 1
+        assert counted(connection, name, start, start + day) == count + 1
+
+
+async def test_what_has_left_is_in_the_sums_although_a_later_page_fails(
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.ingest.redrive.PAGE_ROWS", 1)
+    days, day = [midnight(20), midnight(19)], timedelta(days=1)
+    await store(database_url, *random_readings(3, midnight(21), 20, 50))
+    connection.execute("CALL refresh_aggregates()")
+    before = [counted(connection, "meter_day", start, start + day) for start in days]
+    await keep(database_url, Source.IMPORT, *(refused(meter(start), stream=Stream.METER) for start in days))
+    connection.execute("""
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END';
+        CREATE TRIGGER fail BEFORE DELETE ON quarantine FOR EACH ROW WHEN (OLD.id = 2) EXECUTE FUNCTION fail();
+    """)
+    assert command("quarantine", "redrive", DATABASE_URL=database_url).returncode == 1
+    assert codes(connection) == ["malformed"]
+    assert counted(connection, "meter_day", days[0], days[0] + day) == before[0] + 1
+    connection.execute("DROP TRIGGER fail ON quarantine")
+    done = command("quarantine", "redrive", DATABASE_URL=database_url)
+    assert done.stdout == "1 driven again: 0 readings stored, 1 duplicates, 0 still rejected.\n"
+    assert counted(connection, "meter_day", days[1], days[1] + day) == before[1] + 1
 
 
 async def test_history_and_what_a_broker_kept_may_be_as_old_as_an_import_takes_it(database_url: str, connection: Connection) -> None:
