@@ -122,12 +122,16 @@ def command_connection(url: str) -> Iterator[Connection]:
         try:
             connection = engine.connect()
         except (OperationalError, ProgrammingError) as error:
-            reason = error.orig if shown_url(url) else _MISUNDERSTOOD
-            raise SetupError(f"The database of DATABASE_URL cannot be reached: {reason}") from error
+            raise unreachable(url, error.orig) from error
         with connection:
             yield connection
     finally:
         engine.dispose()
+
+
+def unreachable(url: str, reason: object) -> SetupError:
+    """The error for a database that could not be connected to. Its sentence holds nothing secret."""
+    return SetupError(f"The database of DATABASE_URL cannot be reached: {reason if shown_url(url) else _MISUNDERSTOOD}")
 
 
 def shown_url(url: str) -> str | None:

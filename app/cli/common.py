@@ -9,7 +9,7 @@ from typing import TypeVar
 import click
 import psycopg
 
-from app.database import connect, translated
+from app.database import connect, translated, unreachable
 from app.embedded import running
 from app.errors import ServiceError, SetupError
 from app.migrate import current_revision, migrate, newest_revision
@@ -51,7 +51,11 @@ def on_database(work: Callable[[psycopg.AsyncConnection, str], Awaitable[Result]
     settings = Settings.from_environ(os.environ)
 
     async def connected(url: str) -> Result:
-        async with await connect(url) as connection:
+        try:
+            opened = await connect(url)
+        except psycopg.Error as error:
+            raise unreachable(url, error) from error
+        async with opened as connection:
             return await work(connection, url)
 
     with open_database(settings, migrated=start, start=start) as url:
@@ -60,7 +64,7 @@ def on_database(work: Callable[[psycopg.AsyncConnection, str], Awaitable[Result]
         except UnicodeEncodeError:
             raise SetupError("An argument is not UTF-8.") from None
         except psycopg.OperationalError as error:
-            raise SetupError(f"The database cannot be reached: {error}") from error
+            raise SetupError(f"The database is away: {error}") from error
         except (psycopg.Error, ServiceError) as error:
             ours = translated(error)
             raise SetupError(

@@ -11,6 +11,7 @@ import pytest
 from app import __version__
 from app.database import command_connection, shown_url
 from app.errors import SetupError
+from tests.fixtures import commands
 from tests.fixtures.service import free_port
 
 COMMANDS = ["serve", "mqtt", "demo", "load", "migrate", "refresh", "import", "doctor", "quarantine", "seed", "device"]
@@ -111,6 +112,22 @@ def test_no_command_prints_a_password(form: str) -> None:
         printed = " ".join((done.stdout + done.stderr).split())
         assert "The database of DATABASE_URL cannot be reached: " in printed
         assert "sesame" not in printed
+
+
+@pytest.mark.parametrize("form", WITH_PASSWORD)
+def test_no_command_about_rows_of_the_database_prints_a_password(form: str) -> None:
+    url = WITH_PASSWORD[form].format(port=free_port())
+    for arguments in (
+        ["quarantine", "list"],
+        ["quarantine", "purge", "--all", "--yes"],
+        ["device", "list"],
+        ["device", "retire", "M1", "--stream", "meter"],
+        ["seed", "1", "1"],
+    ):
+        done = commands.command(*arguments, DATABASE_URL=url)
+        assert done.returncode == 1
+        assert "The database of DATABASE_URL cannot be reached: " in done.stderr
+        assert "sesame" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("form", WITH_PASSWORD)
