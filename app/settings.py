@@ -32,7 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queue_max_readings: int = 200_000
     #: The broker: `mqtt://user@host:1883`, or `mqtts://` for TLS; a password in it must be URL-escaped.
     mqtt_url: str | None = None
-    #: The password of the user in `mqtt_url`, where it needs no escaping.
+    #: The password of the user in `mqtt_url`, where it needs no escaping; without a user it is refused.
     mqtt_password: str | None = None
     #: The broker keeps the session under this name, so it must stay. No two consumers may have the same.
     mqtt_client_id: str = "wattline"
@@ -42,9 +42,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mqtt_meter_topic: str = "telemetry/meter/#"
     #: Topics of vehicle readings, likewise.
     mqtt_vehicle_topic: str = "telemetry/vehicle/#"
-    #: Certificates that the broker's must be signed by; without it, those of the system.
+    #: Certificates that the broker's must be signed by; without it, those of the system. For `mqtts://` only.
     mqtt_ca_file: Path | None = None
-    #: Certificate by which the broker knows this client, and its key where that is in a file of its own.
+    #: Certificate by which the broker knows this client, for `mqtts://` only.
     mqtt_cert_file: Path | None = None
     #: The key of `mqtt_cert_file`.
     mqtt_key_file: Path | None = None
@@ -94,6 +94,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SetupError(f"{variable_of(field)} cannot be used; it must be {expected}.")
         if self.mqtt_key_file and not self.mqtt_cert_file:
             raise SetupError("WATTLINE_MQTT_KEY_FILE is set without WATTLINE_MQTT_CERT_FILE, to which the key belongs.")
+        broker = urlsplit(self.mqtt_url or "mqtts://user@any")
+        for field in ("mqtt_ca_file", "mqtt_cert_file"):
+            if getattr(self, field) and broker.scheme != "mqtts":
+                raise SetupError(
+                    f"{variable_of(field)} is set, but the broker's URL is not mqtts://: nothing is encrypted."
+                )
+        if self.mqtt_password and not broker.username:
+            raise SetupError(
+                "WATTLINE_MQTT_PASSWORD is set, but the broker's URL names no user: mqtt://user@host:1883."
+            )
 
 
 #: What a broker's URL must be.
@@ -106,8 +116,13 @@ def is_mqtt_url(url: str) -> bool:
     """Whether a broker can have this URL."""
     try:
         parts = urlsplit(url)
+        # With '/', '?' or '#' in a password, its beginning would be taken for the port, and shown.
         return (
-            parts.scheme in ("mqtt", "mqtts") and bool(parts.hostname) and parts.port != 0 and parts.path in ("", "/")
+            parts.scheme in ("mqtt", "mqtts")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and parts[2:] in (("", "", ""), ("/", "", ""))
+            and bool(parts.username or not parts.password)
         )
     except ValueError:
         return False

@@ -120,6 +120,9 @@ def test_each_setting_has_its_reason_beside_it() -> None:
         ("WATTLINE_MQTT_URL", "mqtt://user:secret@host:port"),
         ("WATTLINE_MQTT_URL", "mqtt://user:secret@host:70000"),
         ("WATTLINE_MQTT_URL", "mqtt://user:secret@host/topic"),
+        ("WATTLINE_MQTT_URL", "mqtt://user:12#secret@host"),
+        ("WATTLINE_MQTT_URL", "mqtt://user:12?secret@host"),
+        ("WATTLINE_MQTT_URL", "mqtt://:secret@host"),
         ("WATTLINE_MQTT_CLIENT_ID", "two words"),
         ("WATTLINE_MQTT_SHARE_GROUP", "a/b"),
         ("WATTLINE_MQTT_METER_TOPIC", "telemetry/#/meter"),
@@ -132,6 +135,25 @@ def test_what_no_broker_takes_is_refused_without_telling_a_password(variable: st
         Settings.from_environ({variable: value})
     assert str(refused.value).startswith(f"{variable} cannot be used; it must be ")
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("variable", ["WATTLINE_MQTT_CA_FILE", "WATTLINE_MQTT_CERT_FILE"])
+def test_certificates_are_for_an_encrypted_connection(variable: str) -> None:
+    given = {variable: "/file.pem"}
+    with pytest.raises(SetupError, match=f"{variable} is set, but the broker's URL is not mqtts://"):
+        Settings.from_environ({**given, "WATTLINE_MQTT_URL": "mqtt://host"})
+    assert Settings.from_environ({**given, "WATTLINE_MQTT_URL": "mqtts://host"}).mqtt_url
+    # `load --broker` names another broker than the environment does.
+    assert Settings.from_environ(given).mqtt_url is None
+
+
+def test_a_password_needs_a_user() -> None:
+    for url in ("mqtt://host", "mqtts://host"):
+        with pytest.raises(SetupError, match="names no user") as refused:
+            Settings.from_environ({"WATTLINE_MQTT_URL": url, "WATTLINE_MQTT_PASSWORD": "secret"})
+        assert "secret" not in str(refused.value)
+    for url in ("mqtt://user@host", ""):
+        assert Settings.from_environ({"WATTLINE_MQTT_URL": url, "WATTLINE_MQTT_PASSWORD": "secret"}).mqtt_password
 
 
 def test_a_key_needs_its_certificate() -> None:
