@@ -87,8 +87,8 @@ def test_compose_has_no_password_of_its_own() -> None:
         for name, value in service["environment"].items()
         if "PASS" in name
     ]
-    assert len(secrets) == 8
-    assert all(re.fullmatch(r"\$\{(POSTGRES|MQTT)_PASSWORD:\?.+\}", secret) for secret in secrets)
+    assert len(secrets) == 9
+    assert all(re.fullmatch(r"\$\{(POSTGRES|MQTT|MQTT_DEVICE)_PASSWORD:\?.+\}", secret) for secret in secrets)
     addresses = [service["environment"].get("DATABASE_URL", "") for service in COMPOSE["services"].values()]
     assert not any(re.search(r"//[^/@]*:[^/@]*@", address) for address in addresses)
 
@@ -105,7 +105,8 @@ def test_compose_broker_keeps_what_comes_and_lets_nobody_in_without_a_password()
     assert broker["allow_anonymous"] == "false"
     service = COMPOSE["services"]["mosquitto"]
     assert f"mosquitto:{broker['persistence_location'].rstrip('/')}" in service["volumes"]
-    assert broker["password_file"] in service["entrypoint"][-1]
+    assert Path(broker["password_file"]).is_relative_to(broker["persistence_location"])
+    assert f"./mosquitto.acl:{broker['acl_file']}:ro" in service["volumes"]
 
 
 def test_compose_migrates_before_it_serves() -> None:
