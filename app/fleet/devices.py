@@ -11,6 +11,9 @@ from app.errors import SetupError
 from app.fleet.registry import LOCK, find_devices, register
 from app.telemetry.reading import Stream
 
+# So many are registered or mapped in a transaction: batches with new devices wait for it, and fail after 5 s.
+SLICE_DEVICES = 5_000
+
 
 class Device(msgspec.Struct, frozen=True):
     """A device, with its newest reading; `retired_at` is None while it is in service."""
@@ -34,12 +37,21 @@ class Seeded(msgspec.Struct, frozen=True):
 async def seed(connection: psycopg.AsyncConnection, vehicles: int, meters: int) -> Seeded:
     """Registers vehicle-0001, meter-0001 and so on; a vehicle without a mapping gets the meter of its number.
 
-    What is there already stays as it is.
+    What is there already stays as it is. Stopped half way, it may be done again.
     """
-    names = {
-        Stream.VEHICLE: [f"vehicle-{number:04d}" for number in range(1, vehicles + 1)],
-        Stream.METER: [f"meter-{number:04d}" for number in range(1, meters + 1)],
-    }
+    added = [0, 0, 0]
+    for first in range(1, max(vehicles, meters) + 1, SLICE_DEVICES):
+        numbers = range(first, first + SLICE_DEVICES)
+        names = {
+            Stream.VEHICLE: [f"vehicle-{number:04d}" for number in numbers if number <= vehicles],
+            Stream.METER: [f"meter-{number:04d}" for number in numbers if number <= meters],
+        }
+        added = [before + more for before, more in zip(added, await _seed_slice(connection, names), strict=True)]
+    return Seeded(*added)
+
+
+async def _seed_slice(connection: psycopg.AsyncConnection, names: dict[Stream, list[str]]) -> tuple[int, int, int]:
+    """How many vehicles, meters and mappings were added."""
     known = {stream: len(await find_devices(connection, stream, names[stream])) for stream in Stream}
     ids = {stream: await register(connection, stream, names[stream], per_hour=None) for stream in Stream}
     pairs = list(zip(names[Stream.VEHICLE], names[Stream.METER], strict=False))
@@ -53,7 +65,8 @@ async def seed(connection: psycopg.AsyncConnection, vehicles: int, meters: int) 
             """,
             [[ids[Stream.VEHICLE][name] for name, _ in pairs], [ids[Stream.METER][name] for _, name in pairs]],
         )
-    return Seeded(vehicles - known[Stream.VEHICLE], meters - known[Stream.METER], mapped.rowcount)
+    new_vehicles, new_meters = (len(names[stream]) - known[stream] for stream in (Stream.VEHICLE, Stream.METER))
+    return new_vehicles, new_meters, mapped.rowcount
 
 
 async def fetch_devices(

@@ -6,6 +6,7 @@ from typing import Any, LiteralString
 
 import httpx
 import psycopg
+import pytest
 
 from app.settings import Settings
 from tests.e2e.test_cli import refusal
@@ -45,6 +46,20 @@ def test_a_fleet_is_seeded_once(database_url: str, connection: Connection) -> No
     """
     assert value(connection, pairs) == 3999
     assert value(connection, "SELECT meter_id FROM vehicle_meter WHERE vehicle_id = 1") == 1
+
+
+def test_seeding_holds_the_registry_for_a_slice_at_a_time(
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.fleet.devices.SLICE_DEVICES", 10)
+    # It was stopped after the first slice of another size.
+    done("seed", "7", "3", url=database_url)
+    assert done("seed", "25", "38", url=database_url) == "Added: 18 vehicles, 35 meters, 22 mappings.\n"
+    for table in (b"vehicle", b"meter", b"vehicle_meter"):
+        slices = connection.execute(b"SELECT count(*) FROM " + table + b" GROUP BY xmin").fetchall()
+        assert max(slices) <= (10,)
+        assert len(slices) >= 3
+    assert value(connection, "SELECT count(*) FROM vehicle_meter WHERE valid = '(,)'") == 25
 
 
 def test_seeding_is_not_limited_and_takes_nothing_negative(database_url: str, connection: Connection) -> None:
