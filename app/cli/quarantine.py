@@ -171,7 +171,8 @@ def _text(payload: bytes) -> str | None:
 def _payload(payload: bytes) -> str:
     """The payload if it is text, else the start of its dump."""
     if (text := _text(payload)) is not None:
-        return text
+        # Raw, it would let a payload write over what is shown above it.
+        return text.replace("\r", "·")
     return "\n".join(
         f"{start:04x}  {line.hex(' '):<47}  {''.join(chr(byte) if 32 <= byte < 127 else '.' for byte in line)}"
         for start in range(0, min(len(payload), DUMP_BYTES), 16)

@@ -312,7 +312,10 @@ async def test_show_has_everything_and_a_dump_of_what_is_no_text(database_url: s
     assert "\x1b" not in binary
     assert "payload        65536 bytes, cut\n0000  1b 5d 30 3b 78 07 00 00" in binary
     assert command("quarantine", "show", "3", DATABASE_URL=database_url).stdout.endswith("payload        0 bytes\n\n")
-    assert refusal(command("quarantine", "show", "4", DATABASE_URL=database_url)) == "There is no 4 in quarantine."
+    await keep(database_url, Source.HTTP, refused(b'{\r\n\t"x": 1}\rcode           fine'))
+    lines = command("quarantine", "show", "4", DATABASE_URL=database_url).stdout
+    assert lines.endswith('bytes\n{·\n\t"x": 1}·code           fine\n')
+    assert refusal(command("quarantine", "show", "5", DATABASE_URL=database_url)) == "There is no 5 in quarantine."
 
 
 async def test_purge_wants_to_be_told_what_and_to_be_sure(database_url: str, connection: Connection) -> None:
