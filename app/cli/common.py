@@ -72,6 +72,11 @@ def on_database(work: Callable[[psycopg.AsyncConnection, str], Awaitable[Result]
             ) from error
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 reading`, `2,000 readings`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Lines of columns, as wide as they must be; what could drive a terminal is shown as a dot."""
     cells = [[printable(cell) for cell in row] for row in (headings, *rows)]

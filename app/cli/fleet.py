@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import click
 
-from app.cli.common import on_database, table
+from app.cli.common import counted, on_database, table
 from app.errors import SetupError
 from app.fleet.devices import fetch_devices
 from app.fleet.devices import rename as rename_device
@@ -26,7 +26,8 @@ def seed(vehicles: int, meters: int) -> None:
     What is there already stays as it is.
     """
     seeded = on_database(lambda connection, _: seed_fleet(connection, vehicles, meters), start=True)
-    click.echo(f"Added: {seeded.vehicles} vehicles, {seeded.meters} meters, {seeded.mappings} mappings.")
+    vehicles_meters = f"{counted(seeded.vehicles, 'vehicle')}, {counted(seeded.meters, 'meter')}"
+    click.echo(f"Added: {vehicles_meters}, {counted(seeded.mappings, 'mapping')}.")
 
 
 @click.group()
@@ -60,7 +61,7 @@ def list_(stream: str | None, silent: int | None, *, retired: bool) -> None:
     ]
     if rows:
         click.echo("\n".join(table(("stream", "device", "registered", "last reading", "kWh", "retired"), rows)))
-    click.echo(f"{len(rows)} devices.")
+    click.echo(f"{counted(len(rows), 'device')}.")
 
 
 @device.command()

@@ -14,7 +14,7 @@ import psycopg
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.cli.common import open_database
+from app.cli.common import counted, open_database
 from app.errors import SetupError
 from app.ingest.check import PAYLOAD_LIMIT_BYTES, Rejected
 from app.ingest.history.columns import parse_mapping
@@ -49,7 +49,8 @@ def import_(files: tuple[str, ...], pairs: tuple[str, ...], rejects: IO[bytes] |
         _refresh_touched(url)
     if rejected:
         where = rejects.name if rejects else f"quarantine, the first {QUARANTINED_ROWS:,} of each file"
-        click.echo(f"wattline: {rejected:,} rows were rejected: see {where}.", err=True)
+        rows = f"{counted(rejected, 'row')} {'was' if rejected == 1 else 'were'}"
+        click.echo(f"wattline: {rows} rejected: see {where}.", err=True)
         sys.exit(REJECTED_STATUS)
 
 

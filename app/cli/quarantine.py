@@ -8,7 +8,7 @@ from typing import Any
 import click
 import psycopg
 
-from app.cli.common import INSTANT, on_database, printable, table
+from app.cli.common import INSTANT, counted, on_database, printable, table
 from app.errors import SetupError
 from app.ingest.check import PAYLOAD_LIMIT_BYTES
 from app.ingest.kept import Kept, Wanted, count_dropped, count_kept, fetch_newest
@@ -61,7 +61,8 @@ def list_(limit: int, **filters: Any) -> None:
     headings = ("id", "last arrival", "times", "source", "stream", "code", "field", "device", "payload")
     if newest:
         click.echo("\n".join(table(headings, list(map(_row, newest)))))
-    click.echo(f"{len(newest)} shown, {max(0, count - len(newest))} more." if count else "Nothing is in quarantine.")
+    nothing = "Nothing is in quarantine." if wanted == Wanted() else "Nothing in quarantine matches."
+    click.echo(f"{len(newest)} shown, {max(0, count - len(newest))} more." if count else nothing)
     if dropped:
         click.echo(f"The bounds of the quarantine have dropped {dropped} so far.")
 
@@ -123,7 +124,7 @@ def redrive(**filters: Any) -> None:
 
     done = on_database(work)
     click.echo(
-        f"{done.rows} driven again: {done.stored} readings stored, {done.duplicates} duplicates, "
+        f"{done.rows} driven again: {counted(done.stored, 'reading')} stored, {counted(done.duplicates, 'duplicate')}, "
         f"{done.rejected.total()} still rejected."
     )
     for code, count in done.rejected.most_common():
@@ -145,7 +146,7 @@ def purge(*, everything: bool, yes: bool, **filters: Any) -> None:
         if count and not yes:
             if not sys.stdin.isatty():
                 raise SetupError(f"{count} would be deleted for good: say --yes.")
-            click.confirm(f"Delete {count} rejected readings for good?", abort=True)
+            click.confirm(f"Delete {counted(count, 'rejected reading')} for good?", abort=True)
         return await purge_kept(connection, these)
 
     click.echo(f"{on_database(work)} deleted.")

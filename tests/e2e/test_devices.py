@@ -35,7 +35,7 @@ def test_a_fleet_is_seeded_once(database_url: str, connection: Connection) -> No
     connection.execute("INSERT INTO meter (external_id) VALUES ('elsewhere')")
     connection.execute("INSERT INTO vehicle_meter (vehicle_id, meter_id, valid) VALUES (1, 1, '(,)')")
     started = time.monotonic()
-    assert done("seed", "5000", "4000", url=database_url) == "Added: 4999 vehicles, 4000 meters, 3999 mappings.\n"
+    assert done("seed", "5000", "4000", url=database_url) == "Added: 4,999 vehicles, 4,000 meters, 3,999 mappings.\n"
     print(f"seeded within {time.monotonic() - started:.1f} s")  # noqa: T201 - a figure to look at
     assert done("seed", "5000", "4000", url=database_url) == "Added: 0 vehicles, 0 meters, 0 mappings.\n"
     assert value(connection, "SELECT count(*) FROM vehicle") == 5000

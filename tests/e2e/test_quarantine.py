@@ -153,7 +153,7 @@ async def test_a_reading_is_as_old_as_it_was_when_it_arrived(database_url: str, 
     }
     done = command("quarantine", "redrive", DATABASE_URL=database_url)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("3 driven again: 1 readings stored, 0 duplicates, 2 still rejected.\n")
+    assert done.stdout.startswith("3 driven again: 1 reading stored, 0 duplicates, 2 still rejected.\n")
     assert codes(connection) == ["in_the_future", "too_old"]
     # The refresh policies look back 8 days: the command has refreshed that day.
     for name, count in before.items():
@@ -178,7 +178,7 @@ async def test_what_has_left_is_in_the_sums_although_a_later_page_fails(
     assert counted(connection, "meter_day", days[0], days[0] + day) == before[0] + 1
     connection.execute("DROP TRIGGER fail ON quarantine")
     done = command("quarantine", "redrive", DATABASE_URL=database_url)
-    assert done.stdout == "1 driven again: 0 readings stored, 1 duplicates, 0 still rejected.\n"
+    assert done.stdout == "1 driven again: 0 readings stored, 1 duplicate, 0 still rejected.\n"
     assert counted(connection, "meter_day", days[1], days[1] + day) == before[1] + 1
 
 
@@ -298,7 +298,11 @@ async def test_list_shows_the_newest_and_says_how_many_more_there_are(
     assert ids("3", "1", "99") == [3, 1]
     middle = stamp((datetime.now(UTC) - timedelta(hours=6, minutes=30)).replace(microsecond=0))
     assert (ids("--since", middle), ids("--until", middle)) == ([3], [2, 1])
-    assert command("quarantine", "list", "--device", "M9'; --", DATABASE_URL=database_url).stdout.startswith("Nothing")
+    assert command("quarantine", "list", "--device", "M9'; --", DATABASE_URL=database_url).stdout.splitlines()[0] == (
+        "Nothing in quarantine matches."
+    )
+    assert command("quarantine", "purge", "--all", "--yes", DATABASE_URL=database_url).returncode == 0
+    assert command("quarantine", "list", DATABASE_URL=database_url).stdout.startswith("Nothing is in quarantine.\n")
 
 
 async def test_show_has_everything_and_a_dump_of_what_is_no_text(database_url: str) -> None:
