@@ -182,7 +182,9 @@ async def test_what_has_left_is_in_the_sums_although_a_later_page_fails(
     assert counted(connection, "meter_day", days[1], days[1] + day) == before[1] + 1
 
 
-async def test_history_and_what_a_broker_kept_may_be_as_old_as_an_import_takes_it(database_url: str, connection: Connection) -> None:
+async def test_history_and_what_a_broker_kept_may_be_as_old_as_an_import_takes_it(
+    database_url: str, connection: Connection
+) -> None:
     now = datetime.now(UTC).replace(microsecond=0)
     for source, days in ((Source.IMPORT, 20), (Source.MQTT, 18), (Source.IMPORT, 29), (Source.HTTP, 19)):
         await keep(database_url, source, refused(meter(now - timedelta(days=days)), "too_old", stream=Stream.METER))
