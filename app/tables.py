@@ -26,7 +26,7 @@ from sqlalchemy import (
     bindparam,
     func,
 )
-from sqlalchemy.dialects.postgresql import TIMESTAMP, TSTZMULTIRANGE, TSTZRANGE, ExcludeConstraint
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, TSTZMULTIRANGE, TSTZRANGE, ExcludeConstraint
 
 metadata = MetaData(
     naming_convention={
@@ -153,6 +153,61 @@ touched_hour = Table(
     Column("device_id", Integer, primary_key=True, autoincrement=False),
     Column("hour", Moment, primary_key=True),
     Column("at", Moment, nullable=False),
+    CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
+)
+
+# A vehicle's minutes at a meter (0: at none) in a UTC hour, each in one row; the energies are of the paired ones.
+efficiency_hour = Table(
+    "efficiency_hour",
+    metadata,
+    Column("vehicle_id", Integer, primary_key=True, autoincrement=False),
+    Column("hour", Moment, primary_key=True),
+    Column("meter_id", Integer, primary_key=True, autoincrement=False),
+    Column("ac_milliwh", BigInteger, nullable=False),
+    Column("dc_milliwh", BigInteger, nullable=False),
+    Column("minutes", SmallInteger, nullable=False),
+    Column("paired", SmallInteger, nullable=False),
+    Column("shared", SmallInteger, nullable=False),
+    Column("unpaired", SmallInteger, nullable=False),
+    Column("frozen_meter_minutes", SmallInteger, nullable=False),
+    Column("frozen_meter_dc_milliwh", BigInteger, nullable=False),
+    Column("frozen_vehicle_minutes", SmallInteger, nullable=False),
+    Column("frozen_vehicle_ac_milliwh", BigInteger, nullable=False),
+    Index(None, "hour"),
+)
+
+_KIND = "kind IN ('low_efficiency', 'impossible_efficiency', 'frozen_meter', 'frozen_vehicle', 'no_data')"
+
+# A pure function of the stored data.
+alert = Table(
+    "alert",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("stream", Text, primary_key=True),
+    Column("device_id", Integer, primary_key=True, autoincrement=False),
+    Column("opened", Moment, primary_key=True),
+    Column("closed", Moment),
+    Column("evidence", JSONB, nullable=False),
+    Index(None, "opened"),
+    CheckConstraint(_KIND, name="kind"),
+    CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
+)
+
+# The log of what happened to alerts, in the order of arrival.
+alert_transition = Table(
+    "alert_transition",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("at", Moment, nullable=False, server_default=func.clock_timestamp()),
+    Column("transition", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("stream", Text, nullable=False),
+    Column("device_id", Integer, nullable=False),
+    Column("opened", Moment, nullable=False),
+    Column("closed", Moment),
+    Column("evidence", JSONB, nullable=False),
+    CheckConstraint("transition IN ('opened', 'closed', 'retracted')", name="transition"),
+    CheckConstraint(_KIND, name="kind"),
     CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
 )
 

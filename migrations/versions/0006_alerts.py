@@ -1,0 +1,70 @@
+"""What alerts are judged by, those that are, and the log of their transitions."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
+
+revision = "0006"
+down_revision = "0005"
+
+_KINDS = "kind IN ('low_efficiency', 'impossible_efficiency', 'frozen_meter', 'frozen_vehicle', 'no_data')"
+_STREAMS = "stream IN ('meter', 'vehicle')"
+
+
+def upgrade() -> None:
+    # The minutes of a vehicle at a meter in a UTC hour, each in one row; meter 0: at no meter. The energies are of the
+    # paired minutes; `minutes` = paired + shared + unpaired. Of the longest stretch of paired minutes that ends in the
+    # hour and in which one device was frozen: its length, and what the other one measured meanwhile.
+    op.create_table(
+        "efficiency_hour",
+        sa.Column("vehicle_id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("hour", sa.DateTime(timezone=True), primary_key=True),
+        sa.Column("meter_id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("ac_milliwh", sa.BigInteger, nullable=False),
+        sa.Column("dc_milliwh", sa.BigInteger, nullable=False),
+        sa.Column("minutes", sa.SmallInteger, nullable=False),
+        sa.Column("paired", sa.SmallInteger, nullable=False),
+        sa.Column("shared", sa.SmallInteger, nullable=False),
+        sa.Column("unpaired", sa.SmallInteger, nullable=False),
+        sa.Column("frozen_meter_minutes", sa.SmallInteger, nullable=False),
+        sa.Column("frozen_meter_dc_milliwh", sa.BigInteger, nullable=False),
+        sa.Column("frozen_vehicle_minutes", sa.SmallInteger, nullable=False),
+        sa.Column("frozen_vehicle_ac_milliwh", sa.BigInteger, nullable=False),
+    )
+    op.create_index(None, "efficiency_hour", ["hour"])
+
+    # What is to be seen in the stored data, in whatever order they came. `evidence` is that of the opening.
+    op.create_table(
+        "alert",
+        sa.Column("kind", sa.Text, primary_key=True),
+        sa.Column("stream", sa.Text, primary_key=True),
+        sa.Column("device_id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("opened", sa.DateTime(timezone=True), primary_key=True),
+        sa.Column("closed", sa.DateTime(timezone=True)),
+        sa.Column("evidence", JSONB, nullable=False),
+        sa.CheckConstraint(_KINDS, name="kind"),
+        sa.CheckConstraint(_STREAMS, name="stream"),
+    )
+    op.create_index(None, "alert", ["opened"])
+
+    # What happened to alerts, in the order of arrival.
+    op.create_table(
+        "alert_transition",
+        sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.clock_timestamp()),
+        sa.Column("transition", sa.Text, nullable=False),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("stream", sa.Text, nullable=False),
+        sa.Column("device_id", sa.Integer, nullable=False),
+        sa.Column("opened", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("closed", sa.DateTime(timezone=True)),
+        sa.Column("evidence", JSONB, nullable=False),
+        sa.CheckConstraint("transition IN ('opened', 'closed', 'retracted')", name="transition"),
+        sa.CheckConstraint(_KINDS, name="kind"),
+        sa.CheckConstraint(_STREAMS, name="stream"),
+    )
+
+
+def downgrade() -> None:
+    for table in ("alert_transition", "alert", "efficiency_hour"):
+        op.drop_table(table)
