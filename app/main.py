@@ -16,6 +16,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
 from app import __version__
+from app.analytics.alerts.evaluator import judge_forever
 from app.analytics.routes import (
     get_fleet_series,
     get_freshness,
@@ -50,10 +51,10 @@ _log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def ingesting(url: str, writer: Writer, consumer: Consumer | None) -> AsyncIterator[None]:
-    """Writer, maintenance loop and MQTT consumer at work; at the end, batches in flight are finished and answered."""
+async def ingesting(url: str, settings: Settings, writer: Writer, consumer: Consumer | None) -> AsyncIterator[None]:
+    """Writer, loops and MQTT consumer at work; at the end, batches in flight are finished and answered."""
     writing = asyncio.create_task(writer.run())
-    maintaining = asyncio.create_task(maintain_forever(url))
+    loops = asyncio.gather(maintain_forever(url), judge_forever(url, settings))
     consuming = asyncio.create_task(consumer.run() if consumer else asyncio.sleep(0))
     consuming.add_done_callback(_end_if_failed)
     try:
@@ -65,9 +66,9 @@ async def ingesting(url: str, writer: Writer, consumer: Consumer | None) -> Asyn
         writer.close()
         await writing
         # Nothing in flight needs the database any more.
-        maintaining.cancel()
+        loops.cancel()
         with suppress(asyncio.CancelledError):
-            await maintaining
+            await loops
     consuming.result()
 
 
@@ -86,7 +87,7 @@ async def consume(url: str, settings: Settings) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    async with ingesting(url, writer, Consumer(settings, writer)):
+    async with ingesting(url, settings, writer, Consumer(settings, writer)):
         await stopped.wait()
 
 
@@ -104,7 +105,7 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        async with ingesting(url, writer, consumer):
+        async with ingesting(url, settings, writer, consumer):
             yield
         await pool.dispose()
 

@@ -235,6 +235,7 @@ installation = Table(
     Column("engine", Text, nullable=False),
     Column("installed_at", Moment, nullable=False, server_default=func.now()),
     Column("quarantine_dropped", BigInteger, nullable=False, server_default="0"),
+    Column("judged_as_of", Moment),
     CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),
 )
 

@@ -63,7 +63,7 @@ async def fetch_sides(
     """
     bounds = {"range_from": range_from, "range_to": range_to}
     vehicle_id = own[0].vehicle_id
-    mappings = await _mappings(connection, bounds, {vehicle_id})
+    mappings = await mappings_of(connection, bounds, {vehicle_id})
     meters = {at.meter_id for at in own if at.meter_id is not None} | {mapping.meter_id for mapping in mappings}
     if not meters:
         return Sides(own, [], [], [])
@@ -75,7 +75,7 @@ async def fetch_sides(
     if not sharers:
         return Sides(own, consumed, [], mappings)
     others = [(*row,) for row in await connection.execute(_OTHERS, {"vehicles": sharers, **bounds})]
-    return Sides(own, consumed, others, mappings + await _mappings(connection, bounds, sharers))
+    return Sides(own, consumed, others, mappings + await mappings_of(connection, bounds, sharers))
 
 
 async def pair_sides(sides: Sides, *, gap_minutes: int) -> Evidence:
@@ -109,8 +109,14 @@ def _paired(sides: Sides, gap_minutes: int) -> Evidence:
     )
 
 
-async def _mappings(connection: AsyncConnection, bounds: dict[str, datetime], vehicles: set[int]) -> list[Mapping]:
-    rows = await connection.execute(_MAPPINGS, {"vehicles": vehicles, **bounds})
+async def mappings_of(
+    connection: AsyncConnection, bounds: dict[str, datetime], vehicles: set[int] | None
+) -> list[Mapping]:
+    """The mappings of some vehicles, or of all, that hold at some time between `range_from` and `range_to`."""
+    if vehicles is None:
+        rows = await connection.execute(_MAPPINGS, bounds)
+    else:
+        rows = await connection.execute(_MAPPINGS_OF, {"vehicles": vehicles, **bounds})
     return [
         Mapping(vehicle_id, meter_id, _us(valid.lower, -_FAR_US), _us(valid.upper, _FAR_US))
         for vehicle_id, meter_id, valid in rows
@@ -187,7 +193,6 @@ _OTHERS = (
     .group_by(vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id)
 )
 
-# The mappings of some vehicles.
-_MAPPINGS = select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id, vehicle_meter.c.valid).where(
-    vehicle_meter.c.vehicle_id.in_(bindparam("vehicles", expanding=True)), _valid_in_range
-)
+# The mappings of all vehicles, and of some.
+_MAPPINGS = select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id, vehicle_meter.c.valid).where(_valid_in_range)
+_MAPPINGS_OF = _MAPPINGS.where(vehicle_meter.c.vehicle_id.in_(bindparam("vehicles", expanding=True)))

@@ -96,6 +96,23 @@ class Evidence(msgspec.Struct, frozen=True):
         )
 
 
+class AtMeter(NamedTuple):
+    """The minutes that a vehicle covers at a meter, those of them that are shared or paired, and the paired energy."""
+
+    covered: set[int]
+    shared: set[int]
+    paired: set[int]
+    ac_milliwh: Energy
+    dc_milliwh: Energy
+
+
+class Pairs(NamedTuple):
+    """All the minutes that a vehicle covers, and those at each meter."""
+
+    covered: set[int]
+    at_meter: dict[int, AtMeter]
+
+
 def pair(
     vehicle_id: int,
     vehicle_minutes: Iterable[VehicleMinute],
@@ -104,42 +121,81 @@ def pair(
     *,
     gap_minutes: int,
 ) -> Evidence:
-    """Pair one vehicle's minutes with those of its meters.
+    """Pair one vehicle's minutes with those of its meters; for `vehicle_minutes` see pair_each().
 
-    `vehicle_minutes` holds the window's minutes of this vehicle and of every vehicle that may share a meter with it,
-    and of each of them all, at whatever meter: which minutes are consecutive depends on all. Those whose starts are at
-    most `gap_minutes` apart cover the minutes between them. The order of rows does not matter.
+    The order of rows does not matter.
     """
-    delivered = _delivered(vehicle_minutes, mappings)
-    consumed = _consumed(meter_minutes)
-    own = delivered.pop(vehicle_id, ByMeter())
-    covered, at_meter = _cover(own, gap_minutes)
-    taken = _taken(delivered.values(), gap_minutes)
+    delivered: defaultdict[int, ByMeter] = defaultdict(_by_meter)
+    for of_vehicle, minute, meter_id, dc_milliwh in vehicle_minutes:
+        delivered[of_vehicle][meter_id][minute] += dc_milliwh
+    consumed: defaultdict[int, Energy] = defaultdict(_energy)
+    for of_meter, minute, ac_milliwh in meter_minutes:
+        consumed[of_meter][minute] += ac_milliwh
+    pairs = pair_each({vehicle_id}, delivered, consumed, mappings, gap_minutes=gap_minutes)[vehicle_id]
 
-    shared, ac_milliwh, dc_milliwh = set[int](), Energy(int), Energy(int)
-    for meter_id, here in at_meter.items():
-        shared_here = here & taken[meter_id]
-        ac = consumed[meter_id]
-        paired_here = (here - shared_here) & _filled(ac.keys(), _gaps(ac, gap_minutes))
-        dc = own[meter_id]
-        for minute in paired_here:
-            ac_milliwh[minute] += ac.get(minute, 0)
-            dc_milliwh[minute] += dc.get(minute, 0)
-        shared |= shared_here
-    return Evidence(covered, shared - ac_milliwh.keys(), ac_milliwh, dc_milliwh, bool(at_meter))
+    shared, ac, dc = set[int](), Energy(int), Energy(int)
+    for at in pairs.at_meter.values():
+        for minute in at.paired:
+            ac[minute] += at.ac_milliwh.get(minute, 0)
+            dc[minute] += at.dc_milliwh.get(minute, 0)
+        shared |= at.shared
+    return Evidence(pairs.covered, shared - ac.keys(), ac, dc, bool(pairs.at_meter))
 
 
-def _delivered(vehicle_minutes: Iterable[VehicleMinute], mappings: Iterable[Mapping]) -> dict[int, ByMeter]:
-    """Each vehicle's DC energy at the meters that its readings name, else at the one it is mapped to."""
-    delivered: defaultdict[int, ByMeter] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
-    for vehicle_id, minute, meter_id, dc_milliwh in vehicle_minutes:
-        delivered[vehicle_id][meter_id][minute] += dc_milliwh
+def pair_each(
+    vehicles: AbstractSet[int],
+    delivered: defaultdict[int, ByMeter],
+    consumed: defaultdict[int, Energy],
+    mappings: Iterable[Mapping],
+    *,
+    gap_minutes: int,
+) -> dict[int, Pairs]:
+    """Pair the minutes of some vehicles with those of their meters.
+
+    `delivered` holds the window's minutes of these vehicles and of every vehicle that may share a meter with them, and
+    of each of them all, at whatever meter: which minutes are consecutive depends on all. Those whose starts are at
+    most `gap_minutes` apart cover the minutes between them. What names no meter is moved to where the mappings say.
+    """
+    _attribute_all(delivered, mappings)
+    covers: dict[int, tuple[set[int], dict[int, set[int]]]] = {}
+    once: defaultdict[int, set[int]] = defaultdict(set)
+    shared: defaultdict[int, set[int]] = defaultdict(set)
+    for vehicle_id, by_meter in delivered.items():
+        cover = _cover(by_meter, gap_minutes)
+        for meter_id, minutes in cover[1].items():
+            shared[meter_id] |= once[meter_id] & minutes
+            once[meter_id] |= minutes
+        if vehicle_id in vehicles:
+            covers[vehicle_id] = cover
+    metered = {meter_id: _filled(ac.keys(), _gaps(ac, gap_minutes)) for meter_id, ac in consumed.items()}
+
+    def at(vehicle_id: int, meter_id: int, here: set[int]) -> AtMeter:
+        shared_here = here & shared[meter_id]
+        paired = (here - shared_here) & metered.get(meter_id, set())
+        return AtMeter(here, shared_here, paired, consumed[meter_id], delivered[vehicle_id][meter_id])
+
+    return {
+        vehicle_id: Pairs(covered, {meter_id: at(vehicle_id, meter_id, here) for meter_id, here in at_meter.items()})
+        for vehicle_id in vehicles
+        for covered, at_meter in [covers.get(vehicle_id) or (set[int](), {})]
+    }
+
+
+def _energy() -> Energy:
+    return Energy(int)
+
+
+def _by_meter() -> ByMeter:
+    return ByMeter(_energy)
+
+
+def _attribute_all(delivered: dict[int, ByMeter], mappings: Iterable[Mapping]) -> None:
+    """Attribute each vehicle's energy to the meters that its readings name, else to the one it is mapped to."""
     history: defaultdict[int, list[Mapping]] = defaultdict(list)
     for mapping in mappings:
         history[mapping.vehicle_id].append(mapping)
-    for vehicle_id, by_meter in delivered.items():
-        _attribute(by_meter, history[vehicle_id])
-    return delivered
+    for vehicle_id in history.keys() & delivered.keys():
+        _attribute(delivered[vehicle_id], history[vehicle_id])
 
 
 def _attribute(by_meter: ByMeter, mappings: list[Mapping]) -> None:
@@ -157,14 +213,6 @@ def _start_us(minute: int) -> int:
     return minute * MINUTE_US
 
 
-def _consumed(meter_minutes: Iterable[MeterMinute]) -> defaultdict[int, Energy]:
-    """Each meter's AC energy."""
-    consumed: defaultdict[int, Energy] = defaultdict(lambda: defaultdict(int))
-    for meter_id, minute, ac_milliwh in meter_minutes:
-        consumed[meter_id][minute] += ac_milliwh
-    return consumed
-
-
 def _cover(by_meter: ByMeter, gap_minutes: int) -> tuple[set[int], dict[int, set[int]]]:
     """All the minutes that a vehicle covers, and those it covers at each meter.
 
@@ -174,15 +222,6 @@ def _cover(by_meter: ByMeter, gap_minutes: int) -> tuple[set[int], dict[int, set
     gaps = _gaps(with_readings, gap_minutes)
     at_meter = {meter_id: _filled(energy.keys(), gaps) for meter_id, energy in by_meter.items() if meter_id is not None}
     return _filled(with_readings, gaps), at_meter
-
-
-def _taken(vehicles: Iterable[ByMeter], gap_minutes: int) -> defaultdict[int, set[int]]:
-    """The minutes of each meter that any of the vehicles covers."""
-    taken: defaultdict[int, set[int]] = defaultdict(set)
-    for by_meter in vehicles:
-        for meter_id, minutes in _cover(by_meter, gap_minutes)[1].items():
-            taken[meter_id] |= minutes
-    return taken
 
 
 def _gaps(minutes: Iterable[int], gap_minutes: int) -> dict[int, int]:

@@ -12,6 +12,9 @@ _STREAMS = "stream IN ('meter', 'vehicle')"
 
 
 def upgrade() -> None:
+    # Readings committed before it have been judged, where their hour was over.
+    op.add_column("installation", sa.Column("judged_as_of", sa.DateTime(timezone=True)))
+
     # The minutes of a vehicle at a meter in a UTC hour, each in one row; meter 0: at no meter. The energies are of the
     # paired minutes; `minutes` = paired + shared + unpaired. Of the longest stretch of paired minutes that ends in the
     # hour and in which one device was frozen: its length, and what the other one measured meanwhile.
@@ -68,3 +71,4 @@ def upgrade() -> None:
 def downgrade() -> None:
     for table in ("alert_transition", "alert", "efficiency_hour"):
         op.drop_table(table)
+    op.drop_column("installation", "judged_as_of")

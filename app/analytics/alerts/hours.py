@@ -1,0 +1,154 @@
+"""What a UTC hour says of a vehicle at a meter: a row of efficiency_hour. Pure; hours and minutes since 1970."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from app.analytics.pairing import AtMeter, ByMeter, Energy, Mapping, Pairs, pair_each
+
+NO_METER = 0
+FROZEN_MINUTES = 30
+FROZEN_MILLIWH = 500_000
+# A jittering clock puts now and then none and now and then two or three of a frozen device's readings into a minute.
+_MULTIPLE = 3
+
+
+class Frozen(NamedTuple):
+    """The longest stretch that ends in an hour and in which a device was frozen, and what the other one measured."""
+
+    minutes: int = 0
+    other_milliwh: int = 0
+
+
+class Hour(NamedTuple):
+    """A row of efficiency_hour, in the order of its columns from `ac_milliwh` on; the minutes are counted once."""
+
+    ac_milliwh: int
+    dc_milliwh: int
+    minutes: int
+    paired: int
+    shared: int
+    unpaired: int
+    frozen_meter_minutes: int = 0
+    frozen_meter_dc_milliwh: int = 0
+    frozen_vehicle_minutes: int = 0
+    frozen_vehicle_ac_milliwh: int = 0
+
+
+Hours = dict[tuple[int, int, int], Hour]
+"""By vehicle, hour and meter."""
+
+
+def judge_hours(
+    vehicles: set[int],
+    hours: Collection[int],
+    delivered: defaultdict[int, ByMeter],
+    consumed: defaultdict[int, Energy],
+    mappings: Iterable[Mapping],
+    *,
+    gap_minutes: int,
+) -> Hours:
+    """The rows of some vehicles in some hours; for `delivered` and `consumed` see pair_each().
+
+    Both must hold the minutes from `margin_minutes` before each hour until after it; further ones change nothing.
+    """
+    pairs = pair_each(vehicles, delivered, consumed, mappings, gap_minutes=gap_minutes)
+    wanted = frozenset(hours)
+    return {
+        (vehicle_id, hour, meter_id): row
+        for vehicle_id, of_vehicle in pairs.items()
+        for hour, meter_id, row in _rows(of_vehicle, wanted)
+    }
+
+
+def margin_minutes(gap_minutes: int) -> int:
+    """How many minutes before and after an hour its row depends on."""
+    return FROZEN_MINUTES + gap_minutes
+
+
+def _rows(pairs: Pairs, hours: frozenset[int]) -> Iterator[tuple[int, int, Hour]]:
+    paired, shared, unpaired = _counted_once(pairs, hours)
+    for meter_id in sorted({*pairs.at_meter, NO_METER}):
+        at = pairs.at_meter.get(meter_id)
+        ac, dc, frozen = Counter[int](), Counter[int](), {}
+        if at is not None and at.paired:
+            for minute in at.paired:
+                ac[minute // 60] += at.ac_milliwh.get(minute, 0)
+                dc[minute // 60] += at.dc_milliwh.get(minute, 0)
+            frozen = _frozen(at, hours)
+        for hour in sorted(hours):
+            counts = paired[meter_id, hour], shared[meter_id, hour], unpaired[meter_id, hour]
+            energies = ac[hour], dc[hour]
+            if any(counts) or any(energies):
+                meter, vehicle = frozen.get(hour, (Frozen(), Frozen()))
+                yield hour, meter_id, Hour(*energies, sum(counts), *counts, *meter, *vehicle)
+
+
+_Counts = Counter[tuple[int, int]]
+"""Minutes by meter and hour."""
+
+
+def _counted_once(pairs: Pairs, hours: frozenset[int]) -> tuple[_Counts, _Counts, _Counts]:
+    """The paired, shared, unpaired minutes of those hours, each counted as the first of these that it is anywhere."""
+    left = {minute for minute in pairs.covered if minute // 60 in hours}
+    counts = _Counts(), _Counts(), _Counts()
+    for number, count in enumerate(counts):
+        for meter_id, at in sorted(pairs.at_meter.items()):
+            fitting = left & (at.paired, at.shared, at.covered)[number]
+            left -= fitting
+            for hour, minutes in Counter([minute // 60 for minute in fitting]).items():
+                count[meter_id, hour] += minutes
+    for minute in left:
+        counts[2][NO_METER, minute // 60] += 1
+    return counts
+
+
+def _frozen(at: AtMeter, hours: frozenset[int]) -> dict[int, tuple[Frozen, Frozen]]:
+    """By hour, how long the meter was frozen and how long the vehicle."""
+    found = {}
+    minutes = sorted(at.paired)
+    for hour in hours:
+        seen = [minute for minute in minutes if -FROZEN_MINUTES <= minute - 60 * hour < 60]
+        meter = _longest(seen, at.ac_milliwh, at.dc_milliwh, 60 * hour)
+        vehicle = _longest(seen, at.dc_milliwh, at.ac_milliwh, 60 * hour)
+        if meter.minutes or vehicle.minutes:
+            found[hour] = meter, vehicle
+    return found
+
+
+def _longest(minutes: Sequence[int], stuck: Energy, other: Energy, ends_from: int) -> Frozen:
+    if len(minutes) < FROZEN_MINUTES or sum([other.get(minute, 0) for minute in minutes]) < FROZEN_MILLIWH:
+        return Frozen()
+    stretches = (stretch for stretch in _stretches(minutes, stuck) if stretch[-1] >= ends_from)
+    frozen = (
+        Frozen(len(stretch), sum([other.get(minute, 0) for minute in stretch]))
+        for stretch in stretches
+        if len(stretch) >= FROZEN_MINUTES and _varies([other[minute] for minute in stretch if minute in other])
+    )
+    return max((one for one in frozen if one.other_milliwh >= FROZEN_MILLIWH), default=Frozen())
+
+
+def _stretches(minutes: Sequence[int], stuck: Energy) -> Iterator[Sequence[int]]:
+    """The longest runs of consecutive minutes in which a device measured 0, or one value again and again."""
+    start, value = 0, None
+    for position, minute in enumerate(minutes):
+        measured = stuck.get(minute)
+        follows = position > 0 and minute == minutes[position - 1] + 1
+        if not follows or (measured is not None and value is not None and not _same(measured, value)):
+            if position > start:
+                yield minutes[start:position]
+            start, value = position, None
+        if measured is not None:
+            value = measured if value is None else min(value, measured)
+    if minutes:
+        yield minutes[start:]
+
+
+def _same(one: int, other: int) -> bool:
+    less, more = min(one, other), max(one, other)
+    return more == 0 or (less > 0 and more % less == 0 and more <= _MULTIPLE * less)
+
+
+def _varies(values: Sequence[int]) -> bool:
+    """Whether no value makes up half of them or more."""
+    return bool(values) and 2 * max(Counter(values).values()) < len(values)

@@ -1,0 +1,194 @@
+"""From a device's hours to its alerts. Pure; hours since 1970.
+
+Each hour in which the device has a row is judged over the 24 hours before its end. In the others nothing is known, so
+an alert that is open stays open.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from app.analytics.alerts.hours import FROZEN_MINUTES, NO_METER, Hour
+from app.analytics.efficiency import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO
+from app.telemetry.reading import Stream
+
+WINDOW_HOURS = 24
+# In a short session the first and last readings of two clocks weigh too much (docs/efficiency.md).
+ENOUGH_PAIRED_MINUTES = 60
+# Above the limit by so much, a low efficiency is over: a ratio near the limit would open and close with each hour.
+HYSTERESIS = 0.02
+
+
+class Kind(StrEnum):
+    """What an alert is about."""
+
+    LOW_EFFICIENCY = "low_efficiency"
+    IMPOSSIBLE_EFFICIENCY = "impossible_efficiency"
+    FROZEN_METER = "frozen_meter"
+    FROZEN_VEHICLE = "frozen_vehicle"
+    NO_DATA = "no_data"
+
+
+KINDS = {
+    Stream.VEHICLE: (Kind.LOW_EFFICIENCY, Kind.IMPOSSIBLE_EFFICIENCY, Kind.FROZEN_VEHICLE),
+    Stream.METER: (Kind.FROZEN_METER,),
+}
+"""Those that are judged by the hour."""
+
+
+class Alert(NamedTuple):
+    """Instants are the ends of the hours that were judged; `evidence` is that of the opening."""
+
+    opened: datetime
+    closed: datetime | None
+    evidence: Mapping[str, Any]
+
+
+Row = tuple[int, int, Hour]
+"""A device's hour: its number, the device at the other end (a vehicle's meter, a meter's vehicle), the row."""
+
+
+class Window(NamedTuple):
+    """The 24 hours before the end of `hour`."""
+
+    hour: int
+    rows: Sequence[Row]
+
+    def total(self, column: str) -> int:
+        """The sum of a column."""
+        return sum(getattr(row, column) for _, _, row in self.rows)
+
+    @property
+    def ratio(self) -> float | None:
+        """The efficiency; None when too little is paired to say."""
+        ac, paired = self.total("ac_milliwh"), self.total("paired")
+        if ac < ENOUGH_AC_MILLIWH or paired < ENOUGH_PAIRED_MINUTES or 2 * paired < self.total("minutes"):
+            return None
+        return self.total("dc_milliwh") / ac
+
+
+def judge(kind: Kind, rows: Sequence[Row], first: int, alert: Alert | None, *, low_efficiency: float) -> list[Alert]:
+    """The alerts that are open in or open after the hour `first`, in order, judged by rows in the order of hours.
+
+    `rows` reach 23 hours further back. `alert` is the one that was open before `first`.
+    """
+    alerts = [] if alert is None else [alert._replace(closed=None)]
+    for window in _windows(rows, first):
+        is_open = bool(alerts) and alerts[-1].closed is None
+        verdict = _VERDICTS[kind](window, low_efficiency)
+        if verdict and not is_open:
+            alerts.append(Alert(_end(window.hour), None, _EVIDENCE[kind](window)))
+        elif verdict is False and is_open:
+            alerts[-1] = alerts[-1]._replace(closed=_end(window.hour))
+    return alerts
+
+
+def splice(old: list[Alert], new: list[Alert], until: datetime | None) -> tuple[list[Alert], list[Alert] | None]:
+    """Of the alerts as they were and as judged up to `until`, those to be replaced, and by what.
+
+    By None, when one is open then that was not, or the other way round: what follows must be judged, too.
+    """
+    if until is None:
+        return old, new
+    old = [alert for alert in old if alert.opened <= until]
+    was_open = bool(old) and (old[-1].closed is None or old[-1].closed > until)
+    is_open = bool(new) and new[-1].closed is None
+    if was_open != is_open:
+        return old, None
+    return old, [*new[:-1], new[-1]._replace(closed=old[-1].closed)] if is_open else new
+
+
+def _windows(rows: Sequence[Row], first: int) -> Iterator[Window]:
+    start = 0
+    for position, (hour, _, _) in enumerate(rows):
+        if position + 1 < len(rows) and rows[position + 1][0] == hour:
+            continue
+        while rows[start][0] <= hour - WINDOW_HOURS:
+            start += 1
+        if hour >= first:
+            yield Window(hour, rows[start : position + 1])
+
+
+# Each says whether its alert is to be open after a window; None: the window does not say.
+
+
+def _is_low(window: Window, low_efficiency: float) -> bool | None:
+    ratio = window.ratio
+    if ratio is None or low_efficiency <= ratio < round(low_efficiency + HYSTERESIS, 9):
+        return None
+    return ratio < low_efficiency
+
+
+def _is_impossible(window: Window, _: float) -> bool | None:
+    ratio = window.ratio
+    return None if ratio is None else ratio > POSSIBLE_RATIO
+
+
+def _has_frozen(column: str) -> Callable[[Window, float], bool | None]:
+    def is_frozen(window: Window, _: float) -> bool | None:
+        if any(getattr(row, column) for _, _, row in window.rows):
+            return True
+        return False if window.total("paired") >= ENOUGH_PAIRED_MINUTES else None
+
+    return is_frozen
+
+
+_VERDICTS: dict[Kind, Callable[[Window, float], bool | None]] = {
+    Kind.LOW_EFFICIENCY: _is_low,
+    Kind.IMPOSSIBLE_EFFICIENCY: _is_impossible,
+    Kind.FROZEN_METER: _has_frozen("frozen_meter_minutes"),
+    Kind.FROZEN_VEHICLE: _has_frozen("frozen_vehicle_minutes"),
+}
+
+
+def _efficiency_evidence(window: Window) -> dict[str, Any]:
+    ac, dc = window.total("ac_milliwh"), window.total("dc_milliwh")
+    return {
+        "efficiencyRatio": dc / ac,
+        "acKwh": ac / 1_000_000,
+        "dcKwh": dc / 1_000_000,
+        "lossKwh": (ac - dc) / 1_000_000,
+        "minutes": window.total("minutes"),
+        "pairedMinutes": window.total("paired"),
+        "sharedMinutes": window.total("shared"),
+        "from": stamp(_end(window.hour - WINDOW_HOURS)),
+        "to": stamp(_end(window.hour)),
+        "others": _others((other for _, other, row in window.rows if row.paired)),
+    }
+
+
+def _frozen_evidence(minutes: str, milliwh: str, energy: str) -> Callable[[Window], dict[str, Any]]:
+    def evidence(window: Window) -> dict[str, Any]:
+        frozen = [row for row in window.rows if getattr(row[2], minutes)]
+        hour, other, row = max(frozen, key=lambda row: (getattr(row[2], minutes), row))
+        return {
+            "frozenMinutes": getattr(row, minutes),
+            energy: getattr(row, milliwh) / 1_000_000,
+            "from": stamp(_end(hour - 1) - timedelta(minutes=FROZEN_MINUTES)),
+            "to": stamp(_end(hour)),
+            "others": _others([other]),
+        }
+
+    return evidence
+
+
+_EVIDENCE: dict[Kind, Callable[[Window], dict[str, Any]]] = {
+    Kind.LOW_EFFICIENCY: _efficiency_evidence,
+    Kind.IMPOSSIBLE_EFFICIENCY: _efficiency_evidence,
+    Kind.FROZEN_METER: _frozen_evidence("frozen_meter_minutes", "frozen_meter_dc_milliwh", "dcKwh"),
+    Kind.FROZEN_VEHICLE: _frozen_evidence("frozen_vehicle_minutes", "frozen_vehicle_ac_milliwh", "acKwh"),
+}
+
+
+def _others(ids: Iterable[int]) -> list[int]:
+    return sorted(set(ids) - {NO_METER})
+
+
+def _end(hour: int) -> datetime:
+    return datetime.fromtimestamp(3600 * (hour + 1), UTC)
+
+
+def stamp(at: datetime) -> str:
+    """RFC 3339, in UTC."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,145 @@
+"""Which hours were touched, and the hours as judged; under one lock, held by the transaction. Hours since 1970."""
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from psycopg import AsyncConnection, sql
+from psycopg.rows import scalar_row
+
+from app.analytics.alerts.hours import Hour, Hours
+from app.analytics.alerts.judge import Row
+from app.telemetry.reading import Stream
+
+Connection = AsyncConnection[tuple[Any, ...]]
+_VALUES = sql.SQL(", ".join(Hour._fields))
+
+Touched = Sequence[tuple[str, int, datetime, datetime]]
+"""Stream, device, hour, and when it was touched."""
+
+
+async def try_lock(connection: Connection) -> bool:
+    """Whether this transaction is the one that evaluates."""
+    cursor = connection.cursor(row_factory=scalar_row)
+    await cursor.execute("SELECT pg_try_advisory_xact_lock(hashtext('wattline alerts'))")
+    (locked,) = await cursor.fetchall()
+    return bool(locked)
+
+
+async def fetch_touched_hours(connection: Connection, before: datetime, as_of: datetime) -> list[tuple[datetime, int]]:
+    """The hours before that one whose readings are all to be seen, and how many devices touched each; in order."""
+    cursor = await connection.execute(
+        "SELECT hour, count(*) FROM touched_hour WHERE hour < %s AND at < %s GROUP BY hour ORDER BY hour",
+        [before, as_of],
+    )
+    return [(hour, count) for hour, count in await cursor.fetchall()]
+
+
+async def fetch_touched(connection: Connection, hours: Collection[datetime], as_of: datetime) -> Touched:
+    """Which devices touched these hours."""
+    cursor = await connection.execute(
+        "SELECT stream, device_id, hour, at FROM touched_hour WHERE hour = ANY (%s) AND at < %s", [[*hours], as_of]
+    )
+    return await cursor.fetchall()
+
+
+async def forget_touched(connection: Connection, touched: Touched) -> None:
+    """Deletes the notes, but for those that were renewed meanwhile; those that a store transaction holds stay too."""
+    await connection.execute(
+        """
+        WITH seen AS (
+            SELECT touched_hour.ctid
+            FROM unnest(%s::text[], %s::int[], %s::timestamptz[], %s::timestamptz[])
+                AS judged (stream, device_id, hour, at)
+            JOIN touched_hour USING (stream, device_id, hour, at)
+            FOR UPDATE OF touched_hour SKIP LOCKED
+        )
+        DELETE FROM touched_hour WHERE ctid IN (SELECT ctid FROM seen)
+        """,
+        _columns(touched, 4),
+    )
+
+
+async def note_judged(connection: Connection, as_of: datetime) -> None:
+    """Readings committed before `as_of` have been judged, where their hour was over."""
+    await connection.execute("UPDATE installation SET judged_as_of = greatest(judged_as_of, %s)", [as_of])
+
+
+async def replace_hours(
+    connection: Connection, vehicles: Collection[int], first: int, last: int, judged: Hours
+) -> set[tuple[int, int, int]]:
+    """Makes `judged` the rows of these vehicles in the hours [first, last]; returns the keys that changed."""
+    cursor = await connection.execute(
+        sql.SQL(
+            """
+            SELECT vehicle_id, (date_part('epoch', hour) / 3600)::int, meter_id, {}
+            FROM efficiency_hour
+            WHERE vehicle_id = ANY (%s) AND hour BETWEEN %s AND %s
+            """
+        ).format(_VALUES),
+        [[*vehicles], instant(first), instant(last)],
+    )
+    stored = {(row[0], row[1], row[2]): Hour(*row[3:]) for row in await cursor.fetchall()}
+    changed = {key for key in stored.keys() | judged.keys() if stored.get(key) != judged.get(key)}
+    if gone := [(vehicle, instant(hour), meter) for vehicle, hour, meter in changed & stored.keys()]:
+        await connection.execute(
+            """
+            DELETE FROM efficiency_hour
+            USING unnest(%s::int[], %s::timestamptz[], %s::int[]) AS gone (vehicle_id, hour, meter_id)
+            WHERE (efficiency_hour.vehicle_id, efficiency_hour.hour, efficiency_hour.meter_id)
+                = (gone.vehicle_id, gone.hour, gone.meter_id)
+            """,
+            _columns(gone, 3),
+        )
+    copy = sql.SQL("COPY efficiency_hour (vehicle_id, hour, meter_id, {}) FROM STDIN").format(_VALUES)
+    async with connection.cursor().copy(copy) as rows:
+        for vehicle, hour, meter in sorted(changed & judged.keys()):
+            await rows.write_row((vehicle, instant(hour), meter, *judged[vehicle, hour, meter]))
+    return changed
+
+
+async def fetch_rows(
+    connection: Connection, stream: Stream, devices: Collection[int], first: int, last: int | None
+) -> dict[int, list[Row]]:
+    """The hours of these devices from `first` to `last`, or to the end, in order."""
+    own, other = ("vehicle_id", "meter_id") if stream is Stream.VEHICLE else ("meter_id", "vehicle_id")
+    cursor = await connection.execute(
+        sql.SQL(
+            """
+            SELECT {own}, (date_part('epoch', hour) / 3600)::int, {other}, {values}
+            FROM efficiency_hour
+            WHERE {own} = ANY (%s) AND hour >= %s AND (%s::timestamptz IS NULL OR hour <= %s)
+            ORDER BY hour, {other}
+            """
+        ).format(own=sql.Identifier(own), other=sql.Identifier(other), values=_VALUES),
+        [[*devices], instant(first), *[None if last is None else instant(last)] * 2],
+    )
+    rows: dict[int, list[Row]] = {}
+    for device, hour, at, *values in await cursor.fetchall():
+        rows.setdefault(device, []).append((hour, at, Hour(*values)))
+    return rows
+
+
+async def meters_that_froze(connection: Connection, meters: Collection[int], first: int) -> set[int]:
+    """Of some meters, those that were frozen since that hour, or that an alert says were."""
+    cursor = connection.cursor(row_factory=scalar_row)
+    await cursor.execute(
+        """
+        SELECT meter_id FROM efficiency_hour
+        WHERE hour >= %(first)s AND frozen_meter_minutes > 0 AND meter_id = ANY (%(meters)s)
+        UNION
+        SELECT device_id FROM alert
+        WHERE kind = 'frozen_meter' AND (closed IS NULL OR closed >= %(first)s) AND device_id = ANY (%(meters)s)
+        """,
+        {"first": instant(first), "meters": [*meters]},
+    )
+    return set(await cursor.fetchall())
+
+
+def instant(hour: int) -> datetime:
+    """When an hour begins."""
+    return datetime.fromtimestamp(3600 * hour, UTC)
+
+
+def _columns(rows: Iterable[Sequence[Any]], number: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(number)]
