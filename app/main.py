@@ -17,6 +17,7 @@ from litestar.types import ASGIApp
 
 from app import __version__
 from app.analytics.alerts.evaluator import judge_forever
+from app.analytics.alerts.routes import get_alerts, get_efficiency
 from app.analytics.routes import (
     get_fleet_series,
     get_freshness,
@@ -122,6 +123,8 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
             get_meter_series,
             get_vehicle_series,
             get_fleet_series,
+            get_alerts,
+            get_efficiency,
             get_freshness,
             get_live,
             get_ready,

@@ -17,8 +17,12 @@ def csv_of(columns: msgspec.Struct) -> Iterator[str]:
     names = [field.encode_name for field in msgspec.structs.fields(columns)]
     starts, *values = msgspec.structs.astuple(columns)
     times = (datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for start in starts)
-    rows: Iterator[Sequence[Any]] = zip(times, *values, strict=True)
-    page: list[Sequence[Any]] = [["time", *names[1:]]]
+    return csv_rows(["time", *names[1:]], zip(times, *values, strict=True))
+
+
+def csv_rows(header: Sequence[str], rows: Iterator[Sequence[Any]]) -> Iterator[str]:
+    """A header and the rows, in pieces."""
+    page: list[Sequence[Any]] = [header]
     while page:
         text = StringIO()
         csv.writer(text).writerows(page)

@@ -33,6 +33,26 @@ _HISTORY = """
 """
 
 
+# The hours of the vehicle that may count elsewhere now, at the meters where they did and do: their alerts are judged
+# again. `at` lies beyond the end of this transaction.
+_TOUCH = """
+    INSERT INTO touched_hour AS known (stream, device_id, hour, at)
+    SELECT stream, device_id, bucket, clock_timestamp() + INTERVAL '5 seconds'
+    FROM vehicle_hour(date_bin('1 hour', greatest(%(valid_from)s::timestamptz, %(now)s - INTERVAL '180 days'),
+                               TIMESTAMPTZ '2000-01-01 00:00Z'),
+                      %(now)s + INTERVAL '1 hour') AS hour
+    CROSS JOIN (
+        SELECT 'vehicle', %(vehicle)s
+        UNION
+        SELECT 'meter', meter_id FROM vehicle_meter WHERE vehicle_id = %(vehicle)s
+    ) AS device (stream, device_id)
+    WHERE vehicle_id = %(vehicle)s
+    ORDER BY stream, device_id, bucket
+    ON CONFLICT (stream, device_id, hour) DO UPDATE SET at = excluded.at
+    WHERE known.at < excluded.at
+"""
+
+
 async def mapping_history(connection: psycopg.AsyncConnection, vehicle_id: str) -> list[VehicleMapping]:
     """All mappings of the vehicle, oldest first; empty for a vehicle that is not known."""
     cursor = connection.cursor(row_factory=class_row(VehicleMapping))
@@ -84,6 +104,7 @@ async def map_vehicle(
             "INSERT INTO vehicle_meter (vehicle_id, meter_id, valid) VALUES (%s, %s, tstzrange(%s, %s))",
             [vehicle, meter, valid_from, wanted.valid_to],
         )
+        await connection.execute(_TOUCH, {"vehicle": vehicle, "valid_from": valid_from, "now": now})
     return VehicleMapping(wanted.vehicle_id, wanted.meter_id, valid_from, wanted.valid_to)
 
 

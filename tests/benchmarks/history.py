@@ -23,16 +23,16 @@ STATES = """
 """
 
 
-def store_day(connection: psycopg.Connection, devices: int) -> None:
-    """Stores the last 24 hours of so many meters and vehicles, a reading a minute, and refreshes the aggregates."""
+def store_day(connection: psycopg.Connection, devices: int, *, hours: int = 24) -> None:
+    """Stores the last hours of so many meters and vehicles, a reading a minute, and refreshes the aggregates."""
     for device in ("meter", "vehicle"):
         insert = sql.SQL("INSERT INTO {} (external_id) SELECT {} || n FROM generate_series(1, %s) AS n ORDER BY n")
         connection.execute(insert.format(sql.Identifier(device), sql.Literal(f"{device}-")), [devices])
     connection.execute("SELECT prepare_days(now() - INTERVAL '25 hours', now())")
-    hours = connection.execute(
-        "SELECT generate_series(date_trunc('hour', now()) - INTERVAL '24 hours', now(), '1 hour')"
+    starts = connection.execute(
+        "SELECT generate_series(date_trunc('hour', now()) - %s * INTERVAL '1 hour', now(), '1 hour')", [hours]
     ).fetchall()
-    for (hour,) in hours:
+    for (hour,) in starts:
         for statement in (METERS, VEHICLES):
             connection.execute(statement, {"hour": hour, "devices": devices})
     connection.execute(STATES)

@@ -2,14 +2,24 @@
 
 from datetime import datetime, timedelta
 from random import Random
+from typing import Any
 
+import httpx
 import psycopg
 import pytest
 
+from app.settings import Settings
+from app.simulator.charging import DAY_US, HOUR_US
+from app.simulator.fleet import Fleet
+from app.telemetry.reading import MeterReading
 from tests.fixtures.alerts import judge_all, standing_alerts
+from tests.fixtures.database import Server
 from tests.fixtures.readings import Reading, Rows, meter_reading, midnight, store, vehicle_reading
+from tests.fixtures.sending import map_vehicle, send, stamp
+from tests.fixtures.service import service
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+NOTHING = range(0)
 
 
 def session(
@@ -19,29 +29,29 @@ def session(
     *,
     efficiency: float = 0.9,
     meter_id: str | None = None,
-    stuck_meter: range = range(0),
-    stuck_vehicle: range = range(0),
-    seed: int = 1,
+    still: range = NOTHING,
+    stuck_meter: range = NOTHING,
+    stuck_vehicle: range = NOTHING,
+    sent_twice: bool = False,
 ) -> list[Reading]:
-    """A vehicle charges at about 11 kW, measured each minute by both; in some of them a device repeats one value."""
-    random, readings = Random(f"{seed}{name}"), list[Reading]()
+    """A vehicle charges at about 11 kW, measured each minute by both; in some of them a device is at fault."""
+    random, readings = Random(name), list[Reading]()
     for minute in range(minutes):
         ac = random.uniform(0.17, 0.19)
         at = start + minute * MINUTE
-        readings += [
-            meter_reading(at + timedelta(seconds=20), 0.0 if minute in stuck_meter else ac, meter_id=meter_id or name),
-            vehicle_reading(
-                at + timedelta(seconds=40),
-                0.171 if minute in stuck_vehicle else ac * efficiency,
-                vehicle_id=name,
-                meter_id=meter_id or name,
-            ),
-        ]
+        shown = 0.0 if minute in still else 0.18 if minute in stuck_meter else ac
+        delivered = 0.171 if minute in stuck_vehicle else ac * efficiency
+        on = meter_id or name
+        readings.append(meter_reading(at + timedelta(seconds=20), shown, meter_id=on))
+        readings.append(vehicle_reading(at + timedelta(seconds=12), delivered, vehicle_id=name, meter_id=on, soc=None))
+        if sent_twice:
+            # The missing field, 45 s later.
+            readings.append(vehicle_reading(at + timedelta(seconds=57), 0, vehicle_id=name, meter_id=on, soc=50))
     return readings
 
 
-def told(rows: Rows, day: datetime) -> dict[tuple[str, str], list[tuple[float, float | None]]]:
-    """Hours since the start of the day at which the alerts opened and closed, by kind and device; without no_data."""
+def spans(rows: Rows, day: datetime) -> dict[tuple[str, str], list[tuple[float, float | None]]]:
+    """When alerts opened and closed, in hours since the start of the day, by kind and device; without no_data."""
     alerts: dict[tuple[str, str], list[tuple[float, float | None]]] = {}
     for kind, _, device, opened, closed, _ in rows:
         if kind != "no_data":
@@ -50,7 +60,9 @@ def told(rows: Rows, day: datetime) -> dict[tuple[str, str], list[tuple[float, f
     return alerts
 
 
-async def test_what_each_fault_is_called(database_url: str, connection: psycopg.Connection) -> None:
+async def test_what_each_fault_is_called(
+    database_url: str, connection: psycopg.Connection, client: httpx.AsyncClient
+) -> None:
     day = midnight(3)
     at = day + 10 * HOUR
     await store(
@@ -58,19 +70,166 @@ async def test_what_each_fault_is_called(database_url: str, connection: psycopg.
         *session(at, 240, "sound"),
         *session(at, 240, "low", efficiency=0.8),
         *session(at, 240, "impossible", efficiency=1.05),
-        *session(at, 240, "frozen-meter", stuck_meter=range(30, 168)),
-        *session(at, 240, "frozen-vehicle", stuck_vehicle=range(30, 90)),
-        *session(at, 240, "momentary-zero", stuck_meter=range(100, 101)),
+        *session(at, 240, "still-meter", still=range(30, 168)),
+        *session(at, 240, "stuck-meter", stuck_meter=range(30, 168)),
+        *session(at, 240, "stuck-vehicle", stuck_vehicle=range(30, 90)),
+        *session(at, 240, "momentary-zero", still=range(100, 101)),
+        *session(at, 240, "sent-twice", sent_twice=True),
         *session(at, 240, "shared-1", meter_id="shared"),
         *session(at, 240, "shared-2", meter_id="shared", efficiency=0.2),
         *session(at, 40, "short", efficiency=0.5),
+        *session(at, 29, "hardly-frozen", still=range(29)),
     )
     await judge_all(database_url)
-    rows = standing_alerts(connection)
-    assert told(rows, day) == {
+    assert spans(standing_alerts(connection), day) == {
         ("low_efficiency", "low"): [(11, None)],
         ("impossible_efficiency", "impossible"): [(11, None)],
-        ("impossible_efficiency", "frozen-meter"): [(11, None)],
-        ("frozen_meter", "frozen-meter"): [(11, None)],
-        ("frozen_vehicle", "frozen-vehicle"): [(11, None)],
+        ("impossible_efficiency", "still-meter"): [(11, None)],
+        ("frozen_meter", "still-meter"): [(11, None)],
+        ("frozen_meter", "stuck-meter"): [(11, None)],
+        ("frozen_vehicle", "stuck-vehicle"): [(11, None)],
     }
+
+    answer = (await client.get("/v1/analytics/alerts", params={"kind": "low_efficiency"})).json()
+    (alert,) = answer["alerts"]
+    opened = stamp(at + HOUR)
+    assert (alert["id"], alert["meterIds"], alert["vehicleIds"]) == (
+        f"low_efficiency/vehicle/low/{opened}",
+        ["low"],
+        ["low"],
+    )
+    assert (alert["openedAt"], alert["closedAt"]) == (opened, None)
+    assert alert["evidence"]["efficiencyRatio"] == pytest.approx(0.8, abs=1e-4)
+    assert (alert["evidence"]["minutes"], alert["evidence"]["pairedMinutes"]) == (60, 60)
+    assert alert["text"].endswith("within 24 hours: efficiency 80.0 %.")
+    about = (await client.get("/v1/analytics/alerts", params={"vehicleId": "still-meter", "open": True})).json()
+    assert [one["kind"] for one in about["alerts"]] == ["no_data", "frozen_meter", "impossible_efficiency"]
+
+
+async def test_an_alert_closes_when_a_day_is_better_and_is_retracted_when_the_data_say_otherwise(
+    database_url: str, connection: psycopg.Connection
+) -> None:
+    day = midnight(4)
+    low = session(day + 10 * HOUR, 120, "V", efficiency=0.8)
+    better = session(day + 12 * HOUR, 600, "V", efficiency=0.9)
+    await store(database_url, *low)
+    await judge_all(database_url)
+    assert spans(standing_alerts(connection), day) == {("low_efficiency", "V"): [(11, None)]}
+    await store(database_url, *better)
+    await judge_all(database_url)
+    # 0.8 over 2 h and 0.9 over n h are 0.87 from n = 4.67 on.
+    assert spans(standing_alerts(connection), day) == {("low_efficiency", "V"): [(11, 17)]}
+    # The meter was shared: its minutes prove nothing.
+    await store(database_url, *session(day + 10 * HOUR, 120, "W", meter_id="V")[1::2])
+    await judge_all(database_url)
+    assert spans(standing_alerts(connection), day) == {}
+    log = "SELECT transition FROM alert_transition WHERE kind = 'low_efficiency' ORDER BY id"
+    assert [row[0] for row in connection.execute(log.encode())] == ["opened", "closed", "retracted"]
+
+
+async def test_silence_is_told_while_it_lasts(
+    database_url: str, connection: psycopg.Connection, client: httpx.AsyncClient
+) -> None:
+    at = datetime.now().astimezone() - 30 * MINUTE
+    await store(database_url, meter_reading(at), vehicle_reading(at), meter_reading(at, meter_id="retired"))
+    connection.execute("UPDATE meter SET retired_at = now() WHERE external_id = 'retired'")
+    await judge_all(database_url)
+    told = (await client.get("/v1/analytics/alerts?open=true")).json()["alerts"]
+    assert [(one["kind"], one["deviceId"]) for one in told] == [("no_data", "M1"), ("no_data", "V1")]
+    assert datetime.fromisoformat(told[0]["openedAt"]) == at + 10 * MINUTE
+    assert datetime.fromisoformat(told[0]["evidence"]["lastSeen"]) == at
+
+    await send(client, {"meterId": "M1", "timestamp": stamp(datetime.now().astimezone()), "kwhConsumedAc": 0.1})
+    await judge_all(database_url)
+    assert [one["deviceId"] for one in (await client.get("/v1/analytics/alerts")).json()["alerts"]] == ["V1"]
+    log = "SELECT transition, stream FROM alert_transition ORDER BY id"
+    assert connection.execute(log.encode()).fetchall()[2:] == [("closed", "meter")]
+
+
+async def test_a_mapping_into_the_past_is_judged(
+    database_url: str, connection: psycopg.Connection, client: httpx.AsyncClient
+) -> None:
+    day = midnight(2)
+    readings = session(day + 10 * HOUR, 120, "V", efficiency=0.8, meter_id="M")
+    unnamed = [one if isinstance(one, MeterReading) else vehicle_unnamed(one) for one in readings]
+    await store(database_url, *unnamed)
+    await judge_all(database_url)
+    assert spans(standing_alerts(connection), day) == {}
+    assert (await map_vehicle(client, "V", "M")).status_code == httpx.codes.OK
+    await judge_all(database_url)
+    assert spans(standing_alerts(connection), day) == {("low_efficiency", "V"): [(11, None)]}
+
+
+def vehicle_unnamed(reading: Any) -> Reading:
+    at = datetime.fromtimestamp(reading.ts_us / 1_000_000).astimezone()
+    return vehicle_reading(at, reading.dc_milliwh / 1_000_000, vehicle_id="V", meter_id=None)
+
+
+# The same day each time, 2026-01-14.
+FROM_US = 20_467 * DAY_US
+CHARGERS = 8
+
+
+def faulty_day(start: datetime) -> tuple[Fleet, list[list[dict[str, Any]]]]:
+    """What a small fleet delivers in a day, by the hour; one charger loses, a meter stands still, a vehicle overstates."""
+    fleet = Fleet(CHARGERS)
+    later = start - datetime.fromtimestamp(FROM_US / 1_000_000).astimezone()
+    hours = []
+    for from_us in range(FROM_US, FROM_US + DAY_US, HOUR_US):
+        readings = fleet.deliveries(from_us, from_us + HOUR_US)
+        for reading in readings:
+            at = datetime.fromisoformat(reading["timestamp"]) + later
+            reading["timestamp"] = stamp(at)
+            if reading.get("meterId") == "meter-0003" and "kwhConsumedAc" in reading and 4 <= at.hour < 20:
+                reading["kwhConsumedAc"] = 0.0
+            if reading.get("vehicleId") == "vehicle-0001":
+                reading["kwhDeliveredDc"] = round(1.2 * reading["kwhDeliveredDc"], 6)
+            if reading.get("vehicleId") == "vehicle-0004" and 4 <= at.hour < 20:
+                reading["kwhDeliveredDc"] = 0.1
+        hours.append(readings)
+    return fleet, hours
+
+
+async def feed(client: httpx.AsyncClient, url: str, order: int) -> None:
+    """Sends the day in an order of its own: whole hours up to six hours late, some of them in pieces, some twice."""
+    random = Random(order)
+    fleet, hours = faulty_day(midnight(2))
+    pieces = [
+        (n + random.uniform(0, 6) * (order > 0), hour[part::2]) for n, hour in enumerate(hours) for part in (0, 1)
+    ]
+    pieces += [(random.uniform(0, 30), piece) for _, piece in random.sample(pieces, 3)]
+    pieces.sort(key=lambda piece: piece[0])
+    mapped, judged = random.randrange(len(pieces)), random.sample(range(len(pieces)), 2)
+    for number, (_, readings) in enumerate(pieces):
+        if number == mapped:
+            for vehicle_id, meter_id in fleet.mappings():
+                assert (await map_vehicle(client, vehicle_id, meter_id)).status_code == httpx.codes.OK
+        await send(client, readings)
+        if number in judged:
+            await judge_all(url)
+    await judge_all(url)
+
+
+async def fed_in_order(server: Server, order: int) -> Rows:
+    url = server.clone()
+    try:
+        async with service(Settings(database_url=url)) as client:
+            await feed(client, url, order)
+        with psycopg.connect(url) as connection:
+            return standing_alerts(connection)
+    finally:
+        server.drop(url)
+
+
+async def test_a_day_of_every_fault_ends_in_the_same_alerts_in_any_order(server: Server) -> None:
+    first = await fed_in_order(server, 0)
+    kinds = {kind for kind, *_ in first}
+    assert kinds == {"low_efficiency", "impossible_efficiency", "frozen_meter", "frozen_vehicle", "no_data"}
+    assert await fed_in_order(server, 1) == first
+
+
+@pytest.mark.soak
+async def test_a_day_of_every_fault_ends_in_the_same_alerts_in_twenty_orders(server: Server) -> None:
+    first = await fed_in_order(server, 0)
+    for order in range(2, 22):
+        assert await fed_in_order(server, order) == first, order

@@ -46,9 +46,10 @@ class Here(NamedTuple):
 async def consuming_here(database_url: str, **settings: Any) -> AsyncIterator[Here]:
     """A consumer in this process, once it has subscribed."""
     writer = Writer(database_url, queue_max_readings=200_000, new_devices_per_hour=20_000)
-    consumer = Consumer(Settings(**settings), writer)
+    in_force = Settings(**settings)
+    consumer = Consumer(in_force, writer)
     with capture_logs() as log:
-        async with ingesting(database_url, writer, consumer):
+        async with ingesting(database_url, in_force, writer, consumer):
             here = Here(consumer, log)
             await until(lambda: here.has_logged("mqtt_connected"))
             yield here

@@ -107,12 +107,18 @@ async def _judge_hours(
     bounds = stored.instant(hours[0]) - margin, stored.instant(hours[-1] + 1) + margin
     vehicles, meters = ({device for stream, device, *_ in touched if stream == each} for each in ("vehicle", "meter"))
     judged: Hours = {}
+    judging: asyncio.Task[Hours] | None = None
     async with snapshot(connection):
         concerned = await fetch_concerned(connection, vehicles, meters, *bounds)
         for part in concerned.slices((bounds[1] - bounds[0]) // timedelta(minutes=1)):
+            # The database collects a part while the one before it is paired.
             minutes = await fetch_slice(connection, concerned, part, *bounds)
-            judged |= await asyncio.to_thread(judge_hours, part, hours, *minutes, gap_minutes=gap_minutes)
-    return concerned.vehicles, judged
+            if judging:
+                judged |= await judging
+            judging = asyncio.create_task(
+                asyncio.to_thread(judge_hours, part, hours, *minutes, gap_minutes=gap_minutes)
+            )
+    return concerned.vehicles, judged | (await judging if judging else {})
 
 
 async def _judge_devices(

@@ -1,0 +1,163 @@
+"""Alerts as they are answered."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.analytics.alerts.judge import Kind, stamp
+from app.errors import InvalidParameter
+from app.telemetry.reading import Stream
+
+_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class AlertAnswer(msgspec.Struct, frozen=True, rename="camel"):
+    """`meter_ids` and `vehicle_ids` are the devices that it is about, `device_id` the one that raised it."""
+
+    id: str
+    kind: Kind
+    stream: Stream
+    device_id: str
+    meter_ids: list[str]
+    vehicle_ids: list[str]
+    opened_at: datetime
+    closed_at: datetime | None
+    text: str
+    evidence: dict[str, float | int | str]
+
+
+class Alerts(msgspec.Struct, frozen=True, rename="camel"):
+    """Newest first. Readings committed before `as_of` have been judged, where their hour was over."""
+
+    as_of: datetime | None
+    alerts: list[AlertAnswer]
+
+
+class Wanted(NamedTuple):
+    """Which alerts; None: whichever. Those that were open at some time in [start, end)."""
+
+    is_open: bool | None = None
+    kind: Kind | None = None
+    vehicle_id: str | None = None
+    meter_id: str | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    after: str | None = None
+    limit: int = 100
+
+
+async def fetch_alerts(connection: AsyncConnection, wanted: Wanted) -> Alerts:
+    """The alerts of devices in service. Raises InvalidParameter when `after` is no alert's id."""
+    parameters = {**wanted._asdict(), **_position(wanted.after)}
+    rows: Sequence[Any] = (await connection.exec_driver_sql(_ALERTS, parameters)).all()
+    as_of = (await connection.exec_driver_sql("SELECT judged_as_of FROM installation")).scalar_one()
+    return Alerts(as_of, [answer_of(*row) for row in rows])
+
+
+def answer_of(
+    kind: str,
+    stream: str,
+    device_id: str,
+    opened: datetime,
+    closed: datetime | None,
+    evidence: Mapping[str, Any],
+    others: list[str],
+) -> AlertAnswer:
+    """An alert as it is told, of its columns, its device's name and those of the `others` in its evidence."""
+    meters, vehicles = (others, [device_id]) if stream == Stream.VEHICLE else ([device_id], others)
+    numbers = {name: value for name, value in evidence.items() if name != "others"}
+    return AlertAnswer(
+        id=f"{kind}/{stream}/{device_id}/{stamp(opened)}",
+        kind=Kind(kind),
+        stream=Stream(stream),
+        device_id=device_id,
+        meter_ids=meters,
+        vehicle_ids=vehicles,
+        opened_at=opened,
+        closed_at=closed,
+        text=_text(Kind(kind), stream, device_id, ", ".join(others), numbers),
+        evidence=numbers,
+    )
+
+
+def _text(kind: Kind, stream: str, device: str, others: str, evidence: Mapping[str, Any]) -> str:
+    match kind:
+        case Kind.LOW_EFFICIENCY:
+            return (
+                f"{evidence['lossKwh']:.2f} of {evidence['acKwh']:.2f} kWh AC from {others} did not reach {device} "
+                f"within 24 hours: efficiency {100 * evidence['efficiencyRatio']:.1f} %."
+            )
+        case Kind.IMPOSSIBLE_EFFICIENCY:
+            return (
+                f"{device} took {evidence['dcKwh']:.2f} kWh DC of {evidence['acKwh']:.2f} kWh AC from {others} "
+                f"within 24 hours: efficiency {100 * evidence['efficiencyRatio']:.1f} % is impossible."
+            )
+        case Kind.FROZEN_METER:
+            return (
+                f"{device} measured nothing, or one value again and again, for {evidence['frozenMinutes']} minutes "
+                f"or more, while {evidence['dcKwh']:.2f} kWh DC reached {others}."
+            )
+        case Kind.FROZEN_VEHICLE:
+            return (
+                f"{device} measured nothing, or one value again and again, for {evidence['frozenMinutes']} minutes "
+                f"or more, while it took {evidence['acKwh']:.2f} kWh AC from {others}."
+            )
+        case Kind.NO_DATA:
+            return f"Nothing from the {stream} {device} since {evidence['lastSeen']}."
+
+
+def _position(after: str | None) -> dict[str, Any]:
+    if after is None:
+        return dict.fromkeys(("after_kind", "after_stream", "after_name", "after_opened"))
+    kind, stream, name, opened = (after.split("/") + [""] * 4)[:4]
+    try:
+        at = msgspec.convert(opened, _Moment)
+    except msgspec.ValidationError:
+        raise InvalidParameter("after: Expected the id of an alert.") from None
+    return {"after_kind": kind, "after_stream": stream, "after_name": name, "after_opened": at}
+
+
+# An alert is also a vehicle's, or a meter's, when its evidence names that device at the other end.
+_ALERTS = """
+    WITH device AS (
+        SELECT 'meter' AS stream, id, external_id, retired_at, meter_state.ts
+        FROM meter LEFT JOIN meter_state ON meter_state.meter_id = meter.id
+        UNION ALL
+        SELECT 'vehicle', id, external_id, retired_at, vehicle_state.ts
+        FROM vehicle LEFT JOIN vehicle_state ON vehicle_state.vehicle_id = vehicle.id
+    ), page AS (
+        SELECT alert.*, device.external_id
+        FROM alert
+        JOIN device ON device.stream = alert.stream AND device.id = alert.device_id
+        WHERE (device.retired_at IS NULL OR device.ts > device.retired_at)
+            AND (%(is_open)s::boolean IS NULL OR (alert.closed IS NULL) = %(is_open)s)
+            AND (%(kind)s::text IS NULL OR alert.kind = %(kind)s)
+            AND (%(start)s::timestamptz IS NULL OR alert.closed IS NULL OR alert.closed > %(start)s)
+            AND (%(end)s::timestamptz IS NULL OR alert.opened < %(end)s)
+            AND (%(vehicle_id)s::text IS NULL
+                 OR (alert.stream = 'vehicle' AND device.external_id = %(vehicle_id)s)
+                 OR (alert.stream = 'meter' AND alert.evidence -> 'others' @> to_jsonb(
+                     (SELECT id FROM vehicle WHERE external_id = %(vehicle_id)s))))
+            AND (%(meter_id)s::text IS NULL
+                 OR (alert.stream = 'meter' AND device.external_id = %(meter_id)s)
+                 OR (alert.stream = 'vehicle' AND alert.evidence -> 'others' @> to_jsonb(
+                     (SELECT id FROM meter WHERE external_id = %(meter_id)s))))
+            AND (%(after_opened)s::timestamptz IS NULL
+                 OR alert.opened < %(after_opened)s
+                 OR (alert.opened = %(after_opened)s
+                     AND (alert.kind, alert.stream, device.external_id)
+                         > (%(after_kind)s, %(after_stream)s, %(after_name)s)))
+        ORDER BY alert.opened DESC, alert.kind, alert.stream, device.external_id
+        LIMIT %(limit)s
+    )
+    SELECT kind, stream, external_id, opened, closed, evidence,
+           ARRAY(SELECT other.external_id
+                 FROM device AS other
+                 WHERE other.stream <> page.stream AND page.evidence -> 'others' @> to_jsonb(other.id)
+                 ORDER BY other.external_id)
+    FROM page
+    ORDER BY opened DESC, kind, stream, external_id
+"""

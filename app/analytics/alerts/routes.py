@@ -1,0 +1,116 @@
+"""Alerts and the ranking over HTTP."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import msgspec
+from litestar import MediaType, Request, Response, get
+from litestar.di import NamedDependency
+from litestar.params import QueryParameter
+from litestar.response import Stream
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.analytics.alerts.answer import Alerts, Wanted, fetch_alerts
+from app.analytics.alerts.judge import Kind, stamp
+from app.analytics.csv_answer import csv_rows
+from app.analytics.ranking import By, Ranking, fetch_ranking, whole_hours
+from app.analytics.window import CALENDAR_HOURS, window_of
+from app.database import translated_errors
+from app.errors import InvalidTimeRange
+from app.problems import AWAY, PARAMETER, problems
+from app.settings import Settings
+
+_CSV = "text/csv"
+_PROBLEMS = problems({400: PARAMETER, 503: AWAY})
+_ALERT_COLUMNS = ("id", "kind", "stream", "deviceId", "meterIds", "vehicleIds", "openedAt", "closedAt", "text")
+_RANKED_COLUMNS = ("id", "efficiencyRatio", "acKwh", "dcKwh", "lossKwh")
+
+
+@get("/v1/analytics/alerts", tags=["analytics"], responses=_PROBLEMS)
+async def get_alerts(
+    request: Request[Any, Any, Any],
+    pool: NamedDependency[AsyncEngine],
+    is_open: Annotated[bool | None, QueryParameter(name="open", description="Only open, or only closed ones.")] = None,
+    kind: Annotated[Kind | None, QueryParameter(description="Only those of one kind.")] = None,
+    vehicle_id: Annotated[
+        str | None, QueryParameter(name="vehicleId", description="Only those that concern one vehicle.")
+    ] = None,
+    meter_id: Annotated[
+        str | None, QueryParameter(name="meterId", description="Only those that concern one meter.")
+    ] = None,
+    start: Annotated[
+        datetime | None, QueryParameter(name="from", description="Only those that were open at this time or later.")
+    ] = None,
+    end: Annotated[
+        datetime | None, QueryParameter(name="to", description="Only those that opened before this time.")
+    ] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=10_000, description="At most so many.")] = 100,
+    after: Annotated[str | None, QueryParameter(description="Only those that follow the alert of this id.")] = None,
+) -> Response[Alerts]:
+    """Alerts of devices in service, newest first; as CSV where `Accept` prefers text/csv."""
+    if any(at is not None and at.tzinfo is None for at in (start, end)):
+        raise InvalidTimeRange("`from` and `to` need a time zone.")
+    wanted = Wanted(is_open, kind, vehicle_id, meter_id, start, end, after, limit)
+    with translated_errors():
+        async with pool.connect() as connection:
+            answer = await fetch_alerts(connection, wanted)
+    headers = {"Vary": "Accept"}
+    if len(answer.alerts) == limit:
+        query = {**dict(request.query_params), "after": answer.alerts[-1].id}
+        headers["Link"] = f'</v1/analytics/alerts?{urlencode(query)}>; rel="next"'
+    if not _wants_csv(request):
+        return Response(answer, headers=headers)
+    documents = msgspec.to_builtins(answer.alerts)
+    evidence = sorted({name for one in documents for name in one["evidence"]})
+    rows = (
+        [" ".join(one[name]) if name.endswith("Ids") else one[name] for name in _ALERT_COLUMNS]
+        + [one["evidence"].get(name) for name in evidence]
+        for one in documents
+    )
+    return _csv_answer("alerts", [*_ALERT_COLUMNS, *evidence], rows, headers, answer.as_of)
+
+
+@get("/v1/analytics/efficiency", tags=["analytics"], responses=_PROBLEMS)
+async def get_efficiency(
+    request: Request[Any, Any, Any],
+    pool: NamedDependency[AsyncEngine],
+    settings: NamedDependency[Settings],
+    by: Annotated[By, QueryParameter(description="Whose efficiency.")] = "vehicle",
+    worst: Annotated[int, QueryParameter(ge=1, le=100_000, description="So many of them.")] = 20,
+    start: Annotated[
+        datetime | None, QueryParameter(name="from", description="Start of the hours; else 24 before their end.")
+    ] = None,
+    end: Annotated[
+        datetime | None, QueryParameter(name="to", description="Their end; else that of the last whole hour.")
+    ] = None,
+) -> Response[Ranking]:
+    """The efficiency of the fleet and of its worst devices, by whole hours; as CSV where `Accept` prefers text/csv."""
+    now = datetime.now(UTC)
+    window = window_of(
+        start, end or now.replace(minute=0, second=0, microsecond=0), None, now=now, max_hours=CALENDAR_HOURS
+    )
+    with translated_errors():
+        answer = await fetch_ranking(pool, by, whole_hours(window), worst=worst, low_efficiency=settings.low_efficiency)
+    headers = {"Vary": "Accept"}
+    if not _wants_csv(request):
+        return Response(answer, headers=headers)
+    coverage = ("minutes", "paired", "shared", "unpaired")
+    rows = (
+        [*(one[name] for name in _RANKED_COLUMNS), *(one["coverage"][name] for name in coverage), one["status"]]
+        for one in msgspec.to_builtins(answer.ranking)
+    )
+    return _csv_answer(f"efficiency-{by}", [*_RANKED_COLUMNS, *coverage, "status"], rows, headers, answer.as_of)
+
+
+def _wants_csv(request: Request[Any, Any, Any]) -> bool:
+    return request.accept.best_match([MediaType.JSON, _CSV]) == _CSV
+
+
+def _csv_answer(
+    name: str, header: list[str], rows: Iterator[list[Any]], headers: dict[str, str], as_of: datetime | None
+) -> Response[Any]:
+    headers["Content-Disposition"] = f'attachment; filename="{name}.csv"'
+    headers["Wattline-As-Of"] = "" if as_of is None else stamp(as_of)
+    return Stream(csv_rows(header, rows), headers=headers, media_type=_CSV)

@@ -1,0 +1,113 @@
+"""How efficient the vehicles, or the meters, of the fleet are, worst first: from the hours that the evaluator keeps."""
+
+from datetime import datetime, timedelta
+from typing import Literal, TypeAlias
+
+import msgspec
+from psycopg import sql
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.analytics.efficiency import ENOUGH_AC_MILLIWH, Status, efficiency_ratio, judge
+from app.analytics.pairing import Pairing
+from app.analytics.performance import Coverage
+from app.analytics.window import Window
+from app.database import driver_connection
+
+By: TypeAlias = Literal["vehicle", "meter"]
+_HOUR = timedelta(hours=1)
+
+
+class Ranked(msgspec.Struct, frozen=True, rename="camel"):
+    """A device's paired energy and minutes; at a meter, those of all its vehicles."""
+
+    id: str
+    efficiency_ratio: float | None
+    ac_kwh: float
+    dc_kwh: float
+    loss_kwh: float
+    coverage: Coverage
+    status: Status
+
+
+class Totals(msgspec.Struct, frozen=True, rename="camel"):
+    """The paired energy of all devices, not only of those that are listed."""
+
+    ac_kwh: float
+    dc_kwh: float
+    loss_kwh: float
+    efficiency_ratio: float | None
+
+
+class Ranking(msgspec.Struct, frozen=True, rename="camel"):
+    """Whole hours in [from, to). Readings committed before `as_of` are in, where their hour was over."""
+
+    by: By
+    from_: datetime = msgspec.field(name="from")
+    to: datetime
+    as_of: datetime | None
+    totals: Totals
+    ranking: list[Ranked]
+
+
+def whole_hours(window: Window) -> Window:
+    """The hours that the window touches."""
+    start, end = (at.replace(minute=0, second=0, microsecond=0) for at in window)
+    return Window(start, end if end == window.end else end + _HOUR)
+
+
+async def fetch_ranking(pool: AsyncEngine, by: By, window: Window, *, worst: int, low_efficiency: float) -> Ranking:
+    """The worst devices in service over whole hours; first those of which enough is known to judge them."""
+    async with driver_connection(pool) as connection:
+        ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
+        statement = _RANKING.format(
+            device=sql.Identifier(by), id=sql.Identifier(f"{by}_id"), state=sql.Identifier(f"{by}_state")
+        )
+        bounds = {"from": window.start, "to": window.end, "worst": worst, "enough": ENOUGH_AC_MILLIWH}
+        rows = await (await connection.execute(statement, bounds)).fetchall()
+    _, *totals = rows[0]
+    return Ranking(by, *window, as_of, _totals(*totals[:2]), [_ranked(low_efficiency, *row) for row in rows[1:]])
+
+
+def _totals(ac: int, dc: int) -> Totals:
+    return Totals(ac / 1_000_000, dc / 1_000_000, (ac - dc) / 1_000_000, dc / ac if ac else None)
+
+
+def _ranked(
+    low_efficiency: float, name: str, ac: int, dc: int, paired: int, shared: int, unpaired: int, has_meter: bool
+) -> Ranked:
+    pairing = Pairing(paired, shared, unpaired, ac, dc, has_meter)
+    status, _ = judge(pairing, low_efficiency=low_efficiency)
+    return Ranked(
+        name,
+        efficiency_ratio(pairing),
+        ac / 1_000_000,
+        dc / 1_000_000,
+        (ac - dc) / 1_000_000,
+        Coverage(pairing.minutes, paired, shared, unpaired),
+        status,
+    )
+
+
+# The totals in the first row, then the worst. Meter 0 stands for none.
+_RANKING = sql.SQL("""
+    WITH known AS MATERIALIZED (
+        SELECT external_id, device.*
+        FROM (
+            SELECT {id} AS id, sum(ac_milliwh)::bigint AS ac, sum(dc_milliwh)::bigint AS dc, sum(paired) AS paired,
+                   sum(shared) AS shared, sum(unpaired) AS unpaired, max(meter_id) > 0 AS has_meter
+            FROM efficiency_hour
+            WHERE hour >= %(from)s AND hour < %(to)s
+            GROUP BY {id}
+        ) AS device
+        JOIN {device} USING (id)
+        LEFT JOIN {state} AS state ON state.{id} = device.id
+        WHERE retired_at IS NULL OR state.ts > retired_at
+    )
+    SELECT NULL, coalesce(sum(ac), 0)::bigint, coalesce(sum(dc), 0)::bigint, 0, 0, 0, false FROM known
+    UNION ALL
+    (SELECT external_id, ac, dc, paired, shared, unpaired, has_meter
+     FROM known
+     ORDER BY ac >= %(enough)s AND 2 * paired >= paired + shared + unpaired DESC,
+              dc::float8 / nullif(ac, 0), external_id
+     LIMIT %(worst)s)
+""")
