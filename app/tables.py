@@ -173,6 +173,7 @@ efficiency_hour = Table(
     Column("frozen_meter_dc_milliwh", BigInteger, nullable=False),
     Column("frozen_vehicle_minutes", SmallInteger, nullable=False),
     Column("frozen_vehicle_ac_milliwh", BigInteger, nullable=False),
+    Column("charging", SmallInteger, nullable=False, server_default="0"),
     Index(None, "hour"),
 )
 

@@ -16,7 +16,7 @@ def upgrade() -> None:
     op.add_column("installation", sa.Column("judged_as_of", sa.DateTime(timezone=True)))
 
     # The minutes of a vehicle at a meter in a UTC hour, each in one row; meter 0: at no meter. The energies are of the
-    # paired minutes; `minutes` = paired + shared + unpaired. Of the longest stretch of paired minutes that ends in the
+    # paired minutes; `minutes` = paired + shared + unpaired; `charging` are the paired ones with energy. Of the longest stretch of paired minutes that ends in the
     # hour and in which one device was frozen: its length, and what the other one measured meanwhile.
     op.create_table(
         "efficiency_hour",
@@ -33,6 +33,7 @@ def upgrade() -> None:
         sa.Column("frozen_meter_dc_milliwh", sa.BigInteger, nullable=False),
         sa.Column("frozen_vehicle_minutes", sa.SmallInteger, nullable=False),
         sa.Column("frozen_vehicle_ac_milliwh", sa.BigInteger, nullable=False),
+        sa.Column("charging", sa.SmallInteger, nullable=False, server_default="0"),
     )
     op.create_index(None, "efficiency_hour", ["hour"])
 

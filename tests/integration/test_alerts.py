@@ -171,23 +171,25 @@ CHARGERS = 8
 
 
 def faulty_day(start: datetime) -> tuple[Fleet, list[list[dict[str, Any]]]]:
-    """What a small fleet delivers in a day, by the hour; one charger loses, a meter stands still, a vehicle overstates."""
+    """What a small fleet delivers in a day, by the hour, with faults of every kind."""
     fleet = Fleet(CHARGERS)
     later = start - datetime.fromtimestamp(FROM_US / 1_000_000).astimezone()
-    hours = []
-    for from_us in range(FROM_US, FROM_US + DAY_US, HOUR_US):
-        readings = fleet.deliveries(from_us, from_us + HOUR_US)
-        for reading in readings:
-            at = datetime.fromisoformat(reading["timestamp"]) + later
-            reading["timestamp"] = stamp(at)
-            if reading.get("meterId") == "meter-0003" and "kwhConsumedAc" in reading and 4 <= at.hour < 20:
-                reading["kwhConsumedAc"] = 0.0
-            if reading.get("vehicleId") == "vehicle-0001":
-                reading["kwhDeliveredDc"] = round(1.2 * reading["kwhDeliveredDc"], 6)
-            if reading.get("vehicleId") == "vehicle-0004" and 4 <= at.hour < 20:
-                reading["kwhDeliveredDc"] = 0.1
-        hours.append(readings)
-    return fleet, hours
+    hours = range(FROM_US, FROM_US + DAY_US, HOUR_US)
+    return fleet, [[faulty(reading, later) for reading in fleet.deliveries(at, at + HOUR_US)] for at in hours]
+
+
+def faulty(reading: dict[str, Any], later: timedelta) -> dict[str, Any]:
+    """The reading of another day; one meter stands still, one vehicle too, another one overstates."""
+    at = datetime.fromisoformat(reading["timestamp"]) + later
+    reading = {**reading, "timestamp": stamp(at)}
+    match reading:
+        case {"vehicleId": "vehicle-0001"}:
+            reading["kwhDeliveredDc"] = round(1.2 * reading["kwhDeliveredDc"], 6)
+        case {"vehicleId": "vehicle-0004"} if 4 <= at.hour < 20:
+            reading["kwhDeliveredDc"] = 0.1
+        case {"meterId": "meter-0006", "kwhConsumedAc": _} if 4 <= at.hour < 20:
+            reading["kwhConsumedAc"] = 0.0
+    return reading
 
 
 async def feed(client: httpx.AsyncClient, url: str, order: int) -> None:

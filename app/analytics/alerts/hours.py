@@ -35,6 +35,7 @@ class Hour(NamedTuple):
     frozen_meter_dc_milliwh: int = 0
     frozen_vehicle_minutes: int = 0
     frozen_vehicle_ac_milliwh: int = 0
+    charging: int = 0
 
 
 Hours = dict[tuple[int, int, int], Hour]
@@ -72,18 +73,22 @@ def _rows(pairs: Pairs, hours: frozenset[int]) -> Iterator[tuple[int, int, Hour]
     paired, shared, unpaired = _counted_once(pairs, hours)
     for meter_id in sorted({*pairs.at_meter, NO_METER}):
         at = pairs.at_meter.get(meter_id)
-        ac, dc, frozen = Counter[int](), Counter[int](), {}
+        ac, dc, charging, frozen = Counter[int](), Counter[int](), Counter[int](), {}
         if at is not None and at.paired:
             for minute in at.paired:
-                ac[minute // 60] += at.ac_milliwh.get(minute, 0)
-                dc[minute // 60] += at.dc_milliwh.get(minute, 0)
+                drawn, delivered = at.ac_milliwh.get(minute, 0), at.dc_milliwh.get(minute, 0)
+                if drawn or delivered:
+                    hour = minute // 60
+                    ac[hour] += drawn
+                    dc[hour] += delivered
+                    charging[hour] += 1
             frozen = _frozen(at, hours)
         for hour in sorted(hours):
             counts = paired[meter_id, hour], shared[meter_id, hour], unpaired[meter_id, hour]
             energies = ac[hour], dc[hour]
             if any(counts) or any(energies):
                 meter, vehicle = frozen.get(hour, (Frozen(), Frozen()))
-                yield hour, meter_id, Hour(*energies, sum(counts), *counts, *meter, *vehicle)
+                yield hour, meter_id, Hour(*energies, sum(counts), *counts, *meter, *vehicle, charging[hour])
 
 
 _Counts = Counter[tuple[int, int]]

@@ -15,7 +15,7 @@ from app.telemetry.reading import Stream
 
 WINDOW_HOURS = 24
 # In a short session the first and last readings of two clocks weigh too much (docs/efficiency.md).
-ENOUGH_PAIRED_MINUTES = 60
+ENOUGH_CHARGING_MINUTES = 60
 # Above the limit by so much, a low efficiency is over: a ratio near the limit would open and close with each hour.
 HYSTERESIS = 0.02
 
@@ -63,7 +63,9 @@ class Window(NamedTuple):
     def ratio(self) -> float | None:
         """The efficiency; None when too little is paired to say."""
         ac, paired = self.total("ac_milliwh"), self.total("paired")
-        if ac < ENOUGH_AC_MILLIWH or paired < ENOUGH_PAIRED_MINUTES or 2 * paired < self.total("minutes"):
+        if ac < ENOUGH_AC_MILLIWH or 2 * paired < self.total("minutes"):
+            return None
+        if self.total("charging") < ENOUGH_CHARGING_MINUTES:
             return None
         return self.total("dc_milliwh") / ac
 
@@ -129,7 +131,7 @@ def _has_frozen(column: str) -> Callable[[Window, float], bool | None]:
     def is_frozen(window: Window, _: float) -> bool | None:
         if any(getattr(row, column) for _, _, row in window.rows):
             return True
-        return False if window.total("paired") >= ENOUGH_PAIRED_MINUTES else None
+        return False if window.total("charging") >= ENOUGH_CHARGING_MINUTES else None
 
     return is_frozen
 
