@@ -20,6 +20,7 @@ _COMMANDS = {
     "quarantine": "app.cli.quarantine:quarantine",
     "seed": "app.cli.fleet:seed",
     "device": "app.cli.fleet:device",
+    "alerts": "app.cli.alerts:alerts",
 }
 
 

@@ -10,8 +10,6 @@ from app.database import connect
 PERIOD_SECONDS = 60
 QUARANTINE_ROWS = 100_000
 QUARANTINE_DAYS = 30
-# A note is judged within minutes; an import notes hours that are much older than this.
-TOUCHED_DAYS = 9
 
 # What a file held that was imported longer ago is about to be dropped; imported again, it would be duplicates.
 JOURNAL_DAYS = 30
@@ -74,7 +72,6 @@ _STEPS: list[tuple[str, dict[str, int]]] = [
         """,
         {"days": QUARANTINE_DAYS, "rows": QUARANTINE_ROWS},
     ),
-    ("DELETE FROM touched_hour WHERE at < now() - make_interval(days => %(days)s)", {"days": TOUCHED_DAYS}),
     (
         "DELETE FROM import_journal WHERE isempty(touched) AND updated_at < now() - make_interval(days => %(days)s)",
         {"days": JOURNAL_DAYS},

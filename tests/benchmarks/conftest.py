@@ -41,15 +41,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="session")
-def ask(server: Server) -> Iterator[Ask]:
-    """Asks the real server, which has a day of 5,000 meters and as many vehicles and takes 1,000 readings/s meanwhile.
-
-    One connection, as a dashboard has.
-    """
+def day_url(server: Server) -> Iterator[str]:
+    """A database with a day of 5,000 meters and as many vehicles."""
     url = server.clone()
     with psycopg.connect(url, autocommit=True) as connection:
         store_day(connection, DEVICES)
-    with serving(url) as process, closing(HTTPConnection("127.0.0.1", process.port)) as client:
+    yield url
+    server.drop(url)
+
+
+@pytest.fixture(scope="session")
+def ask(day_url: str) -> Iterator[Ask]:
+    """Asks the real server, which has that day and takes 1,000 readings/s meanwhile.
+
+    One connection, as a dashboard has.
+    """
+    with serving(day_url) as process, closing(HTTPConnection("127.0.0.1", process.port)) as client:
 
         def get(path: str) -> Any:
             client.request("GET", path)
@@ -58,9 +65,8 @@ def ask(server: Server) -> Iterator[Ask]:
             assert answer.status == 200, body
             return json.loads(body)
 
-        with _ingest(process.port), _refresh(url):
+        with _ingest(process.port), _refresh(day_url):
             yield get
-    server.drop(url)
 
 
 @contextmanager

@@ -14,7 +14,20 @@ from app.errors import SetupError
 from tests.fixtures import commands
 from tests.fixtures.service import free_port
 
-COMMANDS = ["serve", "mqtt", "demo", "load", "migrate", "refresh", "import", "doctor", "quarantine", "seed", "device"]
+COMMANDS = [
+    "serve",
+    "mqtt",
+    "demo",
+    "load",
+    "migrate",
+    "refresh",
+    "import",
+    "doctor",
+    "quarantine",
+    "seed",
+    "device",
+    "alerts",
+]
 on_one_engine = pytest.mark.parametrize("server", ["plain"], indirect=True)
 
 

@@ -30,6 +30,8 @@ OPERATIONS = {
         "get_vehicle_states",
         "get_meter_states",
         "get_freshness",
+        "get_alerts",
+        "get_efficiency",
     },
     "health": {"get_live", "get_metrics", "get_ready"},
 }

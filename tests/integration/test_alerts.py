@@ -15,7 +15,7 @@ from app.telemetry.reading import MeterReading
 from tests.fixtures.alerts import judge_all, standing_alerts
 from tests.fixtures.database import Server
 from tests.fixtures.readings import Reading, Rows, meter_reading, midnight, store, vehicle_reading
-from tests.fixtures.sending import map_vehicle, send, stamp
+from tests.fixtures.sending import map_vehicle, problem, send, stamp
 from tests.fixtures.service import service
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
@@ -163,6 +163,103 @@ async def test_a_mapping_into_the_past_is_judged(
 def vehicle_unnamed(reading: Any) -> Reading:
     at = datetime.fromtimestamp(reading.ts_us / 1_000_000).astimezone()
     return vehicle_reading(at, reading.dc_milliwh / 1_000_000, vehicle_id="V", meter_id=None)
+
+
+async def test_alerts_come_in_pages_and_as_csv(
+    database_url: str, connection: psycopg.Connection, client: httpx.AsyncClient
+) -> None:
+    await store(database_url, *(meter_reading(midnight(2), meter_id=f"M{n}") for n in range(5)))
+    await judge_all(database_url)
+    path, seen = "/v1/analytics/alerts?limit=2&kind=no_data", list[str]()
+    while path:
+        page = await client.get(path)
+        seen += [one["deviceId"] for one in page.json()["alerts"]]
+        path = page.headers.get("Link", "").partition(">")[0].removeprefix("<")
+    assert seen == [f"M{n}" for n in range(5)]
+
+    csv = await client.get("/v1/analytics/alerts?meterId=M3", headers={"Accept": "text/csv"})
+    header, row = csv.text.splitlines()
+    assert header == "id,kind,stream,deviceId,meterIds,vehicleIds,openedAt,closedAt,text,lastSeen"
+    assert row.startswith(f"no_data/meter/M3/{stamp(midnight(2) + 10 * MINUTE)},no_data,meter,M3,M3,,")
+    for query in ("after=nonsense", "after=a/b/c/2026-01-01T00:00:00", "limit=0", "kind=none", "open=perhaps"):
+        problem(await client.get(f"/v1/analytics/alerts?{query}"), 400, "invalid_parameter")
+    problem(await client.get("/v1/analytics/alerts?from=2026-01-01T00:00:00"), 400, "invalid_time_range")
+    for query in ("vehicleId=%00", "meterId=%00"):
+        problem(await client.get(f"/v1/analytics/alerts?{query}"), 400, "invalid_parameter")
+
+
+async def test_the_ranking_begins_with_the_worst_of_whom_enough_is_known(
+    database_url: str, client: httpx.AsyncClient, connection: psycopg.Connection
+) -> None:
+    at = midnight(2) + 10 * HOUR
+    await store(
+        database_url,
+        *session(at, 120, "sound"),
+        *session(at, 120, "low", efficiency=0.8),
+        *session(at, 120, "retired", efficiency=0.5),
+        *session(at, 2, "short", efficiency=0.1),
+        *session(at, 120, "shared-1", meter_id="shared"),
+        *session(at, 120, "shared-2", meter_id="shared"),
+    )
+    connection.execute("UPDATE vehicle SET retired_at = now() WHERE external_id = 'retired'")
+    await judge_all(database_url)
+    window = {"from": stamp(at), "to": stamp(at + 110 * MINUTE)}
+    answer = (await client.get("/v1/analytics/efficiency", params=window)).json()
+    assert (answer["from"], answer["to"]) == (stamp(at), stamp(at + 2 * HOUR))
+    assert [(one["id"], one["status"]) for one in answer["ranking"]] == [
+        ("low", "low_efficiency"),
+        ("sound", "ok"),
+        ("short", "insufficient_data"),
+        ("shared-1", "insufficient_data"),
+        ("shared-2", "insufficient_data"),
+    ]
+    low = answer["ranking"][0]
+    assert low["coverage"] == {"minutes": 120, "paired": 120, "shared": 0, "unpaired": 0}
+    assert low["lossKwh"] == pytest.approx(low["acKwh"] - low["dcKwh"])
+    for energy in ("acKwh", "dcKwh"):
+        assert answer["totals"][energy] == pytest.approx(sum(one[energy] for one in answer["ranking"]))
+    hours = {"from": answer["from"], "to": answer["to"]}
+    of_performance = (await client.get("/v1/analytics/performance/low", params=hours)).json()
+    assert low["efficiencyRatio"] == of_performance["efficiencyRatio"]
+
+    worst = (await client.get("/v1/analytics/efficiency", params={**window, "worst": 1, "by": "meter"})).json()
+    assert [one["id"] for one in worst["ranking"]] == ["retired"]
+    csv = await client.get("/v1/analytics/efficiency", params=window, headers={"Accept": "text/csv"})
+    assert csv.text.splitlines()[0] == "id,efficiencyRatio,acKwh,dcKwh,lossKwh,minutes,paired,shared,unpaired,status"
+    assert len(csv.text.splitlines()) == 6
+    empty = (await client.get("/v1/analytics/efficiency")).json()
+    assert (empty["ranking"], empty["totals"]["efficiencyRatio"]) == ([], None)
+    problem(await client.get("/v1/analytics/efficiency?worst=0"), 400, "invalid_parameter")
+    problem(await client.get("/v1/analytics/efficiency?to=2026-01-01T00:00:00"), 400, "invalid_time_range")
+
+
+async def test_what_is_no_longer_kept_is_not_judged_again(database_url: str, connection: psycopg.Connection) -> None:
+    day = midnight(2)
+    await store(database_url, *session(day + 10 * HOUR, 120, "V", efficiency=0.8))
+    await judge_all(database_url)
+    before = standing_alerts(connection)
+    connection.execute("UPDATE efficiency_hour SET hour = hour - INTERVAL '200 days'")
+    connection.execute("UPDATE alert SET opened = opened - INTERVAL '200 days' WHERE kind = 'low_efficiency'")
+    connection.execute(
+        """
+        INSERT INTO touched_hour
+        SELECT 'vehicle', vehicle_id, hour, now() - INTERVAL '1 hour' FROM efficiency_hour
+        """
+    )
+    await judge_all(database_url)
+    after = standing_alerts(connection)
+    assert [(kind, device) for kind, _, device, *_ in after] == [(kind, device) for kind, _, device, *_ in before]
+    assert connection.execute("SELECT count(*) FROM touched_hour").fetchone() == (0,)
+
+
+async def test_of_two_processes_one_judges(database_url: str, connection: psycopg.Connection) -> None:
+    await store(database_url, *session(midnight(2), 120, "V", efficiency=0.8))
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(hashtext('wattline alerts'))")
+        await judge_all(database_url)
+        assert standing_alerts(connection) == []
+    await judge_all(database_url)
+    assert standing_alerts(connection) != []
 
 
 # The same day each time, 2026-01-14.

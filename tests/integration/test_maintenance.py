@@ -152,12 +152,10 @@ async def test_a_reader_of_an_old_day_is_not_disturbed_and_the_day_is_dropped_ne
 @on_plain
 async def test_a_refused_drop_undoes_no_other_step(connection: psycopg.Connection, database_url: str) -> None:
     await store(database_url, *random_readings(16, midnight(33), 1, 10))
-    touch(connection, days=20)
     with psycopg.connect(database_url) as reading:
         reading.execute("SELECT count(*) FROM meter_reading")
         with pytest.raises(psycopg.errors.LockNotAvailable):
             await maintain_once(database_url)
-    assert 20 not in column(connection, "SELECT device_id FROM touched_hour")
     assert partitions(midnight(-1))[0] in column(connection, PARTITIONS)
 
 
@@ -223,25 +221,6 @@ async def test_quarantine_is_bounded_in_age_and_rows(
     assert column(connection, "SELECT quarantine_dropped FROM installation") == [rows - len(kept)]
 
 
-def touch(connection: psycopg.Connection, *, days: int) -> None:
-    connection.execute(
-        """
-        INSERT INTO touched_hour
-        VALUES ('meter', %(days)s, TIMESTAMPTZ '2000-01-01 00:00Z', now() - make_interval(days => %(days)s))
-        """,
-        {"days": days},
-    )
-
-
-async def test_touched_hours_are_kept_until_alerts_have_looked_at_them_however_old_the_hour(
-    connection: psycopg.Connection, database_url: str
-) -> None:
-    for days in (0, 7, 8, 10, 11):
-        touch(connection, days=days)
-    assert await maintain_once(database_url)
-    assert column(connection, "SELECT device_id FROM touched_hour ORDER BY 1") == [0, 7, 8]
-
-
 async def test_an_import_is_forgotten_once_it_is_refreshed_and_older_than_readings_are_kept(
     connection: psycopg.Connection, database_url: str
 ) -> None:
@@ -257,13 +236,10 @@ async def test_an_import_is_forgotten_once_it_is_refreshed_and_older_than_readin
 
 
 async def test_of_two_processes_one_maintains(connection: psycopg.Connection, database_url: str) -> None:
-    touch(connection, days=20)
     with psycopg.connect(database_url) as other:
         other.execute("SELECT pg_advisory_xact_lock(hashtext('wattline maintenance'))")
         assert not await maintain_once(database_url)
-        assert column(connection, "SELECT count(*) FROM touched_hour") == [1]
     assert await maintain_once(database_url)
-    assert column(connection, "SELECT count(*) FROM touched_hour") == [0]
 
 
 async def test_maintenance_and_ingest_get_along(database_url: str) -> None:

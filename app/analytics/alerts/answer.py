@@ -1,11 +1,11 @@
 """Alerts as they are answered."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncConnection
+from psycopg import AsyncConnection
 
 from app.analytics.alerts.judge import Kind, stamp
 from app.errors import InvalidParameter
@@ -37,23 +37,27 @@ class Alerts(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Wanted(NamedTuple):
-    """Which alerts; None: whichever. Those that were open at some time in [start, end)."""
+    """Which alerts; None: whichever. Those that were open at some time in [start, end).
+
+    They concern a vehicle or a meter that their evidence names, too; of a device are those that it raised.
+    """
 
     is_open: bool | None = None
     kind: Kind | None = None
     vehicle_id: str | None = None
     meter_id: str | None = None
+    device_id: str | None = None
     start: datetime | None = None
     end: datetime | None = None
     after: str | None = None
     limit: int = 100
 
 
-async def fetch_alerts(connection: AsyncConnection, wanted: Wanted) -> Alerts:
+async def fetch_alerts(connection: AsyncConnection[tuple[Any, ...]], wanted: Wanted) -> Alerts:
     """The alerts of devices in service. Raises InvalidParameter when `after` is no alert's id."""
     parameters = {**wanted._asdict(), **_position(wanted.after)}
-    rows: Sequence[Any] = (await connection.exec_driver_sql(_ALERTS, parameters)).all()
-    as_of = (await connection.exec_driver_sql("SELECT judged_as_of FROM installation")).scalar_one()
+    ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
+    rows = await (await connection.execute(_ALERTS, parameters)).fetchall()
     return Alerts(as_of, [answer_of(*row) for row in rows])
 
 
@@ -137,6 +141,7 @@ _ALERTS = """
             AND (%(kind)s::text IS NULL OR alert.kind = %(kind)s)
             AND (%(start)s::timestamptz IS NULL OR alert.closed IS NULL OR alert.closed > %(start)s)
             AND (%(end)s::timestamptz IS NULL OR alert.opened < %(end)s)
+            AND (%(device_id)s::text IS NULL OR device.external_id = %(device_id)s)
             AND (%(vehicle_id)s::text IS NULL
                  OR (alert.stream = 'vehicle' AND device.external_id = %(vehicle_id)s)
                  OR (alert.stream = 'meter' AND alert.evidence -> 'others' @> to_jsonb(

@@ -17,7 +17,7 @@ from app.analytics.alerts.judge import Kind, stamp
 from app.analytics.csv_answer import csv_rows
 from app.analytics.ranking import By, Ranking, fetch_ranking, whole_hours
 from app.analytics.window import CALENDAR_HOURS, window_of
-from app.database import translated_errors
+from app.database import driver_connection, translated_errors
 from app.errors import InvalidTimeRange
 from app.problems import AWAY, PARAMETER, problems
 from app.settings import Settings
@@ -52,9 +52,9 @@ async def get_alerts(
     """Alerts of devices in service, newest first; as CSV where `Accept` prefers text/csv."""
     if any(at is not None and at.tzinfo is None for at in (start, end)):
         raise InvalidTimeRange("`from` and `to` need a time zone.")
-    wanted = Wanted(is_open, kind, vehicle_id, meter_id, start, end, after, limit)
+    wanted = Wanted(is_open, kind, vehicle_id, meter_id, None, start, end, after, limit)
     with translated_errors():
-        async with pool.connect() as connection:
+        async with driver_connection(pool) as connection:
             answer = await fetch_alerts(connection, wanted)
     headers = {"Vary": "Accept"}
     if len(answer.alerts) == limit:

@@ -1,0 +1,32 @@
+"""The command that lists alerts."""
+
+import click
+import msgspec
+
+from app.analytics.alerts.answer import Wanted, fetch_alerts
+from app.analytics.alerts.judge import Kind, stamp
+from app.cli.common import on_database, table
+
+MOST = 10_000
+
+
+@click.command()
+@click.option("--open", "is_open", is_flag=True, help="Only those that are open.")
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Only those of one kind.")
+@click.option("--device", help="Only those of this meter or vehicle.")
+@click.option("--json", "as_json", is_flag=True, help="As the API answers.")
+def alerts(kind: str | None, device: str | None, *, is_open: bool, as_json: bool) -> None:
+    """List the alerts of devices in service, newest first. The database must be running."""
+    wanted = Wanted(is_open=is_open or None, kind=Kind(kind) if kind else None, device_id=device, limit=MOST)
+    found = on_database(lambda connection, _: fetch_alerts(connection, wanted))
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    rows = [
+        [one.kind, one.device_id, stamp(one.opened_at), stamp(one.closed_at) if one.closed_at else "-", one.text]
+        for one in found.alerts
+    ]
+    if rows:
+        click.echo("\n".join(table(("kind", "device", "opened", "closed", "what"), rows)))
+    judged = f"; judged up to {stamp(found.as_of)}" if found.as_of else ""
+    click.echo(f"{'The newest ' if len(rows) == MOST else ''}{len(rows)} alerts{judged}.")
