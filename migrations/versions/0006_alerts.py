@@ -16,8 +16,9 @@ def upgrade() -> None:
     op.add_column("installation", sa.Column("judged_as_of", sa.DateTime(timezone=True)))
 
     # The minutes of a vehicle at a meter in a UTC hour, each in one row; meter 0: at no meter. The energies are of the
-    # paired minutes; `minutes` = paired + shared + unpaired; `charging` are the paired ones with energy. Of the longest stretch of paired minutes that ends in the
-    # hour and in which one device was frozen: its length, and what the other one measured meanwhile.
+    # paired minutes; `minutes` = paired + shared + unpaired; `charging` are the paired ones with energy. Of the longest
+    # stretch of paired minutes that ends in the hour and in which one device was frozen: its length, and what the other
+    # one measured meanwhile.
     op.create_table(
         "efficiency_hour",
         sa.Column("vehicle_id", sa.Integer, primary_key=True, autoincrement=False),

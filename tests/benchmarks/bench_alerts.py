@@ -35,7 +35,7 @@ HOURS = """
 """
 OPEN = """
     INSERT INTO alert
-    SELECT 'low_efficiency', 'vehicle', id, date_trunc('hour', now()) - id % 24 * INTERVAL '1 hour', NULL,
+    SELECT 'low_efficiency', 'vehicle', id, date_trunc('hour', now()) - id %% 24 * INTERVAL '1 hour', NULL,
            jsonb_build_object('efficiencyRatio', 0.8, 'acKwh', 10, 'dcKwh', 8, 'lossKwh', 2, 'others', ARRAY[id])
     FROM generate_series(1, %s) AS id
     ON CONFLICT DO NOTHING

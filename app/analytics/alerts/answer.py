@@ -159,10 +159,14 @@ _ALERTS = """
         LIMIT %(limit)s
     )
     SELECT kind, stream, external_id, opened, closed, evidence,
-           ARRAY(SELECT other.external_id
-                 FROM device AS other
-                 WHERE other.stream <> page.stream AND page.evidence -> 'others' @> to_jsonb(other.id)
-                 ORDER BY other.external_id)
+           CASE stream
+               WHEN 'vehicle' THEN ARRAY(SELECT meter.external_id FROM meter
+                                         WHERE id IN (SELECT jsonb_array_elements(evidence -> 'others')::int)
+                                         ORDER BY 1)
+               ELSE ARRAY(SELECT vehicle.external_id FROM vehicle
+                          WHERE id IN (SELECT jsonb_array_elements(evidence -> 'others')::int)
+                          ORDER BY 1)
+           END
     FROM page
     ORDER BY opened DESC, kind, stream, external_id
 """
