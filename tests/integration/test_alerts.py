@@ -127,6 +127,19 @@ async def test_an_alert_closes_when_a_day_is_better_and_is_retracted_when_the_da
     assert [row[0] for row in connection.execute(log.encode())] == ["opened", "closed", "retracted"]
 
 
+async def test_what_lies_between_touched_hours_stays(database_url: str, connection: psycopg.Connection) -> None:
+    at = midnight(2) + 6 * HOUR
+    readings = session(at, 10 * 60, "V", efficiency=0.8)
+    early, late = range(100, 110), range(1000, 1010)
+    await store(database_url, *(one for n, one in enumerate(readings) if n not in early and n not in late))
+    await judge_all(database_url)
+    await store(database_url, *(readings[n] for n in (*early, *late)))
+    await judge_all(database_url)
+    judged = "SELECT sum(paired), sum(ac_milliwh) FROM efficiency_hour"
+    energy = sum(one.ac_milliwh for one in readings if isinstance(one, MeterReading))
+    assert connection.execute(judged.encode()).fetchone() == (600, energy)
+
+
 async def test_silence_is_told_while_it_lasts(
     database_url: str, connection: psycopg.Connection, client: httpx.AsyncClient
 ) -> None:

@@ -124,7 +124,7 @@ async def _judge_hours(
 async def _judge_devices(
     connection: stored.Connection, judged: tuple[set[int], Hours], hours: list[int], settings: Settings
 ) -> None:
-    changed = await stored.replace_hours(connection, judged[0], hours[0], hours[-1], judged[1])
+    changed = await stored.replace_hours(connection, judged[0], hours, judged[1])
     if not changed:
         return
     first = min(hour for _, hour, _ in changed)

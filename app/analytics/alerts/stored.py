@@ -66,18 +66,18 @@ async def note_judged(connection: Connection, as_of: datetime) -> None:
 
 
 async def replace_hours(
-    connection: Connection, vehicles: Collection[int], first: int, last: int, judged: Hours
+    connection: Connection, vehicles: Collection[int], hours: Collection[int], judged: Hours
 ) -> set[tuple[int, int, int]]:
-    """Makes `judged` the rows of these vehicles in the hours [first, last]; returns the keys that changed."""
+    """Makes `judged` the rows of these vehicles in these hours; returns the keys that changed."""
     cursor = await connection.execute(
         sql.SQL(
             """
             SELECT vehicle_id, (date_part('epoch', hour) / 3600)::int, meter_id, {}
             FROM efficiency_hour
-            WHERE vehicle_id = ANY (%s) AND hour BETWEEN %s AND %s
+            WHERE vehicle_id = ANY (%s) AND hour = ANY (%s)
             """
         ).format(_VALUES),
-        [[*vehicles], instant(first), instant(last)],
+        [[*vehicles], [instant(hour) for hour in hours]],
     )
     stored = {(row[0], row[1], row[2]): Hour(*row[3:]) for row in await cursor.fetchall()}
     changed = {key for key in stored.keys() | judged.keys() if stored.get(key) != judged.get(key)}
