@@ -1,6 +1,7 @@
 """Alerts: what each fault of the field is called, that order changes nothing, and that noise raises none."""
 
 from datetime import datetime, timedelta
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -302,31 +303,31 @@ def faulty(reading: dict[str, Any], later: timedelta) -> dict[str, Any]:
     return reading
 
 
-async def feed(client: httpx.AsyncClient, url: str, order: int) -> None:
+async def feed(url: str, order: int) -> None:
     """Sends the day in an order of its own: whole hours up to six hours late, some of them in pieces, some twice."""
     random = Random(order)
     fleet, hours = faulty_day(midnight(2))
-    pieces = [
-        (n + random.uniform(0, 6) * (order > 0), hour[part::2]) for n, hour in enumerate(hours) for part in (0, 1)
-    ]
+    late = 6 if order else 0
+    pieces = [(n + random.uniform(0, late), hour[part::2]) for n, hour in enumerate(hours) for part in (0, 1)]
     pieces += [(random.uniform(0, 30), piece) for _, piece in random.sample(pieces, 3)]
     pieces.sort(key=lambda piece: piece[0])
-    mapped, judged = random.randrange(len(pieces)), random.sample(range(len(pieces)), 2)
-    for number, (_, readings) in enumerate(pieces):
-        if number == mapped:
-            for vehicle_id, meter_id in fleet.mappings():
-                assert (await map_vehicle(client, vehicle_id, meter_id)).status_code == httpx.codes.OK
-        await send(client, readings)
-        if number in judged:
-            await judge_all(url)
-    await judge_all(url)
+    mapped = random.randrange(len(pieces))
+    cuts = [0, *sorted(random.sample(range(len(pieces)), 2)), len(pieces)]
+    for first, last in pairwise(cuts):
+        # Another service each time: a writer counts on its notes of touched hours for a minute, which is over here.
+        async with service(Settings(database_url=url)) as client:
+            for number, (_, readings) in enumerate(pieces[first:last], first):
+                await send(client, readings)
+                if number == mapped:
+                    for vehicle_id, meter_id in fleet.mappings():
+                        assert (await map_vehicle(client, vehicle_id, meter_id)).status_code == httpx.codes.OK
+        await judge_all(url)
 
 
 async def fed_in_order(server: Server, order: int) -> Rows:
     url = server.clone()
     try:
-        async with service(Settings(database_url=url)) as client:
-            await feed(client, url, order)
+        await feed(url, order)
         with psycopg.connect(url) as connection:
             return standing_alerts(connection)
     finally:
