@@ -21,8 +21,10 @@ from app.analytics.alerts.routes import get_alerts, get_efficiency
 from app.analytics.routes import (
     get_fleet_series,
     get_freshness,
+    get_meter_readings,
     get_meter_series,
     get_performance,
+    get_vehicle_readings,
     get_vehicle_series,
 )
 from app.database import create_pool
@@ -125,6 +127,8 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
             get_fleet_series,
             get_alerts,
             get_efficiency,
+            get_meter_readings,
+            get_vehicle_readings,
             get_freshness,
             get_live,
             get_ready,

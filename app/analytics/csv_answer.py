@@ -1,15 +1,11 @@
-"""Columns as CSV (RFC 4180)."""
+"""Columns as CSV."""
 
-import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from io import StringIO
-from itertools import islice
-from typing import Any
 
 import msgspec
 
-_ROWS = 1_000
+from app.csv_rows import csv_rows
 
 
 def csv_of(columns: msgspec.Struct) -> Iterator[str]:
@@ -18,13 +14,3 @@ def csv_of(columns: msgspec.Struct) -> Iterator[str]:
     starts, *values = msgspec.structs.astuple(columns)
     times = (datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for start in starts)
     return csv_rows(["time", *names[1:]], zip(times, *values, strict=True))
-
-
-def csv_rows(header: Sequence[str], rows: Iterator[Sequence[Any]]) -> Iterator[str]:
-    """A header and the rows, in pieces."""
-    page: list[Sequence[Any]] = [header]
-    while page:
-        text = StringIO()
-        csv.writer(text).writerows(page)
-        yield text.getvalue()
-        page = list(islice(rows, _ROWS))

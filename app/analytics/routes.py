@@ -3,8 +3,9 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from litestar import MediaType, Request, Response, get
+from litestar import Request, Response, get
 from litestar.di import NamedDependency, Provide
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.analytics.csv_answer import csv_of
 from app.analytics.freshness import Freshness, fetch_freshness
 from app.analytics.performance import Performance, fetch_performance
+from app.analytics.readings import MAX_EXPORT_DAYS, METERS, VEHICLES, export_readings
 from app.analytics.series import (
     MAX_POINTS,
     FleetSeries,
@@ -25,6 +27,7 @@ from app.analytics.series import (
 )
 from app.analytics.series_source import FLEET, METER, VEHICLE, WantedWidth
 from app.analytics.window import CALENDAR_HOURS, Window, window_of
+from app.csv_rows import CSV, prefers_csv, stamp
 from app.database import translated_errors
 from app.problems import AWAY, PARAMETER, problems
 from app.settings import Settings
@@ -43,7 +46,6 @@ MaxPoints = Annotated[
     int, QueryParameter(name="maxPoints", ge=1, le=MAX_POINTS, description="At most so many buckets, for `auto`.")
 ]
 Incoming = Request[Any, Any, Any]
-_CSV = "text/csv"
 _SERIES = problems({400: PARAMETER, 404: "The device is not known.", 503: AWAY})
 
 
@@ -135,7 +137,7 @@ async def get_fleet_series(
 
 def _as_accepted(request: Incoming, series: MeterSeries | VehicleSeries | FleetSeries) -> Response[Any]:
     """JSON, or CSV with what else the series says in headers."""
-    if request.accept.best_match([MediaType.JSON, _CSV]) != _CSV:
+    if not prefers_csv(request):
         return Response(series, headers={"Vary": "Accept"})
     headers = {
         "Vary": "Accept",
@@ -145,11 +147,51 @@ def _as_accepted(request: Incoming, series: MeterSeries | VehicleSeries | FleetS
         "Wattline-Materialized-Through": _header(series.materialized_through),
         "Wattline-Kept-From": _header(series.kept_from),
     }
-    return Stream(csv_of(series.columns), headers=headers, media_type=_CSV)
+    return Stream(csv_of(series.columns), headers=headers, media_type=CSV)
 
 
 def _header(moment: datetime | None) -> str:
-    return "" if moment is None else moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return "" if moment is None else stamp(moment)
+
+
+def get_export_window(start: Start = None, end: End = None, hours: Hours = None) -> Window:
+    """The window of an export, which may be a year long."""
+    return window_of(start, end, hours, now=datetime.now(UTC), max_hours=24 * MAX_EXPORT_DAYS)
+
+
+_EXPORT = {"window": Provide(get_export_window, sync_to_thread=False)}
+_READINGS = {
+    200: ResponseSpec(str, description="The readings, in order of time.", generate_examples=False, media_type=CSV),
+    **_SERIES,
+}
+
+
+@get(
+    "/v1/analytics/meters/{meter_id:str}/readings",
+    tags=["analytics"],
+    dependencies=_EXPORT,
+    responses=_READINGS,
+)
+async def get_meter_readings(
+    request: Incoming, meter_id: FromPath[str], pool: NamedDependency[AsyncEngine], window: NamedDependency[Window]
+) -> Stream:
+    """A meter's readings as they were sent, as CSV; as NDJSON where `Accept` prefers application/x-ndjson."""
+    with translated_errors():
+        return await export_readings(pool, METERS, meter_id, window, request.accept)
+
+
+@get(
+    "/v1/analytics/vehicles/{vehicle_id:str}/readings",
+    tags=["analytics"],
+    dependencies=_EXPORT,
+    responses=_READINGS,
+)
+async def get_vehicle_readings(
+    request: Incoming, vehicle_id: FromPath[str], pool: NamedDependency[AsyncEngine], window: NamedDependency[Window]
+) -> Stream:
+    """A vehicle's readings as they were sent, as CSV; as NDJSON where `Accept` prefers application/x-ndjson."""
+    with translated_errors():
+        return await export_readings(pool, VEHICLES, vehicle_id, window, request.accept)
 
 
 @get("/v1/analytics/freshness", tags=["analytics"], responses=problems({503: AWAY}))

@@ -1,5 +1,6 @@
 """Mapping and latest states over HTTP."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -11,9 +12,11 @@ from litestar.di import NamedDependency
 from litestar.exceptions import InternalServerException
 from litestar.openapi.spec import Example, OpenAPIFormat, OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 from litestar.params import QueryParameter
+from litestar.response import Stream
 from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.csv_rows import CSV, csv_of_structs, prefers_csv
 from app.database import driver_connection, translated_errors
 from app.errors import InvalidParameter, MalformedBody, UnsupportedMediaType
 from app.fleet.mapping import VehicleMapping, map_vehicle, mapping_history
@@ -109,26 +112,26 @@ async def get_mappings(
 
 @get("/v1/analytics/meters/states", tags=["analytics"], responses=problems({400: PARAMETER, 503: AWAY}))
 async def get_meter_states(
-    pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
+    request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
 ) -> Response[list[MeterState]]:
-    """The latest state of every meter, by id."""
+    """The latest state of every meter, by id; as CSV where `Accept` prefers text/csv."""
     with translated_errors():
         async with pool.connect() as connection:
             states = await meter_states(connection, limit=limit, after=after)
-    return Response(states, headers=_next_page("meters", limit, [state.meter_id for state in states[-1:]], len(states)))
+    last = [state.meter_id for state in states[-1:]]
+    return _as_accepted(request, MeterState, states, _next_page("meters", limit, last, len(states)))
 
 
 @get("/v1/analytics/vehicles/states", tags=["analytics"], responses=problems({400: PARAMETER, 503: AWAY}))
 async def get_vehicle_states(
-    pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
+    request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
 ) -> Response[list[VehicleState]]:
-    """The latest state of every vehicle, by id."""
+    """The latest state of every vehicle, by id; as CSV where `Accept` prefers text/csv."""
     with translated_errors():
         async with pool.connect() as connection:
             states = await vehicle_states(connection, limit=limit, after=after)
-    return Response(
-        states, headers=_next_page("vehicles", limit, [state.vehicle_id for state in states[-1:]], len(states))
-    )
+    last = [state.vehicle_id for state in states[-1:]]
+    return _as_accepted(request, VehicleState, states, _next_page("vehicles", limit, last, len(states)))
 
 
 def _next_page(kind: str, limit: int | None, last: list[str], count: int) -> dict[str, Any]:
@@ -137,3 +140,16 @@ def _next_page(kind: str, limit: int | None, last: list[str], count: int) -> dic
         return {}
     query = urlencode({"limit": limit, "after": last[0]})
     return {"Link": f'</v1/analytics/{kind}/states?{query}>; rel="next"'}
+
+
+def _as_accepted(
+    request: Request[Any, Any, Any],
+    kind: type[msgspec.Struct],
+    states: Sequence[msgspec.Struct],
+    headers: dict[str, Any],
+) -> Response[Any]:
+    headers["Vary"] = "Accept"
+    if not prefers_csv(request):
+        return Response(states, headers=headers)
+    headers["Content-Disposition"] = f'attachment; filename="{request.url.path.split("/")[-2]}.csv"'
+    return Stream(csv_of_structs(kind, states), headers=headers, media_type=CSV)

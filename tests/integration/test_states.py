@@ -1,5 +1,7 @@
 """The latest state of every device."""
 
+import csv
+import io
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -74,3 +76,21 @@ async def test_pages_walked_to_the_end_are_the_whole_list(client: httpx.AsyncCli
             problem(await client.get(path, params=query), 400, "invalid_parameter")
         for odd in ("%00", "%F0%9F%98%80", "x" * 10_000):
             assert (await client.get(f"{path}?after={odd}")).status_code < 500
+
+
+async def test_states_are_the_same_as_csv_and_so_are_their_pages(client: httpx.AsyncClient) -> None:
+    at = minutes_ago(1)
+    await send(client, [meter(at, 0.000001, meter_id=name, voltage=230.12) for name in "ABC"])
+    await send(client, [vehicle(at, vehicle_id=name, soc=soc) for name, soc in (("A", 80.72), ("B", 0), ("C", 100))])
+    for path in VEHICLES, METERS:
+        whole = await client.get(path, headers={"Accept": "text/csv"})
+        page = await client.get(path, params={"limit": 2}, headers={"Accept": "text/csv"})
+        assert whole.headers["content-type"].startswith("text/csv")
+        assert whole.headers["vary"] == "Accept"
+        rows = list(csv.DictReader(io.StringIO(whole.text)))
+        assert [
+            {name: "" if value is None else str(value) for name, value in state.items()}
+            for state in await states(client, path)
+        ] == rows
+        assert list(csv.DictReader(io.StringIO(page.text))) == rows[:2]
+        assert page.links["next"]["url"] == f"{path}?limit=2&after=B"

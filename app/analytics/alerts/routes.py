@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.alerts.answer import Alerts, Wanted, fetch_alerts
 from app.analytics.alerts.judge import Kind, stamp
-from app.analytics.csv_answer import csv_rows
 from app.analytics.ranking import By, Ranking, fetch_ranking, whole_hours
 from app.analytics.window import CALENDAR_HOURS, window_of
+from app.csv_rows import csv_rows
 from app.database import driver_connection, translated_errors
 from app.errors import InvalidTimeRange
 from app.problems import AWAY, PARAMETER, problems

@@ -1,0 +1,50 @@
+"""Rows as CSV (RFC 4180)."""
+
+import csv
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from io import StringIO
+from itertools import islice
+from typing import Any
+
+import msgspec
+from litestar import MediaType, Request
+
+CSV = "text/csv"
+_ROWS = 1_000
+
+
+def prefers_csv(request: Request[Any, Any, Any]) -> bool:
+    """Whether `Accept` puts CSV before JSON."""
+    return request.accept.best_match([MediaType.JSON, CSV]) == CSV
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """The rows."""
+    text = StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
+def csv_rows(names: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[str]:
+    """A header and the rows, in pieces."""
+    waiting = iter(rows)
+    page = [names]
+    while page:
+        yield csv_text(page)
+        page = list(islice(waiting, _ROWS))
+
+
+def csv_of_structs(kind: type[msgspec.Struct], structs: Iterable[msgspec.Struct]) -> Iterator[str]:
+    """A row each, under the names that the fields have in JSON; times in UTC."""
+    names = [field.encode_name for field in msgspec.structs.fields(kind)]
+    return csv_rows(names, ([_cell(value) for value in msgspec.structs.astuple(struct)] for struct in structs))
+
+
+def _cell(value: object) -> object:
+    return stamp(value) if isinstance(value, datetime) else value
+
+
+def stamp(at: datetime) -> str:
+    """RFC 3339, in UTC."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
