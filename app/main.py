@@ -49,6 +49,7 @@ from app.ops.metrics import get_metrics
 from app.ops.server import follow_parent
 from app.problems import operation_id
 from app.settings import Settings
+from app.webhooks.deliver import tell_forever
 
 _log = structlog.get_logger()
 
@@ -57,7 +58,7 @@ _log = structlog.get_logger()
 async def ingesting(url: str, settings: Settings, writer: Writer, consumer: Consumer | None) -> AsyncIterator[None]:
     """Writer, loops and MQTT consumer at work; at the end, batches in flight are finished and answered."""
     writing = asyncio.create_task(writer.run())
-    loops = asyncio.gather(maintain_forever(url), judge_forever(url, settings))
+    loops = asyncio.gather(maintain_forever(url), judge_forever(url, settings), tell_forever(url, settings))
     consuming = asyncio.create_task(consumer.run() if consumer else asyncio.sleep(0))
     consuming.add_done_callback(_end_if_failed)
     try:

@@ -1,6 +1,7 @@
 """Every knob of Wattline: unit, default and reason. Read once, from the environment."""
 
 import re
+from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
@@ -56,6 +57,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pairing_gap_minutes: int = 5
     #: An efficiency below it is reported as low: a charger's losses are 10 to 15 %.
     low_efficiency: float = 0.85
+    #: Where each transition of an alert is POSTed: `https://host/path`.
+    webhook_url: str | None = None
+    #: The key that signs them: `whsec_` and 24 to 64 bytes as Base64. Whoever has it can send in Wattline's name.
+    webhook_secret: str | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:
@@ -87,6 +92,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("mqtt_share_group", re.compile(r"[^/+#\s\0]+").fullmatch, "a name without '/', '+', '#' and spaces"),
             ("mqtt_meter_topic", _TOPIC_FILTER.fullmatch, "a topic filter such as telemetry/meter/#"),
             ("mqtt_vehicle_topic", _TOPIC_FILTER.fullmatch, "a topic filter such as telemetry/vehicle/#"),
+            ("webhook_url", _is_http_url, "a URL such as https://host/path"),
+            ("webhook_secret", _is_secret, "'whsec_' and 24 to 64 bytes as Base64"),
         ):
             value = getattr(self, field)
             if value is not None and not fits(value):
@@ -104,6 +111,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SetupError(
                 "WATTLINE_MQTT_PASSWORD is set, but the broker's URL names no user: mqtt://user@host:1883."
             )
+        if self.webhook_url and not self.webhook_secret:
+            raise SetupError("WATTLINE_WEBHOOK_URL is set without WATTLINE_WEBHOOK_SECRET, which signs what is sent.")
 
 
 #: What a broker's URL must be.
@@ -124,6 +133,23 @@ def is_mqtt_url(url: str) -> bool:
             and parts[2:] in (("", "", ""), ("/", "", ""))
             and bool(parts.username or not parts.password)
         )
+    except ValueError:
+        return False
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(
+            parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and re.fullmatch(r"[!-~]+", url)
+        )
+    except ValueError:
+        return False
+
+
+def _is_secret(secret: str) -> bool:
+    try:
+        return secret.startswith("whsec_") and 24 <= len(b64decode(secret[6:], validate=True)) <= 64
     except ValueError:
         return False
 

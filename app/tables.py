@@ -212,6 +212,14 @@ alert_transition = Table(
     CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
 )
 
+webhook = Table(
+    "webhook",
+    metadata,
+    Column("transition_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("next_at", Moment, nullable=False, server_default=func.now()),
+)
+
 import_journal = Table(
     "import_journal",
     metadata,
@@ -237,6 +245,8 @@ installation = Table(
     Column("installed_at", Moment, nullable=False, server_default=func.now()),
     Column("quarantine_dropped", BigInteger, nullable=False, server_default="0"),
     Column("judged_as_of", Moment),
+    Column("webhooks_queued", BigInteger),
+    Column("webhooks_given_up", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),
 )
 

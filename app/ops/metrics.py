@@ -23,6 +23,11 @@ _STATEMENTS = {
         "Rejected readings that the bounds of the quarantine have dropped so far.",
         "SELECT quarantine_dropped FROM installation",
     ),
+    "wattline_webhooks_waiting": ("Transitions of alerts not yet told.", "SELECT count(*) FROM webhook"),
+    "wattline_webhooks_given_up": (
+        "Transitions of alerts that no receiver took within three days, so far.",
+        "SELECT webhooks_given_up FROM installation",
+    ),
     "wattline_meters": ("Registered meters.", "SELECT count(*) FROM meter"),
     "wattline_vehicles": ("Registered vehicles.", "SELECT count(*) FROM vehicle"),
 }

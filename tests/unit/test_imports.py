@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "policies": DATABASE,
     "migrate": {*DATABASE, "policies"},
     "ops": {*DATABASE, "broker", "migrate", "policies"},
+    "webhooks": {*DATABASE, "analytics"},
     "dashboard": {*DATABASE, "analytics"},
 }
 # Where the parts meet.

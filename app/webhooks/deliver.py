@@ -1,0 +1,109 @@
+"""Tells a receiver of each transition of an alert: one POST, signed in the way of https://www.standardwebhooks.com."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import random
+import time
+from datetime import UTC, datetime
+
+import httpx
+import msgspec
+import psycopg
+import structlog
+
+from app import __version__
+from app.analytics.alerts.answer import AlertAnswer
+from app.database import connect
+from app.settings import Settings
+from app.webhooks.queue import Taken, postpone, take, told
+
+PERIOD_SECONDS = 5
+# From the connection to the status of the answer; far below the lease.
+TIMEOUT_SECONDS = 10
+FIRST_PAUSE_SECONDS = 5
+LONGEST_PAUSE_SECONDS = 4 * 3600
+
+_log = structlog.get_logger()
+
+
+class Event(msgspec.Struct, frozen=True):
+    """The body: what happened to the alert and when it was noticed, and the alert as it then was."""
+
+    type: str
+    timestamp: datetime
+    data: AlertAnswer
+
+
+async def tell_forever(database_url: str, settings: Settings) -> None:
+    """Tells the receiver that is set of what happens to alerts; to be cancelled."""
+    if settings.webhook_url is None or settings.webhook_secret is None:
+        return
+    key = base64.b64decode(settings.webhook_secret.removeprefix("whsec_"))
+    async with httpx.AsyncClient(headers={"User-Agent": f"wattline/{__version__}"}) as client:
+        while True:
+            try:
+                connection = await connect(database_url)
+                try:
+                    while True:
+                        while await tell_due(connection, client, settings.webhook_url, key):
+                            pass
+                        await asyncio.sleep(PERIOD_SECONDS)
+                finally:
+                    await connection.close()
+            except psycopg.Error as error:
+                _log.warning("webhooks_failed", error=str(error))
+                await asyncio.sleep(PERIOD_SECONDS)
+
+
+async def tell_due(connection: psycopg.AsyncConnection, client: httpx.AsyncClient, url: str, key: bytes) -> bool:
+    """One round; false when nothing was due."""
+    taken = await take(connection)
+    faults = await asyncio.gather(*(_post(client, url, key, each) for each in taken))
+    for each, fault in zip(taken, faults, strict=True):
+        if fault is None:
+            await told(connection, each)
+            continue
+        pause = pause_seconds(each.attempts)
+        about = {"alert": each.alert.id, "transition": each.transition, "attempts": each.attempts, "fault": fault}
+        if await postpone(connection, each, pause):
+            _log.warning("webhook_failed", **about, again_in_seconds=round(pause))
+        else:
+            _log.error("webhook_given_up", **about)
+    return bool(taken)
+
+
+def pause_seconds(attempts: int) -> float:
+    """After so many attempts: each about twice as long as the one before, and never at the same time for all."""
+    pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(attempts - 1, 30), LONGEST_PAUSE_SECONDS)
+    return pause * random.uniform(0.75, 1.25)  # noqa: S311 - no secret
+
+
+def signature(key: bytes, name: str, timestamp: str, body: bytes) -> str:
+    """What `webhook-signature` has of the id, the timestamp and the body."""
+    signed = b".".join([name.encode(), timestamp.encode(), body])
+    return f"v1,{base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()}"
+
+
+async def _post(client: httpx.AsyncClient, url: str, key: bytes, taken: Taken) -> str | None:
+    """What went wrong, or None. Never with the URL, which may hold a password."""
+    event = Event(f"alert.{taken.transition}", datetime.fromtimestamp(taken.seconds, UTC), taken.alert)
+    body = msgspec.json.encode(event)
+    # With its time: in a database that is made anew, ids begin anew.
+    name, now = f"transition-{taken.seconds}-{taken.id}", str(int(time.time()))
+    headers = {
+        "Content-Type": "application/json",
+        "webhook-id": name,
+        "webhook-timestamp": now,
+        "webhook-signature": signature(key, name, now, body),
+    }
+    try:
+        # The answer's body is not read.
+        async with (
+            asyncio.timeout(TIMEOUT_SECONDS),
+            client.stream("POST", url, content=body, headers=headers, timeout=TIMEOUT_SECONDS) as answer,
+        ):
+            return None if answer.is_success else f"status {answer.status_code}"
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        return type(error).__name__

@@ -1,0 +1,117 @@
+"""Which transitions of alerts wait to be told, and what became of them.
+
+A transition is taken for a lease, so that no transaction is open while it is on its way; whoever dies with it holds up
+no one for longer.
+"""
+
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg.rows import args_row
+
+from app.analytics.alerts.answer import AlertAnswer, answer_of
+
+GIVE_UP_DAYS = 3
+LEASE_SECONDS = 60
+# Told at the same time, each of another alert.
+AT_ONCE = 10
+
+
+class Taken(NamedTuple):
+    """A transition to be told, for the `attempts`th time. `seconds` since 1970 is when it came about."""
+
+    id: int
+    attempts: int
+    seconds: int
+    transition: str
+    alert: AlertAnswer
+
+
+async def take(connection: psycopg.AsyncConnection) -> list[Taken]:
+    """Some that are due, unless another process is at it. Of each alert only the first that waits: in order."""
+    async with connection.transaction():
+        lock = await connection.execute("SELECT pg_try_advisory_xact_lock(hashtext('wattline webhooks'))")
+        if await lock.fetchone() == (False,):
+            return []
+        await connection.execute(_QUEUE, {"days": GIVE_UP_DAYS})
+        cursor = connection.cursor(row_factory=args_row(_taken))
+        return await (await cursor.execute(_TAKE, {"lease": LEASE_SECONDS, "at_once": AT_ONCE})).fetchall()
+
+
+def _taken(id_: int, attempts: int, seconds: int, transition: str, *alert: Any) -> Taken:
+    return Taken(id_, attempts, seconds, transition, answer_of(*alert))
+
+
+async def told(connection: psycopg.AsyncConnection, taken: Taken) -> None:
+    """It has arrived, and waits no more."""
+    await connection.execute("DELETE FROM webhook WHERE transition_id = %s", [taken.id])
+
+
+async def postpone(connection: psycopg.AsyncConnection, taken: Taken, pause_seconds: float) -> bool:
+    """It waits once more, unless it is too old: then it is given up, and the answer is false.
+
+    Nothing changes if another process has taken it, because the lease was over.
+    """
+    parameters = {"id": taken.id, "attempts": taken.attempts, "pause": pause_seconds, "days": GIVE_UP_DAYS}
+    given_up = await (await connection.execute(_GIVE_UP, parameters)).fetchone()
+    if given_up is None:
+        await connection.execute(_POSTPONE, parameters)
+    return given_up is None
+
+
+# Queues what is new. All transitions are made under one lock, so none appears behind one that was seen. Those from
+# before webhooks were set for the first time are news to no one.
+_QUEUE = """
+    WITH newest AS (
+        SELECT coalesce(max(id), 0) AS id FROM alert_transition
+    ), queued AS (
+        INSERT INTO webhook (transition_id)
+        SELECT alert_transition.id
+        FROM alert_transition JOIN installation ON alert_transition.id > webhooks_queued
+        WHERE at > now() - make_interval(days => %(days)s)
+    )
+    UPDATE installation SET webhooks_queued = newest.id FROM newest
+    WHERE webhooks_queued IS DISTINCT FROM newest.id
+"""
+
+_TAKE = """
+    WITH first AS (
+        SELECT DISTINCT ON (kind, stream, device_id, opened) id, next_at
+        FROM webhook JOIN alert_transition ON id = transition_id
+        ORDER BY kind, stream, device_id, opened, id
+    ), taken AS (
+        UPDATE webhook SET attempts = attempts + 1, next_at = now() + make_interval(secs => %(lease)s)
+        WHERE transition_id IN (SELECT id FROM first WHERE next_at <= now() ORDER BY next_at, id LIMIT %(at_once)s)
+        RETURNING transition_id, attempts
+    ), device AS (
+        SELECT 'meter' AS stream, id, external_id FROM meter
+        UNION ALL
+        SELECT 'vehicle', id, external_id FROM vehicle
+    )
+    SELECT transition.id, attempts, extract(epoch FROM at)::bigint, transition,
+           kind, transition.stream, device.external_id, opened, closed, evidence,
+           ARRAY(SELECT other.external_id FROM device AS other
+                 WHERE other.stream <> transition.stream AND evidence -> 'others' @> to_jsonb(other.id)
+                 ORDER BY other.external_id)
+    FROM taken
+    JOIN alert_transition AS transition ON transition.id = transition_id
+    JOIN device ON device.stream = transition.stream AND device.id = device_id
+    ORDER BY transition.id
+"""
+
+_GIVE_UP = """
+    WITH given_up AS (
+        DELETE FROM webhook USING alert_transition
+        WHERE id = transition_id AND transition_id = %(id)s AND attempts = %(attempts)s
+            AND at < now() - make_interval(days => %(days)s)
+        RETURNING id
+    )
+    UPDATE installation SET webhooks_given_up = webhooks_given_up + 1
+    WHERE EXISTS (SELECT FROM given_up)
+    RETURNING webhooks_given_up
+"""
+
+_POSTPONE = """
+    UPDATE webhook SET next_at = now() + make_interval(secs => %(pause)s)
+    WHERE transition_id = %(id)s AND attempts = %(attempts)s
+"""
