@@ -27,6 +27,8 @@ OPERATIONS = {
         "get_meter_series",
         "get_vehicle_series",
         "get_fleet_series",
+        "get_meter_readings",
+        "get_vehicle_readings",
         "get_vehicle_states",
         "get_meter_states",
         "get_freshness",

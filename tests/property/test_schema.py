@@ -41,6 +41,8 @@ ROUTES = {
     ("get", "/v1/analytics/performance/{vehicle_id}"),
     ("get", "/v1/analytics/vehicles/states"),
     ("get", "/v1/analytics/meters/states"),
+    ("get", "/v1/analytics/meters/{meter_id}/readings"),
+    ("get", "/v1/analytics/vehicles/{vehicle_id}/readings"),
     ("get", "/v1/analytics/freshness"),
     ("get", "/health/live"),
     ("get", "/health/ready"),

@@ -10,6 +10,7 @@ import pytest
 from app.analytics.efficiency import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO, Status
 from app.analytics.evidence import MAX_SHARED_MINUTES
 from app.analytics.freshness import REPORTING_MINUTES
+from app.analytics.readings import MAX_EXPORT_DAYS
 from app.analytics.series import EFFICIENCY_REACH, MAX_POINTS
 from app.analytics.window import AHEAD, MAX_HOURS
 from app.errors import ServiceError
@@ -23,9 +24,11 @@ from app.ingest.writer import GROUP_READINGS, STAGED_SECONDS
 from app.main import create_app
 from app.ops.maintenance import QUARANTINE_DAYS, QUARANTINE_ROWS
 from app.settings import Settings
+from app.webhooks.deliver import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, TIMEOUT_SECONDS
+from app.webhooks.queue import GIVE_UP_DAYS
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("api.md", "architecture.md", "efficiency.md", "gateways.md", "import.md")
+NAMES = ("api.md", "architecture.md", "efficiency.md", "gateways.md", "import.md", "webhooks.md")
 TEXT = {name: (ROOT / "docs" / name).read_text() for name in NAMES}
 MIB = 1024 * 1024
 MINUTE_US = 60_000_000
@@ -164,6 +167,12 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
         ("gateways.md", f"up to {GROUP_READINGS:,} readings"),
         ("gateways.md", "at most about 1,000 readings at a time"),
         ("gateways.md", "BATCH_READINGS = 1_000"),
+        ("api.md", f"a window of at most {MAX_EXPORT_DAYS} days"),
+        ("webhooks.md", f"2xx within {TIMEOUT_SECONDS} seconds"),
+        ("webhooks.md", f"after {TIMEOUT_SECONDS} seconds without one"),
+        ("webhooks.md", f"first after {FIRST_PAUSE_SECONDS} seconds"),
+        ("webhooks.md", f"up to {LONGEST_PAUSE_SECONDS // 3600} hours"),
+        ("webhooks.md", f"more than {GIVE_UP_DAYS} days old is given up"),
         ("architecture.md", f"No store transaction takes longer than {TRANSACTION_SECONDS} seconds"),
         ("architecture.md", f"with the temporary table for {STAGED_SECONDS} seconds"),
         ("architecture.md", f"{EFFICIENCY_REACH.days} days of a series, {MAX_HOURS // 24} of performance"),

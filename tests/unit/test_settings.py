@@ -1,5 +1,6 @@
 """Which environment gives which settings, and what a wrong one is told."""
 
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,19 @@ def test_each_setting_has_its_reason_beside_it() -> None:
         ("WATTLINE_MQTT_METER_TOPIC", "telemetry/#/meter"),
         ("WATTLINE_MQTT_METER_TOPIC", "$share/g/telemetry"),
         ("WATTLINE_MQTT_VEHICLE_TOPIC", "telemetry/vehicle+"),
+        ("WATTLINE_WEBHOOK_URL", "host/secret"),
+        ("WATTLINE_WEBHOOK_URL", "ftp://user:secret@host"),
+        ("WATTLINE_WEBHOOK_URL", "https://user:secret@"),
+        ("WATTLINE_WEBHOOK_URL", "https://user:secret@host:70000/"),
+        ("WATTLINE_WEBHOOK_URL", "https://host/a secret"),
+        ("WATTLINE_WEBHOOK_SECRET", "secret"),
+        ("WATTLINE_WEBHOOK_SECRET", "whsec_secret"),
+        ("WATTLINE_WEBHOOK_SECRET", f"whsec_{b64encode(23 * b's').decode()}"),
+        ("WATTLINE_WEBHOOK_SECRET", f"whsec_{b64encode(65 * b's').decode()}"),
+        ("WATTLINE_WEBHOOK_SECRET", f"whsec_{b64encode(32 * b's').decode()}!"),
     ],
 )
-def test_what_no_broker_takes_is_refused_without_telling_a_password(variable: str, value: str) -> None:
+def test_what_cannot_be_used_is_refused_without_telling_a_password(variable: str, value: str) -> None:
     with pytest.raises(SetupError) as refused:
         Settings.from_environ({variable: value})
     assert str(refused.value).startswith(f"{variable} cannot be used; it must be ")
@@ -159,3 +170,11 @@ def test_a_password_needs_a_user() -> None:
 def test_a_key_needs_its_certificate() -> None:
     with pytest.raises(SetupError, match="WATTLINE_MQTT_CERT_FILE"):
         Settings.from_environ({"WATTLINE_MQTT_KEY_FILE": "/key.pem"})
+
+
+def test_a_receiver_needs_a_secret() -> None:
+    with pytest.raises(SetupError, match="WATTLINE_WEBHOOK_SECRET"):
+        Settings.from_environ({"WATTLINE_WEBHOOK_URL": "https://host/"})
+    secret = f"whsec_{b64encode(24 * b's').decode()}"
+    both = {"WATTLINE_WEBHOOK_URL": "https://user:pass@host:8443/path?a=b", "WATTLINE_WEBHOOK_SECRET": secret}
+    assert Settings.from_environ(both).webhook_secret == secret

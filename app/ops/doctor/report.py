@@ -84,7 +84,8 @@ def _settings(facts: Facts) -> Iterator[tuple[str, ...]]:
             value = shown_url(value) or "not shown"
         if field == "mqtt_url" and value is not None:
             value = shown_address(facts.settings)
-        if field == "mqtt_password" and value is not None:
+        # A receiver's URL is often all that lets one in.
+        if field in ("mqtt_password", "webhook_url", "webhook_secret") and value is not None:
             value = "not shown"
         yield variable, "set" if facts.variables.get(variable) else "default", "none" if value is None else str(value)
 
