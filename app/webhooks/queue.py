@@ -83,20 +83,23 @@ _TAKE = """
         UPDATE webhook SET attempts = attempts + 1, next_at = now() + make_interval(secs => %(lease)s)
         WHERE transition_id IN (SELECT id FROM first WHERE next_at <= now() ORDER BY next_at, id LIMIT %(at_once)s)
         RETURNING transition_id, attempts
-    ), device AS (
-        SELECT 'meter' AS stream, id, external_id FROM meter
-        UNION ALL
-        SELECT 'vehicle', id, external_id FROM vehicle
     )
-    SELECT transition.id, attempts, extract(epoch FROM at)::bigint, transition,
-           kind, transition.stream, device.external_id, opened, closed, evidence,
-           ARRAY(SELECT other.external_id FROM device AS other
-                 WHERE other.stream <> transition.stream AND evidence -> 'others' @> to_jsonb(other.id)
-                 ORDER BY other.external_id)
-    FROM taken
-    JOIN alert_transition AS transition ON transition.id = transition_id
-    JOIN device ON device.stream = transition.stream AND device.id = device_id
-    ORDER BY transition.id
+    SELECT id, attempts, extract(epoch FROM at)::bigint, transition, kind, stream,
+           CASE stream
+               WHEN 'vehicle' THEN (SELECT external_id FROM vehicle WHERE vehicle.id = device_id)
+               ELSE (SELECT external_id FROM meter WHERE meter.id = device_id)
+           END,
+           opened, closed, evidence,
+           CASE stream
+               WHEN 'vehicle' THEN ARRAY(SELECT external_id FROM meter
+                                         WHERE meter.id IN (SELECT jsonb_array_elements(evidence -> 'others')::int)
+                                         ORDER BY 1)
+               ELSE ARRAY(SELECT external_id FROM vehicle
+                          WHERE vehicle.id IN (SELECT jsonb_array_elements(evidence -> 'others')::int)
+                          ORDER BY 1)
+           END
+    FROM taken JOIN alert_transition ON id = transition_id
+    ORDER BY id
 """
 
 _GIVE_UP = """
