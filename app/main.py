@@ -24,9 +24,12 @@ from app.analytics.routes import (
     get_meter_readings,
     get_meter_series,
     get_performance,
+    get_vehicle_coverage,
     get_vehicle_readings,
     get_vehicle_series,
 )
+from app.dashboard.live import Hub, get_fleet_live
+from app.dashboard.routes import get_asset, get_page
 from app.database import create_pool
 from app.errors import (
     BodyTooLarge,
@@ -46,7 +49,7 @@ from app.ops.health import get_live, get_ready
 from app.ops.logging import configure_logging, log_requests
 from app.ops.maintenance import maintain_forever
 from app.ops.metrics import get_metrics
-from app.ops.server import follow_parent
+from app.ops.server import before_stop, follow_parent
 from app.problems import operation_id
 from app.settings import Settings
 from app.webhooks.deliver import tell_forever
@@ -106,11 +109,14 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
         url, queue_max_readings=settings.queue_max_readings, new_devices_per_hour=settings.new_devices_per_hour
     )
     consumer = Consumer(settings, writer) if mqtt else None
+    hub = Hub(pool)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        before_stop(hub.close)
         async with ingesting(url, settings, writer, consumer):
             yield
+        hub.close()
         await pool.dispose()
 
     app = Litestar(
@@ -130,13 +136,18 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
             get_efficiency,
             get_meter_readings,
             get_vehicle_readings,
+            get_vehicle_coverage,
+            get_fleet_live,
             get_freshness,
             get_live,
             get_ready,
             get_metrics,
+            get_page,
+            get_asset,
         ],
         dependencies={
             "writer": Provide(lambda: writer, sync_to_thread=False),
+            "hub": Provide(lambda: hub, sync_to_thread=False),
             "pool": Provide(lambda: pool, sync_to_thread=False),
             "settings": Provide(lambda: settings, sync_to_thread=False),
         },

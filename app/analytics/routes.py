@@ -10,6 +10,7 @@ from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.analytics.coverage import VehicleCoverage, fetch_coverage
 from app.analytics.csv_answer import csv_of
 from app.analytics.freshness import Freshness, fetch_freshness
 from app.analytics.performance import Performance, fetch_performance
@@ -74,6 +75,25 @@ async def get_performance(
             gap_minutes=settings.pairing_gap_minutes,
             low_efficiency=settings.low_efficiency,
         )
+
+
+@get(
+    "/v1/analytics/vehicles/{vehicle_id:str}/coverage",
+    tags=["analytics"],
+    responses=problems({400: PARAMETER, 503: AWAY}),
+)
+async def get_vehicle_coverage(
+    vehicle_id: FromPath[str],
+    pool: NamedDependency[AsyncEngine],
+    settings: NamedDependency[Settings],
+    start: Start = None,
+    end: End = None,
+    hours: Hours = None,
+) -> VehicleCoverage:
+    """Which of a vehicle's minutes are paired, shared and unpaired."""
+    window = window_of(start, end, hours, now=datetime.now(UTC))
+    with translated_errors():
+        return await fetch_coverage(pool, vehicle_id, window, gap_minutes=settings.pairing_gap_minutes)
 
 
 def get_series_window(start: Start = None, end: End = None, hours: Hours = None) -> Window:

@@ -1,9 +1,11 @@
 """The HTTP server's process."""
 
+import asyncio
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 from granian import Granian
 from granian.constants import Interfaces
@@ -45,3 +47,13 @@ def follow_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def before_stop(close: Callable[[], None]) -> None:
+    """Has it called when this worker is told to stop: the server waits for the end of each answer, and some have none.
+
+    The event loop learns of signals from a file descriptor, so a handler of ours replaces none of the server's.
+    """
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # else no server has asked for signals
+        loop = asyncio.get_running_loop()
+        signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(close))

@@ -1,0 +1,195 @@
+"""What is new, to everyone who looks: one task asks the aggregates about each second and tells all listeners."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import structlog
+from litestar import get
+from litestar.di import NamedDependency
+from litestar.response import Stream
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.analytics.freshness import fetch_freshness
+from app.analytics.series import Buckets, FleetColumns, fetch_fleet_series
+from app.analytics.window import AHEAD
+from app.database import RETRY_AFTER, translated_errors
+from app.errors import ServiceError, StoreBusy
+from app.fleet.states import VehicleState, vehicle_states
+from app.problems import AWAY, problems
+from app.tables import alert_transition
+
+MAX_LISTENERS = 200
+"""Of one process; each holds a connection and a few kilobytes."""
+MAX_STATES = 1_000
+"""In one event; the rest comes with the next."""
+_MAX_WAITING = 16
+"""Events that a listener may lag behind; one that reads no faster is sent away, and asks for everything anew."""
+_PERIOD_S = 1.0
+_MINUTE = timedelta(minutes=1)
+_SHOWN_MINUTES = 5 * _MINUTE
+# Most readings of a minute have come so long after its end.
+_SETTLED = timedelta(seconds=30)
+
+_log = structlog.get_logger()
+
+
+class LiveFleet(msgspec.Struct, frozen=True, rename="camel"):
+    """The fleet now. Every reading committed before `as_of` is in; `lag_seconds` is how long ago that was.
+
+    `readings_per_second` is over the last whole minute, `minutes` has the last few as in the fleet's series.
+    """
+
+    as_of: datetime | None
+    lag_seconds: float | None
+    devices_reporting: int
+    devices_expected: int
+    readings_per_second: float
+    minutes: FleetColumns
+
+
+class Hub:
+    """Asks while anyone listens, and tells everyone the same."""
+
+    def __init__(self, pool: AsyncEngine) -> None:
+        self._pool = pool
+        self._listeners: set[asyncio.Queue[bytes | None]] = set()
+        self._asking: asyncio.Task[None] | None = None
+        self._closed = False
+        self._latest = b""
+
+    def close(self) -> None:
+        """Ends every stream, now and from now on: a server that stops waits for the end of its answers."""
+        self._closed = True
+        if self._asking is not None:
+            self._asking.cancel()
+
+    async def listen(self) -> AsyncIterator[bytes]:
+        """The events as they come, the latest first, until close() or until the listener is too slow."""
+        queue = asyncio.Queue[bytes | None](_MAX_WAITING)
+        self._listeners.add(queue)
+        try:
+            yield b"retry: 1000\n\n"
+            if not self._closed and (self._asking is None or self._asking.done()):
+                self._asking = asyncio.create_task(self._ask_forever())
+            elif self._latest:
+                yield self._latest
+            while not self._closed and (message := await queue.get()) is not None:
+                yield message
+        finally:
+            self._listeners.discard(queue)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes no more listeners."""
+        return len(self._listeners) >= MAX_LISTENERS
+
+    async def _ask_forever(self) -> None:
+        news = News()
+        try:
+            while self._listeners:
+                soonest = asyncio.create_task(asyncio.sleep(_PERIOD_S))
+                try:
+                    with translated_errors():
+                        events = await news.ask(self._pool)
+                except ServiceError as error:
+                    events = {"problem": error.problem()}
+                self._tell(b"".join(_encoded(name, data) for name, data in events.items()))
+                await soonest
+        except Exception:  # noqa: BLE001 - a fault here ends the streams, not the service; listeners come back
+            _log.exception("live_failed")
+        finally:
+            self._latest = b""
+            for queue in list(self._listeners):
+                self._send_away(queue)
+
+    def _tell(self, message: bytes) -> None:
+        self._latest = message
+        for queue in list(self._listeners):
+            try:
+                queue.put_nowait(message)
+            except asyncio.QueueFull:
+                self._send_away(queue)
+
+    def _send_away(self, queue: asyncio.Queue[bytes | None]) -> None:
+        self._listeners.discard(queue)
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(None)
+
+
+class News:
+    """What has changed since it was asked the last time."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, datetime] | None = None
+        self._transition: int | None = None
+
+    async def ask(self, pool: AsyncEngine) -> dict[str, object]:
+        """Events by name: `fleet` always, `states` and `alerts` if there is something new."""
+        events: dict[str, object] = {"fleet": await _fetch_fleet(pool)}
+        async with pool.connect() as connection:
+            if states := self._new_states(await vehicle_states(connection, limit=None, after=None)):
+                events["states"] = states
+            if await self._alerts_have_changed(connection):
+                events["alerts"] = {"transition": self._transition}
+        return events
+
+    def _new_states(self, states: list[VehicleState]) -> list[VehicleState]:
+        if self._told is None:  # who begins to listen asks for all of them
+            self._told = {state.vehicle_id: state.last_updated for state in states}
+            return []
+        new = [state for state in states if self._told.get(state.vehicle_id) != state.last_updated][:MAX_STATES]
+        self._told |= {state.vehicle_id: state.last_updated for state in new}
+        return new
+
+    async def _alerts_have_changed(self, connection: AsyncConnection) -> bool:
+        before, self._transition = self._transition, await connection.scalar(_LAST_TRANSITION)
+        return before is not None and before != self._transition
+
+
+async def _fetch_fleet(pool: AsyncEngine) -> LiveFleet:
+    now = datetime.now(UTC)
+    minute = now.replace(second=0, microsecond=0)
+    series = await fetch_fleet_series(pool, Buckets("1m", minute - _SHOWN_MINUTES, minute + _MINUTE + AHEAD))
+    async with pool.connect() as connection:
+        freshness = await fetch_freshness(connection)
+    settled = (now - _SETTLED).replace(second=0, microsecond=0) - _MINUTE
+    columns = series.columns
+    readings = {
+        t: (of_meters or 0) + (of_vehicles or 0)
+        for t, of_meters, of_vehicles in zip(columns.t, columns.meter_readings, columns.vehicle_readings, strict=True)
+    }
+    return LiveFleet(
+        as_of=series.as_of,
+        lag_seconds=None if series.as_of is None else max(0.0, (now - series.as_of).total_seconds()),
+        devices_reporting=freshness.devices_reporting,
+        devices_expected=freshness.devices_expected,
+        readings_per_second=readings.get(round(settled.timestamp()), 0) / 60,
+        minutes=columns,
+    )
+
+
+def _encoded(name: str, data: object) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(data))
+
+
+@get(
+    "/v1/analytics/fleet/live",
+    tags=["analytics"],
+    media_type="text/event-stream",
+    responses=problems({503: AWAY}),
+)
+async def get_fleet_live(hub: NamedDependency[Hub]) -> Stream:
+    """Server-sent events: `fleet` about each second, `states` and `alerts` when there is something new."""
+    if hub.is_full:
+        raise StoreBusy("Too many are listening.", headers=RETRY_AFTER)
+    return Stream(
+        hub.listen(), media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    )
+
+
+# The newest change of an alert.
+_LAST_TRANSITION = select(func.coalesce(func.max(alert_transition.c.id), 0))

@@ -1,0 +1,52 @@
+// The range that is shown: presets, two times, and zooming without a mouse.
+
+import { el, setText } from "./dom.js";
+import { moment } from "./format.js";
+import { RANGES, choose, range, zoom } from "./state.js";
+
+const NAMES = { "1h": "1 hour", "24h": "24 hours", "7d": "7 days" };
+
+const localInput = (seconds) => {
+  const offset = new Date(1000 * seconds).getTimezoneOffset() * 60;
+  return new Date(1000 * (seconds - offset)).toISOString().slice(0, 16);
+};
+
+export function rangeControls() {
+  const presets = Object.keys(RANGES).map((name) =>
+    el("button", { type: "button", "data-range": name, onclick: () => choose(name) }, NAMES[name]),
+  );
+  const from = el("input", { type: "datetime-local", "aria-label": "From", required: true });
+  const to = el("input", { type: "datetime-local", "aria-label": "To", required: true });
+  const wrong = el("span", { role: "alert", class: "wrong" });
+  const submit = (event) => {
+    event.preventDefault();
+    const ends = [from, to].map((input) => new Date(input.value).getTime() / 1000);
+    const fits = ends[1] - ends[0] >= 300 && from.valueAsNumber > Date.UTC(1900, 0, 2) && to.valueAsNumber < Date.UTC(2199, 11, 31);
+    setText(wrong, fits ? "" : "The end must lie at least five minutes after the start.");
+    if (fits) zoom(...ends);
+  };
+  const form = el("form", { onsubmit: submit }, from, el("span", { "aria-hidden": "true" }, "–"), to, el("button", { type: "submit" }, "Show"), wrong);
+  const custom = el("details", { class: "custom" }, el("summary", {}, "Choose"), form);
+  const step = (label, sign, action) =>
+    el("button", { type: "button", class: "step", "aria-label": label, title: label, onclick: () => action(range()) }, sign);
+  const steps = [
+    step("Earlier", "←", ({ from, to }) => zoom(from - (to - from) / 2, to - (to - from) / 2)),
+    step("Later", "→", ({ from, to }) => zoom(from + (to - from) / 2, to + (to - from) / 2)),
+    step("Zoom in", "+", ({ from, to }) => zoom(from + (to - from) / 4, to - (to - from) / 4)),
+    step("Zoom out", "−", ({ from, to }) => zoom(from - (to - from) / 2, to + (to - from) / 2)),
+  ];
+  const shown = el("span", { class: "shown" });
+  const element = el("div", { class: "controls", role: "group", "aria-label": "Range of time" }, el("div", { class: "segments" }, presets, custom), el("div", { class: "segments" }, steps), shown);
+  function update() {
+    const now = range();
+    for (const preset of presets) preset.setAttribute("aria-pressed", preset.dataset.range === now.name);
+    custom.classList.toggle("chosen", now.name === null);
+    setText(shown, `${moment(1000 * now.from)} – ${now.name ? "now" : moment(1000 * now.to)}`);
+    if (!custom.open) {
+      from.value = localInput(now.from);
+      to.value = localInput(now.to);
+    }
+  }
+  update();
+  return { element, update };
+}

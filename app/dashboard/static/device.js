@@ -1,0 +1,192 @@
+// One vehicle or one meter: its figures, its series, its minutes, its mappings, its alerts.
+
+import { alertsPanel } from "./alerts.js";
+import { ask, device } from "./api.js";
+import { chart } from "./chart.js";
+import { rangeControls } from "./controls.js";
+import { el } from "./dom.js";
+import { figures } from "./figures.js";
+import { peak } from "./fleet.js";
+import { ago, count, fixed, kwh, moment, percent } from "./format.js";
+import { connection, live } from "./live.js";
+import { PER, line, power, sum } from "./series.js";
+import { link, range } from "./state.js";
+import { strip } from "./strip.js";
+import { VERDICTS } from "./verdict.js";
+
+const LOW = Number(document.documentElement.dataset.lowEfficiency);
+const AGAIN_MS = 10_000;
+const NAMES = {
+  vehicle: { dc: "DC to the battery", efficiency: "Efficiency", loss: "Lost", soc: "Charge", temperature: "Battery", readings: "Readings" },
+  meter: { ac: "AC from the grid", voltage: "Voltage", readings: "Readings" },
+};
+
+export function showDevice(main, kind, id) {
+  document.title = `${id} · Wattline`;
+  const isVehicle = kind === "vehicle";
+  const controls = rangeControls();
+  const seen = el("p", { class: "seen" });
+  const wrong = el("p", { class: "wrong", role: "alert" });
+  const numbers = figures(`Totals of the range`, NAMES[kind]);
+  const charts = isVehicle
+    ? { power: chart("Power", { tall: true }), efficiency: chart("Efficiency"), soc: chart("State of charge"), temperature: chart("Battery temperature") }
+    : { power: chart("Power", { tall: true }), voltage: chart("Voltage") };
+  const minutes = strip();
+  const history = el("div", { class: "place" });
+  const mappings = el("section", { class: "card panel", "aria-labelledby": "mapping" }, el("div", { class: "title" }, el("h2", { id: "mapping" }, "Mapping history")), history);
+  const alerts = alertsPanel({ [`${kind}Id`]: id });
+  const [first, ...others] = Object.values(charts).map(({ figure }) => figure);
+  const left = el("div", { class: "charts" }, first, isVehicle ? minutes.figure : null, others);
+  const right = el("div", { class: "side" }, alerts.element, isVehicle ? mappings : null);
+  const title = el("div", { class: "name" }, el("a", { class: "back", href: link("fleet") }, "← Fleet"), el("h1", {}, el("span", { class: "kind" }, isVehicle ? "Vehicle" : "Meter"), " ", id), seen);
+  const grid = el("div", { class: "grid device" }, left, right);
+  main.append(el("div", { class: "top" }, title, controls.element), wrong, numbers.element, grid);
+
+  let asking = null;
+
+  async function load() {
+    asking?.abort();
+    asking = new AbortController();
+    const { signal } = asking;
+    const now = range();
+    const bounds = { from: iso(now.from), to: iso(now.to) };
+    controls.update();
+    try {
+      const series = await ask(`${device(kind, id)}/series`, bounds, signal);
+      wrong.textContent = "";
+      showSeries(series, now);
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      wrong.textContent = error.message;
+      grid.hidden = numbers.element.hidden = error.code === "unknown_device";
+      return;
+    }
+    if (isVehicle) await Promise.all([showPerformance(bounds, signal), showMinutes(now, bounds, signal)]);
+  }
+
+  function showSeries({ columns, bucket }, now) {
+    grid.hidden = numbers.element.hidden = false;
+    const span = { from: now.from, to: now.to, ofDevice: true };
+    const of = (name, scale = 1) => line(columns.t, columns[name].map((value) => (value == null ? null : scale * value)), bucket, span);
+    const watts = line(columns.t, power(columns, isVehicle ? "dcKwh" : "acKwh", bucket, true), bucket, span);
+    const shown = isVehicle ? ["DC to the battery", "dc", "DC"] : ["AC from the grid", "ac", "AC"];
+    charts.power.draw({
+      ...span,
+      lines: [{ name: shown[0], unit: "kW", digits: 2, color: shown[1], fill: isVehicle, ...watts }],
+      summary: `Average by ${PER[bucket]}, kW. ${peak(shown[2], watts)}`,
+    });
+    if (!seen.textContent && columns.t.length) seen.textContent = `Last reading ${moment(1000 * columns.t.at(-1))}`;
+    numbers.set("readings", count(sum(columns.readings)), "", columns.t.length ? `in ${count(columns.t.length)} ${PER[bucket]}s` : "none in this range");
+    const plain = (chart, name, column, unit, color, more = {}) =>
+      chart.draw({ ...span, lines: [{ name, unit, digits: 1, color, ...of(column) }], summary: `Average by ${PER[bucket]}, ${unit}.`, ...more });
+    if (!isVehicle) {
+      numbers.set("ac", kwh(sum(columns.acKwh)), "kWh");
+      const [least, most] = extremes(columns, "Voltage");
+      numbers.set("voltage", mean(columns, "avgVoltage"), "V", least == null ? "" : `${fixed(least, 1)} to ${fixed(most, 1)} V`);
+      plain(charts.voltage, "Voltage", "avgVoltage", "V", "ac", around(columns.avgVoltage, 5));
+      return;
+    }
+    plain(charts.soc, "State of charge", "avgSoc", "%", "dc", { yMin: 0, yMax: 102, percent: true });
+    plain(charts.temperature, "Battery temperature", "avgBatteryTemp", "°C", "efficiency", around(columns.avgBatteryTemp, 2));
+    const ratio = of("efficiencyRatio", 100);
+    const values = ratio.y.filter((value) => value != null);
+    charts.efficiency.draw({
+      ...span,
+      lines: [{ name: "Efficiency", unit: "%", digits: 1, color: "efficiency", ...ratio }],
+      low: 100 * LOW,
+      percent: true,
+      yMin: Math.min(100 * LOW - 8, ...values.map((value) => value - 2)),
+      yMax: Math.max(100, ...values.map((value) => value + 2)),
+      summary: bucket === "1m" ? "Over the paired minutes of the hour before each minute." : `Over the paired minutes of each ${PER[bucket]}.`,
+    });
+  }
+
+  async function showPerformance(bounds, signal) {
+    try {
+      const { totalDcDelivery, efficiencyRatio, energyLossKwh, totalAcConsumption, avgSoc, avgBatteryTemp, status, coverage } = await ask(`analytics/performance/${encodeURIComponent(id)}`, bounds, signal);
+      const [state, , word] = VERDICTS[status];
+      numbers.set("dc", kwh(totalDcDelivery), "kWh");
+      numbers.set("efficiency", percent(efficiencyRatio), "%", `${word}; ${count(coverage.paired)} of ${count(coverage.minutes)} minutes paired`, state);
+      numbers.set("loss", kwh(energyLossKwh), "kWh", `of ${kwh(totalAcConsumption)} kWh AC, paired`);
+      numbers.set("soc", fixed(avgSoc, 1), "%", "average");
+      numbers.set("temperature", fixed(avgBatteryTemp, 1), "°C", "average");
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      for (const key of ["dc", "loss", "soc", "temperature"]) numbers.set(key, "–");
+      numbers.set("efficiency", "–", "", error.code === "no_charging_data" ? "No charging data in this range." : error.message);
+    }
+  }
+
+  async function showMinutes(now, bounds, signal) {
+    try {
+      const { columns } = await ask(`${device(kind, id)}/coverage`, bounds, signal);
+      minutes.draw({ from: now.from, to: now.to, columns });
+    } catch (error) {
+      if (error.name !== "AbortError") minutes.fail(error.message);
+    }
+  }
+
+  async function showMappings() {
+    try {
+      const all = (await ask("ingestion/mapping", { vehicleId: id })).reverse();
+      const rows = all.map(({ meterId, validFrom, validTo }) =>
+        el("tr", {}, el("th", { scope: "row" }, el("a", { href: link("meter", meterId) }, meterId)), el("td", {}, validFrom ? moment(validFrom) : "ever"), el("td", {}, validTo ? moment(validTo) : "now")),
+      );
+      const head = el("tr", {}, ["Meter", "From", "To"].map((name) => el("th", { scope: "col" }, name)));
+      history.replaceChildren(
+        all.length ? el("table", {}, el("caption", { class: "visually-hidden" }, "Mapping history, newest first"), el("thead", {}, head), el("tbody", {}, rows)) : el("p", { class: "note" }, "None: its readings name its meter, or it has none."),
+      );
+    } catch (error) {
+      history.replaceChildren(el("p", { class: "note" }, `The mappings could not be loaded. ${error.message}`));
+    }
+  }
+
+  const onStates = ({ detail }) => {
+    const state = detail.find(({ vehicleId }) => isVehicle && vehicleId === id);
+    if (!state) return;
+    seen.textContent = ["Last seen " + ago(state.lastUpdated), state.soc != null && `charge ${fixed(state.soc, 1)} %`].filter(Boolean).join(", ");
+    if (range().name) load();
+  };
+  const again = () => {
+    if (connection.state !== "live") return;
+    if (range().name) load();
+  };
+  const all = () => {
+    load();
+    if (isVehicle) showMappings();
+  };
+  const timer = setInterval(again, AGAIN_MS);
+  live.addEventListener("again", all);
+  live.addEventListener("states", onStates);
+  all();
+  return {
+    update: load,
+    leave() {
+      asking?.abort();
+      clearInterval(timer);
+      live.removeEventListener("again", all);
+      live.removeEventListener("states", onStates);
+      [...Object.values(charts), alerts].forEach((part) => part.leave());
+    },
+  };
+}
+
+const iso = (seconds) => new Date(1000 * seconds).toISOString();
+
+function mean(columns, name) {
+  const known = columns[name].map((value, i) => [value, columns.readings[i]]).filter(([value]) => value != null);
+  const weight = sum(known.map(([, readings]) => readings));
+  return weight ? fixed(sum(known.map(([value, readings]) => value * readings)) / weight, 1) : "–";
+}
+
+function extremes(columns, name) {
+  const least = columns[`min${name}`].filter((value) => value != null);
+  const most = columns[`max${name}`].filter((value) => value != null);
+  return least.length ? [least.reduce((a, b) => Math.min(a, b)), most.reduce((a, b) => Math.max(a, b))] : [null, null];
+}
+
+function around(values, margin) {
+  const known = values.filter((value) => value != null);
+  if (!known.length) return {};
+  return { yMin: known.reduce((a, b) => Math.min(a, b)) - margin, yMax: known.reduce((a, b) => Math.max(a, b)) + margin };
+}

@@ -1,0 +1,143 @@
+// The list of vehicles or meters: search, sort, latest state, efficiency of the last 24 hours.
+
+import { ask } from "./api.js";
+import { el, setText } from "./dom.js";
+import { ago, count, fixed, percent } from "./format.js";
+import { live } from "./live.js";
+import { change, link, read } from "./state.js";
+import { virtualTable } from "./table.js";
+import { verdict } from "./verdict.js";
+
+const AGAIN_MS = 60_000;
+const AGO_MS = 1_000;
+
+const SEEN = { key: "seen", name: "Last seen", numeric: true, value: (row) => Date.parse(row.lastUpdated), cell: (row) => ago(row.lastUpdated) };
+const EFFICIENCY = [
+  { key: "efficiency", name: "Efficiency, 24 h", numeric: true, value: (row) => row.efficiency, cell: (row) => (row.efficiency == null ? "–" : `${percent(row.efficiency)} %`) },
+  { key: "status", name: "Status", wide: true, value: (row) => row.status, cell: (row) => verdict(row.status) },
+];
+const COLUMNS = {
+  vehicle: [
+    { key: "soc", name: "Charge", numeric: true, value: (row) => row.soc, cell: (row) => (row.soc == null ? "–" : `${fixed(row.soc, 1)} %`) },
+    { key: "temperature", name: "Battery", numeric: true, wide: true, value: (row) => row.batteryTemp, cell: (row) => (row.batteryTemp == null ? "–" : `${fixed(row.batteryTemp, 1)} °C`) },
+    { key: "energy", name: "Last reading", numeric: true, wide: true, value: (row) => row.kwhDeliveredDc, cell: (row) => `${fixed(row.kwhDeliveredDc, 4)} kWh` },
+  ],
+  meter: [
+    { key: "voltage", name: "Voltage", numeric: true, value: (row) => row.voltage, cell: (row) => (row.voltage == null ? "–" : `${fixed(row.voltage, 1)} V`) },
+    { key: "energy", name: "Last reading", numeric: true, wide: true, value: (row) => row.kwhConsumedAc, cell: (row) => `${fixed(row.kwhConsumedAc, 4)} kWh` },
+  ],
+};
+
+function columnsOf(kind) {
+  const name = { key: "id", name: kind === "vehicle" ? "Vehicle" : "Meter", value: (row) => row.id, cell: (row) => el("a", { href: link(kind, row.id) }, row.id) };
+  return [name, ...EFFICIENCY, ...COLUMNS[kind], SEEN];
+}
+
+const order = new Intl.Collator("en", { numeric: true });
+
+function compare(a, b) {
+  if (a == null || b == null || Number.isNaN(a) || Number.isNaN(b)) return 0;
+  return typeof a === "string" ? order.compare(a, b) : a - b;
+}
+
+const missing = (value) => value == null || Number.isNaN(value);
+
+export function devicesPanel(kind) {
+  const columns = columnsOf(kind);
+  const rows = new Map();
+  const note = el("p", { class: "note", role: "status" }, "Loading");
+  const table = virtualTable(kind === "vehicle" ? "Vehicles" : "Meters", columns, (key) => {
+    const { by, descending } = sorting();
+    // A number is looked for at its ends: the greatest first, then the least; names from A.
+    const turned = by === key ? !descending : false;
+    change({ sort: turned ? `-${key}` : key }, { replace: true });
+    table.top();
+    arrange();
+  });
+  const stopObserving = table.observe();
+  const leaving = new AbortController();
+
+  function sorting() {
+    const wanted = read().parameters.get("sort") ?? "id";
+    const by = wanted.replace(/^-/, "");
+    return columns.some(({ key }) => key === by) ? { by, descending: wanted.startsWith("-") } : { by: "id", descending: false };
+  }
+
+  function arrange() {
+    const search = (read().parameters.get("q") ?? "").trim().toLowerCase();
+    const { by, descending } = sorting();
+    const { value } = columns.find(({ key }) => key === by);
+    const found = [...rows.values()].filter((row) => row.id.toLowerCase().includes(search));
+    found.sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (missing(x) !== missing(y)) return missing(x) ? 1 : -1; // last, whichever way
+      return (descending ? -1 : 1) * compare(x, y) || order.compare(a.id, b.id);
+    });
+    table.show(found, { by, descending });
+    setText(note, search ? `${count(found.length)} of ${count(rows.size)}` : count(rows.size));
+  }
+
+  function take(states) {
+    let isNew = false;
+    for (const state of states) {
+      const id = state[`${kind}Id`];
+      const row = rows.get(id);
+      if (row) Object.assign(row, state);
+      else {
+        rows.set(id, { id, ...state });
+        isNew = true;
+      }
+    }
+    return isNew;
+  }
+
+  async function load() {
+    try {
+      const states = await ask(`analytics/${kind}s/states`, {}, leaving.signal);
+      const known = new Set(states.map((state) => state[`${kind}Id`]));
+      for (const id of rows.keys()) if (!known.has(id)) rows.delete(id);
+      take(states);
+      arrange();
+      table.refresh();
+      loadEfficiency();
+    } catch (error) {
+      if (error.name !== "AbortError") setText(note, `The list could not be loaded. ${error.message}`);
+    }
+  }
+
+  async function loadEfficiency() {
+    try {
+      const { ranking } = await ask("analytics/efficiency", { by: kind, worst: 100_000 }, leaving.signal);
+      for (const { id, efficiencyRatio, status } of ranking) {
+        const row = rows.get(id);
+        if (row) Object.assign(row, { efficiency: efficiencyRatio, status });
+      }
+      arrange();
+      table.refresh();
+    } catch (error) {
+      if (error.name !== "AbortError") setText(note, `The efficiencies could not be loaded. ${error.message}`);
+    }
+  }
+
+  const onStates = ({ detail }) => {
+    if (kind !== "vehicle") return;
+    if (take(detail)) arrange();
+    table.refresh();
+  };
+  live.addEventListener("states", onStates);
+  live.addEventListener("again", load);
+  const timers = [setInterval(load, AGAIN_MS), setInterval(() => table.refresh(), AGO_MS)];
+  load();
+  return {
+    element: table.element,
+    note,
+    update: arrange,
+    leave() {
+      leaving.abort();
+      stopObserving();
+      live.removeEventListener("states", onStates);
+      live.removeEventListener("again", load);
+      timers.forEach(clearInterval);
+    },
+  };
+}

@@ -1,0 +1,199 @@
+// The fleet: figures, power and efficiency over time, alerts, devices.
+
+import { alertsPanel } from "./alerts.js";
+import { ask } from "./api.js";
+import { chart } from "./chart.js";
+import { rangeControls } from "./controls.js";
+import { devicesPanel } from "./devices.js";
+import { el } from "./dom.js";
+import { figures } from "./figures.js";
+import { clock, count, duration, fixed, kwh, moment, percent, rate } from "./format.js";
+import { connection, live } from "./live.js";
+import { PER, line, merge, power, sum, trim } from "./series.js";
+import { change, range, read } from "./state.js";
+
+const LOW = Number(document.documentElement.dataset.lowEfficiency);
+const AGAIN_MS = 60_000;
+// Clocks of devices may be that far ahead, and their readings count.
+const AHEAD_SECONDS = 300;
+
+export function showFleet(main) {
+  document.title = "Fleet · Wattline";
+  const controls = rangeControls();
+  const numbers = figures("Totals of the range, and the fleet now", {
+    ac: "AC from the grid",
+    dc: "DC to batteries",
+    loss: "Lost",
+    efficiency: "Efficiency",
+    devices: "Devices reporting",
+    rate: "Readings",
+  });
+  const energy = chart("Power", { tall: true });
+  const efficiency = chart("Efficiency");
+  const alerts = alertsPanel();
+  const list = deviceList();
+  const charts = el("div", { class: "charts" }, energy.figure, efficiency.figure);
+  const grid = el("div", { class: "grid" }, charts, alerts.element, list.element);
+  const empty = emptyDatabase();
+  main.append(el("h1", { class: "visually-hidden" }, "Fleet"), el("div", { class: "top" }, controls.element), empty, numbers.element, grid);
+
+  let series = null;
+  let asking = null;
+
+  async function load() {
+    asking?.abort();
+    asking = new AbortController();
+    const { name, from, to } = range();
+    try {
+      const next = await ask("analytics/fleet/series", { from: iso(from), to: iso(name ? to + AHEAD_SECONDS : to) }, asking.signal);
+      series = next;
+      show();
+    } catch (error) {
+      if (error.name !== "AbortError") numbers.set("ac", "–", "", error.message, "bad");
+    }
+  }
+
+  function show() {
+    if (!series) return;
+    const now = range();
+    controls.update();
+    const { columns, bucket } = series;
+    if (now.name) trim(columns, now.from - 60);
+    totals(columns);
+    const span = { from: now.from, to: now.to };
+    const ac = line(columns.t, power(columns, "acKwh", bucket), bucket, span);
+    const dc = line(columns.t, power(columns, "dcKwh", bucket), bucket, span);
+    energy.draw({
+      ...span,
+      lines: [
+        { name: "AC from the grid", unit: "kW", digits: 1, color: "ac", ...ac },
+        { name: "DC to batteries", unit: "kW", digits: 1, color: "dc", fill: true, ...dc },
+      ],
+      summary: `Average by ${PER[bucket]}, kW. ${peak("AC", ac)}`,
+    });
+    const ratio = line(columns.t, columns.efficiencyRatio.map((value) => value && 100 * value), bucket, span);
+    const shown = ratio.y.filter((value) => value != null);
+    efficiency.draw({
+      ...span,
+      lines: [{ name: "Efficiency", unit: "%", digits: 1, color: "efficiency", ...ratio }],
+      low: 100 * LOW,
+      percent: true,
+      yMin: Math.min(100 * LOW - 8, ...shown.map((value) => value - 2)),
+      yMax: Math.max(100, ...shown.map((value) => value + 2)),
+      summary: bucket === "1m" ? "All DC over all AC, of the hour before each minute." : `All DC over all AC, by ${PER[bucket]}.`,
+    });
+  }
+
+  function totals(columns) {
+    const [ac, dc] = [sum(columns.acKwh), sum(columns.dcKwh)];
+    const ratio = ac > 0 ? dc / ac : null;
+    numbers.set("ac", kwh(ac), "kWh");
+    numbers.set("dc", kwh(dc), "kWh");
+    numbers.set("loss", kwh(ac - dc), "kWh", ac > 0 ? `${percent((ac - dc) / ac)} % of AC` : "");
+    const low = ratio != null && ratio < LOW;
+    numbers.set("efficiency", percent(ratio), "%", low ? `below ${percent(LOW, 0)} %` : "all DC over all AC", low ? "warn" : "");
+  }
+
+  function showNow() {
+    const { fleet, state } = connection;
+    if (!fleet) return;
+    const { devicesReporting: reporting, devicesExpected: expected, readingsPerSecond, lagSeconds, asOf } = fleet;
+    empty.hidden = expected > 0;
+    grid.hidden = numbers.element.hidden = controls.element.hidden = expected === 0;
+    const silent = expected - reporting;
+    numbers.set("devices", count(reporting), `of ${count(expected)}`, silent ? `${count(silent)} silent for 10 minutes` : "none is silent", silent ? "warn" : "");
+    const age = lagSeconds == null ? "freshness unknown" : `complete up to ${clock(asOf, true)}, ${duration(lagSeconds)} behind`;
+    numbers.set("rate", rate(readingsPerSecond), "per second", state === "live" ? age : `as of ${clock(connection.since, true)}`);
+  }
+
+  const onFleet = ({ detail }) => {
+    if (series?.bucket === "1m" && range().name) {
+      merge(series.columns, structuredClone(detail.minutes));
+      show();
+    }
+    showNow();
+  };
+  const again = () => range().name && load();
+  live.addEventListener("fleet", onFleet);
+  live.addEventListener("connection", showNow);
+  live.addEventListener("again", load);
+  const timer = setInterval(again, AGAIN_MS);
+  load();
+  showNow();
+  return {
+    update() {
+      controls.update();
+      list.update();
+      load();
+    },
+    leave() {
+      asking?.abort();
+      clearInterval(timer);
+      live.removeEventListener("fleet", onFleet);
+      live.removeEventListener("connection", showNow);
+      live.removeEventListener("again", load);
+      [energy, efficiency, alerts, list].forEach((part) => part.leave());
+    },
+  };
+}
+
+const iso = (seconds) => new Date(1000 * seconds).toISOString();
+
+export function peak(what, { x, y }) {
+  if (!y.some((value) => value != null)) return "No readings in this range.";
+  const most = y.reduce((best, value, i) => (value > (y[best] ?? -Infinity) ? i : best), 0);
+  const last = y.length - 1;
+  return `${what} at most ${fixed(y[most], 1)} kW, ${moment(1000 * x[most])}; last ${fixed(y[last], 1)} kW, ${moment(1000 * x[last])}.`;
+}
+
+function deviceList() {
+  const search = el("input", { type: "search", placeholder: "Search", "aria-label": "Search by name", spellcheck: "false", autocomplete: "off" });
+  const tabs = ["vehicle", "meter"].map((kind) =>
+    el("button", { type: "button", "data-kind": kind, onclick: () => change({ list: kind === "meter" ? "meters" : null, sort: null }) }, kind === "vehicle" ? "Vehicles" : "Meters"),
+  );
+  const title = el("div", { class: "title" }, el("h2", { class: "visually-hidden" }, "Devices"), el("div", { class: "segments", role: "group", "aria-label": "List" }, tabs), search);
+  const place = el("div", { class: "place" });
+  const element = el("section", { class: "card panel list" }, title, place);
+  let panel = null;
+  let shownKind = null;
+  search.addEventListener("input", () => {
+    change({ q: search.value }, { replace: true });
+    panel.update();
+  });
+
+  function update() {
+    const { parameters } = read();
+    const kind = parameters.get("list") === "meters" ? "meter" : "vehicle";
+    if (search.value !== (parameters.get("q") ?? "")) search.value = parameters.get("q") ?? "";
+    for (const tab of tabs) tab.setAttribute("aria-pressed", tab.dataset.kind === kind);
+    if (kind === shownKind) {
+      panel.update();
+      return;
+    }
+    panel?.leave();
+    panel = devicesPanel(kind);
+    shownKind = kind;
+    title.querySelector(".note")?.remove();
+    title.append(panel.note);
+    place.replaceChildren(panel.element);
+  }
+  update();
+  return { element, update, leave: () => panel.leave() };
+}
+
+function emptyDatabase() {
+  const command = [
+    `curl ${location.origin}/v1/telemetry -H 'Content-Type: application/json' -d "[`,
+    `  {\\"meterId\\": \\"M1\\", \\"timestamp\\": \\"$(date -u +%FT%TZ)\\", \\"kwhConsumedAc\\": 0.48, \\"voltage\\": 232},`,
+    `  {\\"vehicleId\\": \\"V1\\", \\"meterId\\": \\"M1\\", \\"timestamp\\": \\"$(date -u +%FT%TZ)\\", \\"kwhDeliveredDc\\": 0.42, \\"soc\\": 20.7}`,
+    `]"`,
+  ].join("\n");
+  return el(
+    "section",
+    { class: "card empty", hidden: true, "aria-labelledby": "empty-title" },
+    el("h2", { id: "empty-title" }, "No readings yet"),
+    el("p", {}, "This page comes to life with the first one. Send one of a meter and one of a vehicle:"),
+    el("pre", { tabindex: "0" }, el("code", {}, command)),
+    el("p", {}, "Or let a simulated fleet send: ", el("code", {}, "make demo"), " has a day of it within half a minute."),
+  );
+}

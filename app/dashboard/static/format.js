@@ -1,0 +1,59 @@
+// Numbers and times for people. Numbers in English, as the page is; times as the browser's zone has them.
+
+const NONE = "–";
+
+function number(value, digits) {
+  return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+export function kwh(value) {
+  if (value == null) return NONE;
+  const size = Math.abs(value);
+  return number(value, size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : 3);
+}
+
+export function fixed(value, digits) {
+  return value == null ? NONE : number(value, digits);
+}
+
+export function percent(ratio, digits = 1) {
+  return ratio == null ? NONE : number(100 * ratio, digits);
+}
+
+export function count(value) {
+  return value == null ? NONE : number(value, 0);
+}
+
+export function rate(value) {
+  return value == null ? NONE : number(value, value >= 100 ? 0 : 1);
+}
+
+export function duration(seconds) {
+  if (seconds < 100) return `${Math.round(seconds)} s`;
+  if (seconds < 100 * 60) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 48 * 3600) return `${Math.round(seconds / 3600)} h`;
+  return `${Math.round(seconds / 86400)} days`;
+}
+
+export function ago(instant) {
+  if (instant == null) return NONE;
+  const seconds = (Date.now() - Date.parse(instant)) / 1000;
+  return seconds < 1 ? "now" : `${duration(seconds)} ago`;
+}
+
+const CLOCK = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+const DAY = { day: "numeric", month: "short" };
+
+export function clock(instant, seconds = false) {
+  return new Date(instant).toLocaleTimeString("en-GB", seconds ? { ...CLOCK, second: "2-digit" } : CLOCK);
+}
+
+export function moment(instant) {
+  if (instant == null) return NONE;
+  const date = new Date(instant);
+  const today = date.toDateString() === new Date().toDateString();
+  const year = date.getFullYear() === new Date().getFullYear() ? {} : { year: "numeric" };
+  return today ? clock(date) : `${date.toLocaleDateString("en-GB", { ...DAY, ...year })}, ${clock(date)}`;
+}
+
+export const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;

@@ -1,0 +1,63 @@
+// From columns of buckets to lines: power instead of energy, gaps as gaps.
+
+export const SECONDS = { "1m": 60, "1h": 3600, "1d": 86400 };
+export const PER = { "1m": "minute", "1h": "hour", "1d": "day" };
+// A device that reports each two minutes has no gap; README: gaps of up to five minutes are covered.
+const COVERED_SECONDS = 300;
+
+// Average power in kW of each bucket. A device's reading holds what flowed since the one before: that is the time to
+// divide by where a bucket of a minute follows an empty one.
+export function power(columns, name, bucket, ofDevice) {
+  const step = SECONDS[bucket];
+  return columns[name].map((energy, i) => {
+    if (energy == null) return null;
+    const since = ofDevice && bucket === "1m" && i > 0 ? columns.t[i] - columns.t[i - 1] : step;
+    return (energy * 3600) / since;
+  });
+}
+
+// Points of finished buckets in [from, to], with a null wherever buckets are missing. `alone` are the points without a
+// neighbour, of which a line would show nothing.
+export function line(t, values, bucket, { from, to, ofDevice }) {
+  const step = SECONDS[bucket];
+  const longest = ofDevice && bucket === "1m" ? COVERED_SECONDS : step;
+  const finished = Math.min(Date.now() / 1000 - step, to);
+  const x = [];
+  const y = [];
+  let last = null;
+  for (let i = 0; i < t.length; i++) {
+    if (values[i] == null || t[i] <= from - step || t[i] > finished) continue;
+    if (last !== null && t[i] - last > longest) {
+      x.push(last + step);
+      y.push(null);
+    }
+    x.push(t[i]);
+    y.push(values[i]);
+    last = t[i];
+  }
+  const alone = y.map((value, i) => (value != null && y[i - 1] == null && y[i + 1] == null ? value : null));
+  return { x, y, alone: alone.some((value) => value != null) ? alone : null };
+}
+
+export function sum(values) {
+  return values.reduce((total, value) => total + (value ?? 0), 0);
+}
+
+// Newer buckets into older columns, by their start.
+export function merge(columns, newer) {
+  const at = new Map(columns.t.map((t, i) => [t, i]));
+  for (let j = 0; j < newer.t.length; j++) {
+    let i = at.get(newer.t[j]);
+    if (i === undefined) {
+      i = columns.t.findIndex((t) => t > newer.t[j]);
+      if (i === -1) i = columns.t.length;
+      for (const name of Object.keys(columns)) columns[name].splice(i, 0, newer[name][j]);
+    } else for (const name of Object.keys(columns)) columns[name][i] = newer[name][j];
+  }
+}
+
+// What has left the range.
+export function trim(columns, from) {
+  const first = columns.t.findIndex((t) => t >= from);
+  if (first > 0) for (const name of Object.keys(columns)) columns[name].splice(0, first);
+}
