@@ -28,8 +28,9 @@ _HISTORY = """
     FROM vehicle_meter
     JOIN vehicle ON vehicle.id = vehicle_meter.vehicle_id
     JOIN meter ON meter.id = vehicle_meter.meter_id
-    WHERE vehicle.external_id = %s
-    ORDER BY valid
+    WHERE vehicle.external_id = coalesce(%s, vehicle.external_id)
+        AND meter.external_id = coalesce(%s, meter.external_id)
+    ORDER BY valid, vehicle.external_id
 """
 
 
@@ -53,10 +54,12 @@ _TOUCH = """
 """
 
 
-async def mapping_history(connection: psycopg.AsyncConnection, vehicle_id: str) -> list[VehicleMapping]:
-    """All mappings of the vehicle, oldest first; empty for a vehicle that is not known."""
+async def mapping_history(
+    connection: psycopg.AsyncConnection, vehicle_id: str | None, meter_id: str | None = None
+) -> list[VehicleMapping]:
+    """All mappings of the vehicle, to the meter, or both; oldest first. Empty where a device is not known."""
     cursor = connection.cursor(row_factory=class_row(VehicleMapping))
-    return await (await cursor.execute(_HISTORY, [vehicle_id])).fetchall()
+    return await (await cursor.execute(_HISTORY, [vehicle_id, meter_id])).fetchall()
 
 
 async def map_vehicle(

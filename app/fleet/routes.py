@@ -102,12 +102,16 @@ def _decode(body: bytes, media_type: str) -> WantedMapping:
 
 @get("/v1/ingestion/mapping", tags=["mapping"], responses=problems({400: PARAMETER, 503: AWAY}))
 async def get_mappings(
-    pool: NamedDependency[AsyncEngine], vehicle_id: Annotated[str, QueryParameter(name="vehicleId")]
+    pool: NamedDependency[AsyncEngine],
+    vehicle_id: Annotated[str | None, QueryParameter(name="vehicleId", description="Of this vehicle.")] = None,
+    meter_id: Annotated[str | None, QueryParameter(name="meterId", description="To this meter.")] = None,
 ) -> list[VehicleMapping]:
-    """The history of a vehicle's mappings, oldest first."""
+    """The history of the mappings of a vehicle, to a meter, or of both; oldest first."""
+    if vehicle_id is None and meter_id is None:
+        raise InvalidParameter("Give vehicleId or meterId.")
     with translated_errors():
         async with driver_connection(pool) as connection:
-            return await mapping_history(connection, vehicle_id)
+            return await mapping_history(connection, vehicle_id, meter_id)
 
 
 @get("/v1/analytics/meters/states", tags=["analytics"], responses=problems({400: PARAMETER, 503: AWAY}))

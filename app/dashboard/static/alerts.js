@@ -61,6 +61,7 @@ export function alertsPanel(parameters = {}) {
       const closed = box.checked ? "" : " open";
       note.textContent = alerts.length === 0 ? `There are no${closed} alerts.` : alerts.length === SHOWN ? `The newest ${SHOWN}${closed} alerts.` : "";
       note.hidden = !note.textContent;
+      scroll.hidden = alerts.length === 0;
     } catch (error) {
       note.hidden = false;
       note.textContent = `The alerts could not be loaded. ${error.message}`;

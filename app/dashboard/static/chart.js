@@ -2,9 +2,11 @@
 
 import { el } from "./dom.js";
 import { moment } from "./format.js";
+import { preview } from "./preview.js";
 import { zoom } from "./state.js";
 
-const MARGIN = { l: 52, r: 14, t: 8, b: 28 };
+// In rem, as in .preview and .strip of the style.
+const MARGIN = { l: 3.6, r: 1, t: 0.6, b: 2.8 };
 let library;
 
 function load() {
@@ -16,7 +18,8 @@ function load() {
       script.remove();
       reject(new Error("The chart library could not be loaded."));
     };
-    document.head.append(script);
+    // After the next paint, so that the numbers and the lines are seen first.
+    requestAnimationFrame(() => setTimeout(() => document.head.append(script)));
   });
   return library;
 }
@@ -43,6 +46,7 @@ export function chart(title, { tall = false } = {}) {
   async function render() {
     const Plotly = await load();
     if (!drawn || !plot.isConnected) return;
+    plot.querySelector(".preview")?.remove();
     await Plotly.react(plot, traces(drawn), layout(drawn), { displayModeBar: false, responsive: true, doubleClick: false });
     if (!plot.dataset.drawn) {
       plot.on("plotly_relayout", (change) => {
@@ -63,6 +67,7 @@ export function chart(title, { tall = false } = {}) {
     const key = JSON.stringify([next.lines.map(({ x, y }) => [x, y]), Math.round(next.from / 10), Math.round(next.to / 10)]);
     if (drawn?.key === key) return;
     drawn = { ...next, key };
+    if (!plot.dataset.drawn) plot.replaceChildren(preview(drawn));
     drawing = drawing.then(render).catch((error) => {
       summary.textContent = error.message;
     });
@@ -114,33 +119,39 @@ function traces({ lines }) {
       hovertemplate: `%{y:,.${digits}f} ${unit}${details ? " · %{text}" : ""}<extra>${name}</extra>`,
       text: details,
     };
-    const drawn = { ...common, y, mode: "lines", line: { color: color(of), width: 1.75 } };
+    const drawn = { ...common, y, mode: "lines", line: { color: color(of), width: x.length > 500 ? 1.25 : 1.75 } };
     if (fill) Object.assign(drawn, { fill: "tozeroy", fillcolor: color(`${of}-soft`) });
     const dots = { ...common, y: alone, mode: "markers", marker: { color: color(of), size: 4 }, hoverinfo: "skip", hovertemplate: null };
     return alone ? [drawn, dots] : [drawn];
   });
 }
 
+// Times of a day, with the date below where it begins; then days.
+const TICKS = [
+  { dtickrange: [null, 86_399_999], value: "%H:%M\n%-d %b" },
+  { dtickrange: [86_400_000, null], value: "%-d %b\n%Y" },
+];
+
 function layout({ from, to, low, yMin, yMax, percent }) {
   const ink = color("muted");
-  const axis = { gridcolor: color("grid"), linecolor: color("line"), zeroline: false, tickfont: { color: ink, size: 12 } };
+  const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const size = Math.round(0.8 * rem);
+  const axis = { gridcolor: color("grid"), linecolor: color("line"), zeroline: false, tickfont: { color: ink, size } };
   const shapes = low == null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: low, y1: low, line: { color: color("warn"), width: 1.5, dash: "dash" } }];
-  const annotations = low == null ? [] : [{ xref: "paper", x: 0, xanchor: "left", y: low, yanchor: "top", text: `low below ${+low.toFixed(2)} %`, showarrow: false, font: { color: color("warn"), size: 12 } }];
+  const annotations = low == null ? [] : [{ xref: "paper", x: 0, xanchor: "left", y: low, yanchor: "top", text: `low below ${+low.toFixed(2)} %`, showarrow: false, font: { color: color("warn"), size } }];
   return {
-    margin: MARGIN,
+    margin: Object.fromEntries(Object.entries(MARGIN).map(([side, width]) => [side, width * rem])),
     paper_bgcolor: "transparent",
     plot_bgcolor: "transparent",
-    font: { family: getComputedStyle(document.body).fontFamily, color: color("ink"), size: 12 },
+    font: { family: getComputedStyle(document.body).fontFamily, color: color("ink"), size },
     showlegend: false,
     hovermode: "x unified",
     hoverlabel: { bgcolor: color("surface"), bordercolor: color("line"), font: { color: color("ink") } },
     dragmode: "zoom",
     selectdirection: "h",
-    xaxis: { ...axis, type: "date", range: [local(from), local(to)], showgrid: false, ticks: "outside", tickcolor: color("line"), nticks: 8 },
-    yaxis: { ...axis, fixedrange: true, rangemode: "tozero", ...(yMin == null ? {} : { range: [yMin, yMax] }), ticksuffix: percent ? " %" : "", nticks: 6 },
+    xaxis: { ...axis, type: "date", range: [local(from), local(to)], showgrid: false, ticks: "outside", tickcolor: color("line"), nticks: 8, tickformatstops: TICKS, hoverformat: "%-d %b, %H:%M" },
+    yaxis: { ...axis, fixedrange: true, rangemode: "tozero", ...(yMin == null ? {} : { range: [yMin, yMax] }), ticksuffix: percent ? " %" : "", separatethousands: true, nticks: 6 },
     shapes,
     annotations,
   };
 }
-
-export { MARGIN };

@@ -6,19 +6,20 @@ import { chart } from "./chart.js";
 import { rangeControls } from "./controls.js";
 import { el } from "./dom.js";
 import { figures } from "./figures.js";
-import { peak } from "./fleet.js";
+import { efficiencyAxis, peak } from "./fleet.js";
 import { ago, count, fixed, kwh, moment, percent } from "./format.js";
 import { connection, live } from "./live.js";
-import { PER, line, power, sum } from "./series.js";
+import { PER, devicePower, line, sum } from "./series.js";
 import { link, range } from "./state.js";
 import { strip } from "./strip.js";
 import { VERDICTS } from "./verdict.js";
 
 const LOW = Number(document.documentElement.dataset.lowEfficiency);
 const AGAIN_MS = 10_000;
+const PROVING_MINUTES = 15;
 const NAMES = {
   vehicle: { dc: "DC to the battery", efficiency: "Efficiency", loss: "Lost", soc: "Charge", temperature: "Battery", readings: "Readings" },
-  meter: { ac: "AC from the grid", voltage: "Voltage", readings: "Readings" },
+  meter: { ac: "AC from the grid", peak: "Highest power", voltage: "Voltage", readings: "Readings" },
 };
 
 export function showDevice(main, kind, id) {
@@ -37,7 +38,7 @@ export function showDevice(main, kind, id) {
   const alerts = alertsPanel({ [`${kind}Id`]: id });
   const [first, ...others] = Object.values(charts).map(({ figure }) => figure);
   const left = el("div", { class: "charts" }, first, isVehicle ? minutes.figure : null, others);
-  const right = el("div", { class: "side" }, alerts.element, isVehicle ? mappings : null);
+  const right = el("div", { class: "side" }, alerts.element, mappings);
   const title = el("div", { class: "name" }, el("a", { class: "back", href: link("fleet") }, "← Fleet"), el("h1", {}, el("span", { class: "kind" }, isVehicle ? "Vehicle" : "Meter"), " ", id), seen);
   const grid = el("div", { class: "grid device" }, left, right);
   main.append(el("div", { class: "top" }, title, controls.element), wrong, numbers.element, grid);
@@ -68,36 +69,38 @@ export function showDevice(main, kind, id) {
     grid.hidden = numbers.element.hidden = false;
     const span = { from: now.from, to: now.to, ofDevice: true };
     const of = (name, scale = 1) => line(columns.t, columns[name].map((value) => (value == null ? null : scale * value)), bucket, span);
-    const watts = line(columns.t, power(columns, isVehicle ? "dcKwh" : "acKwh", bucket, true), bucket, span);
+    const watts = line(columns.t, devicePower(columns, isVehicle ? "dcKwh" : "acKwh", bucket), bucket, span);
     const shown = isVehicle ? ["DC to the battery", "dc", "DC"] : ["AC from the grid", "ac", "AC"];
     charts.power.draw({
       ...span,
       lines: [{ name: shown[0], unit: "kW", digits: 2, color: shown[1], fill: isVehicle, ...watts }],
-      summary: `Average by ${PER[bucket]}, kW. ${peak(shown[2], watts)}`,
+      summary: `Average ${bucket === "1m" ? "over ten minutes" : `by ${PER[bucket]}`}, kW. ${peak(shown[2], watts)}`,
     });
-    if (!seen.textContent && columns.t.length) seen.textContent = `Last reading ${moment(1000 * columns.t.at(-1))}`;
+    if (!seen.textContent && columns.t.length && bucket === "1m") seen.textContent = `Last reading ${moment(1000 * columns.t.at(-1))}`;
     numbers.set("readings", count(sum(columns.readings)), "", columns.t.length ? `in ${count(columns.t.length)} ${PER[bucket]}s` : "none in this range");
     const plain = (chart, name, column, unit, color, more = {}) =>
       chart.draw({ ...span, lines: [{ name, unit, digits: 1, color, ...of(column) }], summary: `Average by ${PER[bucket]}, ${unit}.`, ...more });
     if (!isVehicle) {
       numbers.set("ac", kwh(sum(columns.acKwh)), "kWh");
-      const [least, most] = extremes(columns, "Voltage");
-      numbers.set("voltage", mean(columns, "avgVoltage"), "V", least == null ? "" : `${fixed(least, 1)} to ${fixed(most, 1)} V`);
+      const most = watts.y.reduce((best, value) => Math.max(best, value ?? 0), 0);
+      numbers.set("peak", watts.y.length ? fixed(most, 1) : "–", "kW");
+      const [lowest, highest] = extremes(columns, "Voltage");
+      numbers.set("voltage", mean(columns, "avgVoltage"), "V", lowest == null ? "" : `${fixed(lowest, 1)} to ${fixed(highest, 1)} V`);
       plain(charts.voltage, "Voltage", "avgVoltage", "V", "ac", around(columns.avgVoltage, 5));
       return;
     }
     plain(charts.soc, "State of charge", "avgSoc", "%", "dc", { yMin: 0, yMax: 102, percent: true });
     plain(charts.temperature, "Battery temperature", "avgBatteryTemp", "°C", "efficiency", around(columns.avgBatteryTemp, 2));
-    const ratio = of("efficiencyRatio", 100);
-    const values = ratio.y.filter((value) => value != null);
+    // Fewer minutes compare two clocks.
+    const proven = columns.efficiencyRatio.map((value, i) => (columns.pairedMinutes[i] >= PROVING_MINUTES ? value : null));
+    const ratio = line(columns.t, proven.map((value) => value && 100 * value), bucket, span);
     charts.efficiency.draw({
       ...span,
       lines: [{ name: "Efficiency", unit: "%", digits: 1, color: "efficiency", ...ratio }],
       low: 100 * LOW,
       percent: true,
-      yMin: Math.min(100 * LOW - 8, ...values.map((value) => value - 2)),
-      yMax: Math.max(100, ...values.map((value) => value + 2)),
-      summary: bucket === "1m" ? "Over the paired minutes of the hour before each minute." : `Over the paired minutes of each ${PER[bucket]}.`,
+      ...efficiencyAxis(ratio.y),
+      summary: `Over the paired minutes of ${bucket === "1m" ? "the hour before each minute" : `each ${PER[bucket]}`}, where there are ${PROVING_MINUTES} of them.`,
     });
   }
 
@@ -106,7 +109,7 @@ export function showDevice(main, kind, id) {
       const { totalDcDelivery, efficiencyRatio, energyLossKwh, totalAcConsumption, avgSoc, avgBatteryTemp, status, coverage } = await ask(`analytics/performance/${encodeURIComponent(id)}`, bounds, signal);
       const [state, , word] = VERDICTS[status];
       numbers.set("dc", kwh(totalDcDelivery), "kWh");
-      numbers.set("efficiency", percent(efficiencyRatio), "%", `${word}; ${count(coverage.paired)} of ${count(coverage.minutes)} minutes paired`, state);
+      numbers.set("efficiency", percent(efficiencyRatio), "%", `${word}; ${count(coverage.paired)} minutes paired`, state);
       numbers.set("loss", kwh(energyLossKwh), "kWh", `of ${kwh(totalAcConsumption)} kWh AC, paired`);
       numbers.set("soc", fixed(avgSoc, 1), "%", "average");
       numbers.set("temperature", fixed(avgBatteryTemp, 1), "°C", "average");
@@ -128,13 +131,14 @@ export function showDevice(main, kind, id) {
 
   async function showMappings() {
     try {
-      const all = (await ask("ingestion/mapping", { vehicleId: id })).reverse();
-      const rows = all.map(({ meterId, validFrom, validTo }) =>
-        el("tr", {}, el("th", { scope: "row" }, el("a", { href: link("meter", meterId) }, meterId)), el("td", {}, validFrom ? moment(validFrom) : "ever"), el("td", {}, validTo ? moment(validTo) : "now")),
+      const all = (await ask("ingestion/mapping", { [`${kind}Id`]: id })).reverse();
+      const other = isVehicle ? "meter" : "vehicle";
+      const rows = all.map(({ validFrom, validTo, ...ids }) =>
+        el("tr", {}, el("th", { scope: "row" }, el("a", { href: link(other, ids[`${other}Id`]) }, ids[`${other}Id`])), el("td", {}, validFrom ? moment(validFrom) : "ever"), el("td", {}, validTo ? moment(validTo) : "now")),
       );
-      const head = el("tr", {}, ["Meter", "From", "To"].map((name) => el("th", { scope: "col" }, name)));
+      const head = el("tr", {}, [isVehicle ? "Meter" : "Vehicle", "From", "To"].map((name) => el("th", { scope: "col" }, name)));
       history.replaceChildren(
-        all.length ? el("table", {}, el("caption", { class: "visually-hidden" }, "Mapping history, newest first"), el("thead", {}, head), el("tbody", {}, rows)) : el("p", { class: "note" }, "None: its readings name its meter, or it has none."),
+        all.length ? el("table", {}, el("caption", { class: "visually-hidden" }, "Mapping history, newest first"), el("thead", {}, head), el("tbody", {}, rows)) : el("p", { class: "note" }, isVehicle ? "None: its readings name its meter, or it has none." : "None: no vehicle is mapped to it; those that name it in their readings need no mapping."),
       );
     } catch (error) {
       history.replaceChildren(el("p", { class: "note" }, `The mappings could not be loaded. ${error.message}`));
@@ -153,7 +157,7 @@ export function showDevice(main, kind, id) {
   };
   const all = () => {
     load();
-    if (isVehicle) showMappings();
+    showMappings();
   };
   const timer = setInterval(again, AGAIN_MS);
   live.addEventListener("again", all);

@@ -6,16 +6,23 @@ import { ago, count, fixed, percent } from "./format.js";
 import { live } from "./live.js";
 import { change, link, read } from "./state.js";
 import { virtualTable } from "./table.js";
-import { verdict } from "./verdict.js";
+import { VERDICTS, verdict } from "./verdict.js";
 
 const AGAIN_MS = 60_000;
 const AGO_MS = 1_000;
 
 const SEEN = { key: "seen", name: "Last seen", numeric: true, value: (row) => Date.parse(row.lastUpdated), cell: (row) => ago(row.lastUpdated) };
 const EFFICIENCY = [
-  { key: "efficiency", name: "Efficiency, 24 h", numeric: true, value: (row) => row.efficiency, cell: (row) => (row.efficiency == null ? "–" : `${percent(row.efficiency)} %`) },
+  { key: "efficiency", name: "Efficiency, 24 h", numeric: true, value: (row) => row.efficiency, cell: (row) => efficient(row) },
   { key: "status", name: "Status", wide: true, value: (row) => row.status, cell: (row) => verdict(row.status) },
 ];
+
+function efficient({ efficiency, status }) {
+  if (efficiency == null) return "–";
+  const [state, shape] = VERDICTS[status] ?? VERDICTS.no_meter;
+  return el("span", { class: "verdict", "data-state": state }, el("span", { class: "narrow", "aria-hidden": "true" }, `${shape} `), `${percent(efficiency)} %`);
+}
+
 const COLUMNS = {
   vehicle: [
     { key: "soc", name: "Charge", numeric: true, value: (row) => row.soc, cell: (row) => (row.soc == null ? "–" : `${fixed(row.soc, 1)} %`) },

@@ -12,7 +12,7 @@ export function figures(label, names) {
     }),
   );
   return {
-    element: el("dl", { class: "tiles", "aria-label": label }, Object.values(tiles).map(({ tile }) => tile)),
+    element: el("dl", { class: "tiles", "data-count": Object.keys(names).length, "aria-label": label }, Object.values(tiles).map(({ tile }) => tile)),
     set(key, value, unit = "", note = "", state = "") {
       const tile = tiles[key];
       setText(tile.value, value);

@@ -7,7 +7,7 @@ import { rangeControls } from "./controls.js";
 import { devicesPanel } from "./devices.js";
 import { el } from "./dom.js";
 import { figures } from "./figures.js";
-import { clock, count, duration, fixed, kwh, moment, percent, rate } from "./format.js";
+import { clock, count, fixed, kwh, moment, percent, rate } from "./format.js";
 import { connection, live } from "./live.js";
 import { PER, line, merge, power, sum, trim } from "./series.js";
 import { change, range, read } from "./state.js";
@@ -72,14 +72,12 @@ export function showFleet(main) {
       summary: `Average by ${PER[bucket]}, kW. ${peak("AC", ac)}`,
     });
     const ratio = line(columns.t, columns.efficiencyRatio.map((value) => value && 100 * value), bucket, span);
-    const shown = ratio.y.filter((value) => value != null);
     efficiency.draw({
       ...span,
       lines: [{ name: "Efficiency", unit: "%", digits: 1, color: "efficiency", ...ratio }],
       low: 100 * LOW,
       percent: true,
-      yMin: Math.min(100 * LOW - 8, ...shown.map((value) => value - 2)),
-      yMax: Math.max(100, ...shown.map((value) => value + 2)),
+      ...efficiencyAxis(ratio.y),
       summary: bucket === "1m" ? "All DC over all AC, of the hour before each minute." : `All DC over all AC, by ${PER[bucket]}.`,
     });
   }
@@ -102,7 +100,7 @@ export function showFleet(main) {
     grid.hidden = numbers.element.hidden = controls.element.hidden = expected === 0;
     const silent = expected - reporting;
     numbers.set("devices", count(reporting), `of ${count(expected)}`, silent ? `${count(silent)} silent for 10 minutes` : "none is silent", silent ? "warn" : "");
-    const age = lagSeconds == null ? "freshness unknown" : `complete up to ${clock(asOf, true)}, ${duration(lagSeconds)} behind`;
+    const age = lagSeconds == null ? "freshness unknown" : `complete up to ${clock(asOf, true)}`;
     numbers.set("rate", rate(readingsPerSecond), "per second", state === "live" ? age : `as of ${clock(connection.since, true)}`);
   }
 
@@ -144,6 +142,13 @@ export function peak(what, { x, y }) {
   const most = y.reduce((best, value, i) => (value > (y[best] ?? -Infinity) ? i : best), 0);
   const last = y.length - 1;
   return `${what} at most ${fixed(y[most], 1)} kW, ${moment(1000 * x[most])}; last ${fixed(y[last], 1)} kW, ${moment(1000 * x[last])}.`;
+}
+
+// Wide enough for what is there, but not for a single point far off: that leaves the picture, and stands in the values.
+export function efficiencyAxis(percents) {
+  const known = percents.filter((value) => value != null).sort((a, b) => a - b);
+  const at = (share) => known[Math.floor(share * (known.length - 1))] ?? 100;
+  return { yMin: Math.max(-2, Math.min(100 * LOW - 8, at(0.01) - 2)), yMax: Math.min(150, Math.max(100, at(0.99) + 2)) };
 }
 
 function deviceList() {

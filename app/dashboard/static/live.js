@@ -6,7 +6,7 @@ export const connection = { state: "connecting", since: Date.now(), fleet: null,
 
 const SILENCE_MS = 10_000;
 const RETRY_MS = 1_000;
-const LONGEST_RETRY_MS = 15_000;
+const LONGEST_RETRY_MS = 4_000;
 let source;
 let watchdog;
 let retryMs = RETRY_MS;

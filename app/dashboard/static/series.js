@@ -4,15 +4,27 @@ export const SECONDS = { "1m": 60, "1h": 3600, "1d": 86400 };
 export const PER = { "1m": "minute", "1h": "hour", "1d": "day" };
 // A device that reports each two minutes has no gap; README: gaps of up to five minutes are covered.
 const COVERED_SECONDS = 300;
+const AROUND_SECONDS = 300;
 
-// Average power in kW of each bucket. A device's reading holds what flowed since the one before: that is the time to
-// divide by where a bucket of a minute follows an empty one.
-export function power(columns, name, bucket, ofDevice) {
-  const step = SECONDS[bucket];
-  return columns[name].map((energy, i) => {
-    if (energy == null) return null;
-    const since = ofDevice && bucket === "1m" && i > 0 ? columns.t[i] - columns.t[i - 1] : step;
-    return (energy * 3600) / since;
+// Average power in kW of each bucket.
+export function power(columns, name, bucket) {
+  return columns[name].map((energy) => (energy == null ? null : (energy * 3600) / SECONDS[bucket]));
+}
+
+// Of one device. A reading holds what flowed since the one before, at any second of its minute: single minutes would
+// show the beat of two clocks. So in minutes it is the average over the ten around each.
+export function devicePower(columns, name, bucket) {
+  const energy = columns[name];
+  const { t } = columns;
+  if (bucket !== "1m") return power(columns, name, bucket);
+  let first = 0;
+  let last = 0;
+  return t.map((at, i) => {
+    if (i > 0 && t[i] - t[i - 1] > COVERED_SECONDS) first = last = i;
+    while (at - t[first] > AROUND_SECONDS) first++;
+    while (last + 1 < t.length && t[last + 1] - at <= AROUND_SECONDS && t[last + 1] - t[last] <= COVERED_SECONDS) last++;
+    if (first === last) return (energy[i] * 3600) / SECONDS[bucket];
+    return (sum(energy.slice(first + 1, last + 1)) * 3600) / (t[last] - t[first]);
   });
 }
 

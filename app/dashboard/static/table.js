@@ -7,8 +7,8 @@ const BEYOND = 12;
 
 // Columns: {key, name, numeric?, hint?, cell(row) -> text or element}. Rows are objects with an `id`.
 export function virtualTable(caption, columns, onSort) {
-  const top = el("tr", { class: "space", "aria-hidden": "true" }, el("td", { colspan: columns.length }));
-  const bottom = el("tr", { class: "space", "aria-hidden": "true" }, el("td", { colspan: columns.length }));
+  const top = el("tr", { class: "space", "aria-hidden": "true" }, el("td"));
+  const bottom = el("tr", { class: "space", "aria-hidden": "true" }, el("td"));
   const heads = columns.map(({ key, name, numeric, wide }) =>
     el(
       "th",

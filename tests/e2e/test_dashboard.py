@@ -1,0 +1,262 @@
+"""The dashboard in a real browser: what it shows, how it follows, what it says when something is wrong."""
+
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import axe_playwright_python
+import httpx
+import psycopg
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.fixtures.browser import browser, drawn, needs_chromium, opened
+from tests.fixtures.database import Server
+from tests.fixtures.engines import on_plain
+from tests.fixtures.sending import Reading, meter, minutes_ago, stamp, vehicle
+from tests.fixtures.service import Process, serving
+from tests.integration.test_seeds import worked_example
+from tests.screenshot import take_screenshot
+
+__all__ = ["browser"]
+
+pytestmark = needs_chromium
+
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+WITHIN_MS = 3_000
+
+
+def send(process: Process, readings: Reading | list[Reading]) -> None:
+    answer = httpx.post(f"{process.base_url}/v1/telemetry", json=readings, timeout=30)
+    assert answer.status_code == httpx.codes.OK, answer.text
+    assert answer.json()["rejected"] == []
+
+
+def figure(page: Page, name: str) -> Any:
+    return page.locator(f"[data-figure={name}]")
+
+
+def line_pieces(page: Page, chart: int = 0) -> int:
+    """Into how many pieces the first line of a chart is cut."""
+    path = page.locator(".plot").nth(chart).locator(".scatterlayer .trace").first.locator("path.js-line")
+    return sum((part.get_attribute("d") or "").count("M") for part in path.all())
+
+
+@pytest.fixture(scope="module")
+def example(server: Server) -> Iterator[Process]:
+    """The service with the worked example of the earlier systems' documents."""
+    url = server.clone()
+    with serving(url) as process:
+        send(process, worked_example(with_meter_id=True))
+        yield process
+    server.drop(url)
+
+
+def test_the_page_shows_the_numbers_of_the_worked_example(example: Process, browser: Browser) -> None:
+    with opened(browser, example.base_url) as page:
+        for name, value in {"ac": "5.578", "dc": "5.000", "loss": "0.578", "efficiency": "89.6"}.items():
+            expect(figure(page, name)).to_have_text(value)
+        page.get_by_role("link", name="V1").click()
+        for name, value in {"dc": "2.451", "efficiency": "90.1", "soc": "22.3", "temperature": "30.3"}.items():
+            expect(figure(page, name)).to_have_text(value)
+        expect(page.get_by_text("Of 5 covered minutes, 5 are paired, 0 shared, 0 unpaired.")).to_be_visible()
+        drawn(page)
+        page.goto(f"{example.base_url}/#/vehicle/V2")
+        expect(figure(page, "efficiency")).to_have_text("89.2")
+        page.goto(f"{example.base_url}/#/meter/M1")
+        expect(figure(page, "ac")).to_have_text("5.578")
+        page.goto(f"{example.base_url}/#/vehicle/V3")
+        expect(page.get_by_text("There is no vehicle V3.")).to_be_visible()
+
+
+def test_the_page_follows_a_live_reading(example: Process, browser: Browser) -> None:
+    with opened(browser, f"{example.base_url}/#/fleet?range=1h") as page:
+        expect(page.locator("#status-text")).to_contain_text("Live")
+        expect(page.locator("tr[data-id=V1]")).to_be_visible()
+        now = minutes_ago(0)
+        send(example, [meter(now, 1.25, meter_id="M9"), vehicle(now, 1.125, vehicle_id="V9", soc=61.5)])
+        expect(page.locator("tr[data-id=V9]")).to_contain_text("61.5 %", timeout=WITHIN_MS)
+        expect(figure(page, "ac")).to_have_text("1.250", timeout=WITHIN_MS)
+        expect(figure(page, "efficiency")).to_have_text("90.0", timeout=WITHIN_MS)
+
+
+FLEET = """
+    INSERT INTO vehicle (external_id) SELECT 'vehicle-' || n FROM generate_series(1, 5000) AS n ORDER BY n;
+    INSERT INTO vehicle_state (vehicle_id, ts, dc_milliwh, soc_centipercent)
+    SELECT id, now() - INTERVAL '1 minute', 108000, id * 7919 % 10000 FROM vehicle WHERE external_id ~ '^vehicle-'
+"""
+
+
+@on_plain
+def test_5_000_vehicles_are_searched_and_sorted_and_the_address_restores_the_view(
+    example: Process, browser: Browser
+) -> None:
+    with psycopg.connect(example.database_url, autocommit=True) as connection:
+        connection.execute(FLEET)
+        by_charge = connection.execute("""
+            SELECT external_id FROM vehicle JOIN vehicle_state ON vehicle_id = id
+            WHERE external_id LIKE 'vehicle-47%' ORDER BY soc_centipercent
+        """).fetchall()
+    with opened(browser, f"{example.base_url}/#/fleet?range=1h") as page:
+        rows = page.locator("tr[data-id]")
+        expect(page.locator("tr[data-id=vehicle-1]")).to_be_visible()
+        assert rows.count() < 80
+        page.get_by_role("searchbox").fill("VEHICLE-47")
+        expect(page.get_by_text("111 of 5,00")).to_be_visible()
+        page.get_by_role("button", name="Charge").click()
+        least = rows.first.get_attribute("data-id")
+        page.get_by_role("button", name="Charge").click()
+        expect(rows.first).not_to_have_attribute("data-id", least or "")
+        most = rows.first.get_attribute("data-id")
+        assert (least, most) == (*by_charge[0], *by_charge[-1])
+        address = page.url
+        assert "range=1h" in address
+    with opened(browser, address) as page:
+        expect(page.get_by_text("111 of 5,00")).to_be_visible()
+        expect(page.locator("tr[data-id]").first).to_have_attribute("data-id", most or "")
+        expect(page.get_by_role("button", name="1 hour")).to_have_attribute("aria-pressed", "true")
+        page.get_by_role("searchbox").fill("")
+        page.get_by_role("region", name="Vehicles").press("End")
+        expect(page.locator("tr[data-id=vehicle-5000]")).to_be_visible()
+
+
+@on_plain
+def test_gaps_are_drawn_as_gaps(example: Process, browser: Browser) -> None:
+    there = [minute for minute in range(60, 120) if not 80 <= minute < 100]
+    send(example, [meter(minutes_ago(minute), 0.2, meter_id="G1") for minute in there])
+    ends = [stamp(minutes_ago(minute)) for minute in (150, 30)]
+    query = f"from={ends[0]}&to={ends[1]}"
+    with opened(browser, f"{example.base_url}/#/fleet?{query}") as page:
+        drawn(page)
+        assert line_pieces(page) == 2
+        page.goto(f"{example.base_url}/#/meter/G1?{query}")
+        expect(figure(page, "ac")).to_have_text("8.000")
+        drawn(page)
+        assert line_pieces(page) == 2
+        page.get_by_text("Values").first.click()
+        assert page.get_by_role("region", name="Power: values").locator("tbody tr").count() == len(there)
+
+
+@on_plain
+def test_dragging_zooms_and_back_returns(example: Process, browser: Browser) -> None:
+    with opened(browser, f"{example.base_url}/#/fleet?range=7d") as page:
+        drawn(page)
+        expect(page.get_by_text("Average by hour, kW.")).to_be_visible()
+        box = page.locator(".plot .nsewdrag").first.bounding_box()
+        assert box is not None
+        middle = box["y"] + box["height"] / 2
+        page.mouse.move(box["x"] + 0.95 * box["width"], middle)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.99 * box["width"], middle, steps=5)
+        page.mouse.up()
+        expect(page).to_have_url(re.compile("from="))
+        expect(page.get_by_text("Average by minute, kW.")).to_be_visible()
+        page.go_back()
+        expect(page.get_by_text("Average by hour, kW.")).to_be_visible()
+        page.get_by_role("button", name="Zoom in").click()
+        expect(page).to_have_url(re.compile("from="))
+
+
+@on_plain
+def test_an_empty_database_says_how_to_send_the_first_reading(server_process: Process, browser: Browser) -> None:
+    with opened(browser, server_process.base_url) as page:
+        command = page.locator("pre").inner_text()
+        assert page.locator(".tiles").is_hidden()
+        subprocess.run(["sh", "-euc", command], check=True, capture_output=True)
+        expect(page.locator("tr[data-id=V1]")).to_be_visible(timeout=WITHIN_MS)
+        expect(figure(page, "ac")).to_have_text("0.480", timeout=WITHIN_MS)
+
+
+@on_plain
+def test_nothing_that_an_address_says_becomes_html(example: Process, browser: Browser) -> None:
+    bad = quote("<img src=x onerror=alert(1)>", safe="")
+    for path in (
+        f"vehicle/{bad}",
+        f"fleet?q={bad}&sort={bad}&range={bad}",
+        f"{bad}/{bad}?from={bad}&to=9999-12-31",
+        "vehicle/%ff",
+    ):
+        with opened(browser, f"{example.base_url}/#/{path}") as page:
+            expect(page.locator("#status-text")).to_contain_text("Live")
+            assert page.locator("img").count() == 0
+
+
+def faults(page: Page) -> list[str]:
+    """What axe-core finds serious or worse."""
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run()")
+    return [
+        f"{violation['id']}: {json.dumps([node['target'] for node in violation['nodes']])}"
+        for violation in found["violations"]
+        if violation["impact"] in ("serious", "critical")
+    ]
+
+
+@on_plain
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(theme: str, example: Process, browser: Browser) -> None:
+    with opened(browser, example.base_url, theme=theme) as page:
+        drawn(page)
+        expect(page.locator("tr[data-id=V1]")).to_be_visible()
+        assert page.evaluate("document.documentElement.dataset.theme") == theme
+        assert faults(page) == []
+        page.get_by_text("Values").first.click()
+        page.get_by_text("Choose").click()
+        assert faults(page) == []
+        page.goto(f"{example.base_url}/#/vehicle/V1")
+        drawn(page)
+        assert faults(page) == []
+    with opened(browser, example.base_url, theme=theme, size=(390, 844)) as page:
+        drawn(page)
+        assert faults(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@on_plain
+def test_the_theme_that_is_chosen_stays(example: Process, browser: Browser) -> None:
+    with opened(browser, example.base_url) as page:
+        page.get_by_role("button", name="Dark theme").click()
+        page.reload()
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+@on_plain
+def test_the_files_are_kept_by_browsers_and_run_nothing_from_elsewhere(example: Process) -> None:
+    page = httpx.get(example.base_url)
+    assert "script-src 'self';" in page.headers["content-security-policy"]
+    assert page.headers["cache-control"] == "no-cache"
+    for path in re.findall(r'(?:src|href|data-charts)="(/dashboard/[^"]+)"', page.text):
+        for encoding in "gzip", "identity":
+            answer = httpx.get(example.base_url + path, headers={"Accept-Encoding": encoding})
+            assert answer.status_code == httpx.codes.OK
+            assert "immutable" in answer.headers["cache-control"]
+            assert answer.headers.get("content-encoding", "identity") == encoding
+    for unknown in "/dashboard/0/style.css", "/dashboard/0/..%2fassets.py", "/nowhere":
+        assert httpx.get(example.base_url + unknown).json()["code"] == "not_found"
+
+
+@on_plain
+def test_the_picture_of_the_readme_can_be_taken(example: Process, browser: Browser, tmp_path: Path) -> None:
+    take_screenshot(browser, example.base_url, tmp_path / "dashboard.png")
+    assert (tmp_path / "dashboard.png").stat().st_size > 20_000
+
+
+@on_plain
+def test_the_page_survives_a_restart_of_the_server(example: Process, browser: Browser) -> None:
+    with opened(browser, example.base_url) as page:
+        expect(page.locator("tr[data-id=V1]")).to_be_visible()
+        expect(page.locator("#status-text")).to_have_text("Live")
+        example.popen.send_signal(signal.SIGTERM)
+        assert example.popen.wait(timeout=10) == 0
+        expect(page.locator("#banner")).to_contain_text("Disconnected since")
+        example.start()
+        example.await_ready()
+        send(example, vehicle(minutes_ago(0), vehicle_id="V8"))
+        expect(page.locator("#status-text")).to_have_text("Live")
+        expect(page.locator("#banner")).to_be_hidden()
+        expect(page.locator("tr[data-id=V8]")).to_be_visible()

@@ -1,0 +1,162 @@
+"""Server-sent events: what listeners are told, what they cost, and that they hold nothing up."""
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, aclosing
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from app.dashboard import live
+from app.dashboard.live import Hub
+from app.database import create_pool
+from tests.fixtures.engines import on_plain
+from tests.fixtures.sending import meter, minutes_ago, problem, vehicle
+from tests.fixtures.service import Process
+
+PATH = "/v1/analytics/fleet/live"
+Event = tuple[str, Any]
+
+
+def events(lines: Iterator[str]) -> Iterator[Event]:
+    name = ""
+    for line in lines:
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
+
+
+def test_a_reading_is_told_within_three_seconds(server_process: Process) -> None:
+    now = minutes_ago(0)
+    readings = [meter(now, 1.0), vehicle(now, 0.9, soc=42.5)]
+    with httpx.stream("GET", server_process.base_url + PATH, timeout=10) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        told = events(answer.iter_lines())
+        name, fleet = next(told)
+        assert (name, fleet["devicesExpected"], fleet["minutes"]["t"]) == ("fleet", 0, [])
+        httpx.post(f"{server_process.base_url}/v1/telemetry", json=readings).raise_for_status()
+        sent = time.monotonic()
+        states = next(data for name, data in told if name == "states")
+        assert [(state["vehicleId"], state["soc"], state["kwhDeliveredDc"]) for state in states] == [("V1", 42.5, 0.9)]
+        fleet = next(data for name, data in told if name == "fleet")
+        assert time.monotonic() - sent < 3
+    assert (fleet["devicesReporting"], fleet["devicesExpected"]) == (2, 2)
+    assert {name: fleet["minutes"][name] for name in ("acKwh", "dcKwh", "efficiencyRatio")} == {
+        "acKwh": [1.0],
+        "dcKwh": [0.9],
+        "efficiencyRatio": [0.9],
+    }
+
+
+@on_plain
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_open_streams_do_not_hold_up_the_end(number: int, server_process: Process) -> None:
+    with ExitStack() as stack:
+        streams = []
+        for _ in range(5):
+            answer = stack.enter_context(httpx.stream("GET", server_process.base_url + PATH, timeout=20))
+            streams.append(events(answer.iter_lines()))
+        for stream in streams:
+            assert next(stream)[0] == "fleet"
+        started = time.monotonic()
+        server_process.signal_all(number)
+        for stream in streams:
+            assert {name for name, _ in stream} <= {"fleet"}
+        assert server_process.popen.wait(timeout=20) == 0
+        assert time.monotonic() - started < 5
+
+
+async def next_event(stream: AsyncIterator[bytes]) -> dict[str, Any]:
+    """The next events that are told together, by name."""
+    while (message := await anext(stream)).startswith(b"retry"):
+        pass
+    return dict(events(iter(message.decode().splitlines())))
+
+
+@pytest.fixture
+async def hub(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hub]:
+    monkeypatch.setattr(live, "_PERIOD_S", 0.02)
+    pool = create_pool(database_url, 4)
+    hub = Hub(pool)
+    yield hub
+    hub.close()
+    await pool.dispose()
+
+
+@on_plain
+async def test_a_change_of_an_alert_is_told(hub: Hub, connection: psycopg.Connection) -> None:
+    async with aclosing(hub.listen()) as stream:
+        assert set(await next_event(stream)) == {"fleet"}
+        connection.execute("""
+            INSERT INTO alert_transition (transition, kind, stream, device_id, opened, evidence)
+            VALUES ('opened', 'no_data', 'meter', 1, now(), '{}')
+        """)
+        async with asyncio.timeout(5):
+            while "alerts" not in (told := await next_event(stream)):
+                pass
+        assert told["alerts"] == {"transition": 1}
+
+
+@on_plain
+async def test_one_task_asks_for_all_and_only_while_someone_listens(hub: Hub) -> None:
+    async with aclosing(hub.listen()) as first, aclosing(hub.listen()) as second:
+        await next_event(first)
+        await next_event(second)
+        asking = [task for task in asyncio.all_tasks() if "_ask_forever" in repr(task)]
+        assert len(asking) == 1
+    async with asyncio.timeout(5):
+        await asking[0]
+
+
+@on_plain
+async def test_a_slow_listener_is_sent_away_and_the_others_stay(hub: Hub) -> None:
+    async with aclosing(hub.listen()) as slow, aclosing(hub.listen()) as quick:
+        await anext(slow)
+        await next_event(slow)
+        for _ in range(3 * live._MAX_WAITING):
+            await next_event(quick)
+        async with asyncio.timeout(5):
+            assert [message async for message in slow] == []
+        await next_event(quick)
+
+
+@on_plain
+async def test_listeners_are_bounded(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MAX_LISTENERS", 0)
+    problem(await client.get(PATH), 503, "store_busy")
+
+
+@on_plain
+async def test_changed_states_come_in_bounded_parts(
+    hub: Hub, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "MAX_STATES", 2)
+    async with aclosing(hub.listen()) as stream:
+        await next_event(stream)
+        connection.execute("""
+            INSERT INTO vehicle (external_id) SELECT 'V' || n FROM generate_series(1, 5) AS n;
+            INSERT INTO vehicle_state (vehicle_id, ts, dc_milliwh) SELECT id, now(), 1 FROM vehicle
+        """)
+        parts: list[list[str]] = []
+        async with asyncio.timeout(5):
+            while len(parts) < 3:
+                told = await next_event(stream)
+                parts += [[state["vehicleId"] for state in told["states"]]] if "states" in told else []
+    assert parts == [["V1", "V2"], ["V3", "V4"], ["V5"]]
+
+
+async def test_a_database_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_PERIOD_S", 0.02)
+    pool = create_pool("host=127.0.0.1 port=1", 1)
+    hub = Hub(pool)
+    async with aclosing(hub.listen()) as stream:
+        for _ in range(2):
+            told = await next_event(stream)
+            assert told["problem"]["code"] == "store_unavailable"
+    await pool.dispose()
