@@ -54,6 +54,7 @@ def say_what_to_try(ask: Callable[[str], Any], base_url: str, fleet: Fleet) -> N
         return
     _console.print(f"\nWattline serves {len(fleet.chargers)} chargers at {base_url}.", style="bold")
     _console.print("Ctrl-C stops it; the next start goes on with the same data, after up to a day without a gap.\n")
+    _console.print(f"  Dashboard         {base_url}/", style="bold")
     _console.print(f"  API description   {base_url}/schema")
     _console.print(f"  Fleet by hour     {base_url}/v1/analytics/fleet/series?hours=24&bucket=1h")
     for line in _engine_lines(ready):

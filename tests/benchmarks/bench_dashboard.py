@@ -1,4 +1,4 @@
-"""The dashboard on a day of 5,000 meters and 5,000 vehicles: its first calls, its first view, a look of the live stream."""
+"""The dashboard on a day of 5,000 meters and 5,000 vehicles: its first calls, its first view, its live stream."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,16 +6,18 @@ from datetime import UTC, datetime, timedelta
 from statistics import median
 from urllib.parse import urlencode
 
-import psycopg
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from app.dashboard.live import News
 from app.database import create_pool
 from tests.benchmarks.conftest import Ask, Measure
-from tests.fixtures.browser import chromium, needs_chromium, opened
+from tests.fixtures.browser import chromium, needs_chromium
+from tests.fixtures.service import Process
 
 CALLS = {
+    "/v1/analytics/alerts?open=true&limit=50": "first data: open alerts",
+    "/v1/analytics/efficiency?by=vehicle&worst=5000": "first data: efficiency of 5,000 vehicles",
     "/v1/analytics/vehicles/states": "first data: states of 5,000 vehicles",
     "/v1/analytics/freshness": "first data: freshness",
     "/v1/analytics/vehicles/vehicle-4711/coverage": "a vehicle's page: minutes of 24 h",
@@ -24,13 +26,13 @@ VIEWS = 7
 # What is seen of the page, and when: the numbers, the lines, the rows.
 SEEN = """
     const seen = {}, things = {
-        numbers: () => (document.querySelector('[data-figure=ac]')?.textContent ?? '–') !== '–',
+        numbers: () => /[0-9]/.test(document.querySelector('[data-figure=ac]')?.textContent),
         lines: () => document.querySelector('.plot path'),
         rows: () => document.querySelector('tr[data-id]'),
         charts: () => document.querySelector('.plot[data-drawn]'),
     };
     const look = () => {
-        for (const [name, there] of Object.entries(things)) if (!(name in seen) && there()) seen[name] = performance.now();
+        for (const [name, there] of Object.entries(things)) if (there()) seen[name] ??= performance.now();
         requestAnimationFrame(look);
     };
     globalThis.seen = seen;
@@ -51,9 +53,9 @@ def test_calls(path: str, ask: Ask, measure: Measure) -> None:
     measure(CALLS[path], lambda _: path)
 
 
-def test_a_look_of_the_live_stream(ask: Ask, benchmark: BenchmarkFixture, report: Callable[[str], None]) -> None:
+def test_a_look_of_the_live_stream(loaded: Process, benchmark: BenchmarkFixture, report: Callable[[str], None]) -> None:
     with asyncio.Runner() as runner:
-        pool, news = create_pool(ask.database_url, 2), News()  # type: ignore[attr-defined]
+        pool, news = create_pool(loaded.database_url, 2), News()
         benchmark.pedantic(lambda: runner.run(news.ask(pool)), rounds=50, warmup_rounds=5)  # type: ignore[no-untyped-call]
         runner.run(pool.dispose())
     assert benchmark.stats is not None
@@ -61,7 +63,7 @@ def test_a_look_of_the_live_stream(ask: Ask, benchmark: BenchmarkFixture, report
 
 
 @needs_chromium
-def test_first_view(ask: Ask, benchmark: BenchmarkFixture, report: Callable[[str], None]) -> None:
+def test_first_view(loaded: Process, benchmark: BenchmarkFixture, report: Callable[[str], None]) -> None:
     """Each time with an empty cache."""
     views = []
 
@@ -69,7 +71,7 @@ def test_first_view(ask: Ask, benchmark: BenchmarkFixture, report: Callable[[str
         context = browser.new_context(viewport={"width": 1440, "height": 900})
         page = context.new_page()
         page.add_init_script(SEEN)
-        page.goto(ask.base_url)  # type: ignore[attr-defined]
+        page.goto(loaded.base_url)
         page.wait_for_selector(".plot[data-drawn]")
         page.wait_for_timeout(50)
         views.append(page.evaluate("seen"))

@@ -15,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from tests.benchmarks.history import store_day
 from tests.fixtures.database import Server
-from tests.fixtures.service import serving
+from tests.fixtures.service import Process, serving
 
 DEVICES = 5_000
 ROUNDS = 100
@@ -51,12 +51,16 @@ def day_url(server: Server) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def ask(day_url: str) -> Iterator[Ask]:
-    """Asks the real server, which has that day and takes 1,000 readings/s meanwhile.
+def loaded(day_url: str) -> Iterator[Process]:
+    """The real server with that day, which takes 1,000 readings/s meanwhile."""
+    with serving(day_url) as process, _ingest(process.port), _refresh(day_url):
+        yield process
 
-    One connection, as a dashboard has.
-    """
-    with serving(day_url) as process, closing(HTTPConnection("127.0.0.1", process.port)) as client:
+
+@pytest.fixture(scope="session")
+def ask(loaded: Process) -> Iterator[Ask]:
+    """Asks it, over one connection, as a dashboard has."""
+    with closing(HTTPConnection("127.0.0.1", loaded.port)) as client:
 
         def get(path: str) -> Any:
             client.request("GET", path)
@@ -65,8 +69,7 @@ def ask(day_url: str) -> Iterator[Ask]:
             assert answer.status == 200, body
             return json.loads(body)
 
-        with _ingest(process.port), _refresh(day_url):
-            yield get
+        yield get
 
 
 @contextmanager

@@ -24,7 +24,12 @@ ADDRESS = "http://127.0.0.1:8000"
 PROGRAMS = ".venv/bin/"
 
 # What depends on engine, version and moment: of these the type is compared, or null.
-VARIES = {"asOf", "materializedThrough", "lagSeconds"} | {"version", "engine", "postgresql", "timescaledb"}
+VARIES = {"asOf", "materializedThrough", "lagSeconds", "readingsPerSecond"} | {
+    "version",
+    "engine",
+    "postgresql",
+    "timescaledb",
+}
 VARIES |= {"neededRevision", "revision"}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 NOW_SECONDS = 1_700_000_000

@@ -29,6 +29,8 @@ OPERATIONS = {
         "get_fleet_series",
         "get_meter_readings",
         "get_vehicle_readings",
+        "get_fleet_live",
+        "get_vehicle_coverage",
         "get_vehicle_states",
         "get_meter_states",
         "get_freshness",

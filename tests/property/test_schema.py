@@ -43,6 +43,7 @@ ROUTES = {
     ("get", "/v1/analytics/meters/states"),
     ("get", "/v1/analytics/meters/{meter_id}/readings"),
     ("get", "/v1/analytics/vehicles/{vehicle_id}/readings"),
+    ("get", "/v1/analytics/vehicles/{vehicle_id}/coverage"),
     ("get", "/v1/analytics/freshness"),
     ("get", "/health/live"),
     ("get", "/health/ready"),

@@ -29,17 +29,26 @@ function evidenceOf([name, value]) {
   return [title(words.join(" ")), Array.isArray(value) ? value.join(", ") : String(value ?? "–")];
 }
 
-function item({ kind, stream, deviceId, meterIds, openedAt, closedAt, text, evidence }) {
+const ORDER = ["efficiencyRatio", "acKwh", "dcKwh", "lossKwh", "minutes", "pairedMinutes", "sharedMinutes"];
+
+// The numbers in this order, then what else there is.
+function ordered(evidence) {
+  const place = ([name]) => (ORDER.includes(name) ? ORDER.indexOf(name) : ORDER.length + ["from", "to"].indexOf(name));
+  return Object.entries(evidence).sort((a, b) => place(a) - place(b));
+}
+
+function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt, text, evidence }) {
   const [state, shape, name] = KINDS[kind] ?? ["warn", "●", kind];
   const opened = el("time", { datetime: openedAt, title: moment(openedAt) }, ago(openedAt));
   const when = closedAt ? el("span", {}, "closed ", el("time", { datetime: closedAt, title: moment(closedAt) }, ago(closedAt))) : "open";
-  const numbers = Object.entries(evidence ?? {}).map(evidenceOf);
-  const others = (meterIds ?? []).filter((id) => stream !== "meter" || id !== deviceId);
+  const numbers = ordered(evidence).map(evidenceOf);
+  const other = stream === "meter" ? "vehicle" : "meter";
+  const others = stream === "meter" ? vehicleIds : meterIds;
   return el(
     "li",
     { class: "alert", "data-state": closedAt ? "none" : state },
     el("p", { class: "head" }, el("strong", {}, el("span", { "aria-hidden": "true" }, shape), ` ${name}`), el("span", { class: "when" }, opened, " · ", when)),
-    el("p", {}, el("a", { href: link(stream, deviceId) }, deviceId), others.map((id) => [" at ", el("a", { href: link("meter", id) }, id)])),
+    el("p", {}, el("a", { href: link(stream, deviceId) }, deviceId), others.map((id, i) => [i ? ", " : stream === "meter" ? " with " : " at ", el("a", { href: link(other, id) }, id)])),
     el("p", { class: "text" }, text),
     numbers.length ? el("dl", { class: "evidence" }, numbers.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)))) : null,
   );

@@ -6,7 +6,7 @@ export const VERDICTS = {
   ok: ["ok", "●", "ok"],
   low_efficiency: ["warn", "▼", "low"],
   impossible: ["bad", "▲", "impossible"],
-  insufficient_data: ["none", "○", "too little data"],
+  insufficient_data: ["none", "○", "little data"],
   no_meter: ["none", "○", "no meter"],
 };
 
