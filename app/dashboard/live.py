@@ -1,7 +1,7 @@
 """What is new, to everyone who looks: one task asks the aggregates about each second and tells all listeners."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -66,7 +66,7 @@ class Hub:
         if self._asking is not None:
             self._asking.cancel()
 
-    async def listen(self) -> AsyncIterator[bytes]:
+    async def listen(self) -> AsyncGenerator[bytes, None]:
         """The events as they come, the latest first, until close() or until the listener is too slow."""
         queue = asyncio.Queue[bytes | None](_MAX_WAITING)
         self._listeners.add(queue)

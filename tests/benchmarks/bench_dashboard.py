@@ -65,7 +65,7 @@ def test_a_look_of_the_live_stream(loaded: Process, benchmark: BenchmarkFixture,
 @needs_chromium
 def test_first_view(loaded: Process, benchmark: BenchmarkFixture, report: Callable[[str], None]) -> None:
     """Each time with an empty cache."""
-    views = []
+    views: list[dict[str, float]] = []
 
     def view() -> None:
         context = browser.new_context(viewport={"width": 1440, "height": 900})

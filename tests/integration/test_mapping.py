@@ -127,7 +127,7 @@ async def test_an_unknown_vehicle_has_no_history(shared_client: httpx.AsyncClien
 
 
 async def test_a_query_for_no_id_is_a_400(shared_client: httpx.AsyncClient) -> None:
-    for query in "", "?vehicle_id=V1", "?vehicleId=a%00b":
+    for query in "", "?vehicle_id=V1", "?meter_id=M1", "?meterId=a%00b", "?vehicleId=a%00b":
         problem(await shared_client.get(PATH + query), 400, "invalid_parameter")
 
 
@@ -190,3 +190,17 @@ async def test_other_mappings_from_many_clients_follow_each_other(shared_client:
     assert rows[0][1] is None
     assert rows[-1][2] is None
     assert [end for _, _, end in rows[:-1]] == [start for _, start, _ in rows[1:]]
+
+
+async def test_the_history_is_asked_for_by_vehicle_by_meter_or_both(client: httpx.AsyncClient) -> None:
+    for vehicle, meter in ("V1", "M1"), ("V2", "M1"), ("V2", "M2"):
+        await map_vehicle(client, vehicle, meter)
+    for query, expected in (
+        ({"meterId": "M1"}, [("V1", "M1"), ("V2", "M1")]),
+        ({"vehicleId": "V2"}, [("V2", "M1"), ("V2", "M2")]),
+        ({"vehicleId": "V2", "meterId": "M1"}, [("V2", "M1")]),
+        ({"vehicleId": "V1", "meterId": "M2"}, []),
+        ({"meterId": "M9"}, []),
+    ):
+        answer = await client.get(PATH, params=query)
+        assert sorted((one["vehicleId"], one["meterId"]) for one in answer.json()) == expected
