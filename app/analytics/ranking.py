@@ -38,7 +38,7 @@ class Totals(msgspec.Struct, frozen=True, rename="camel"):
     efficiency_ratio: float | None
 
 
-class Ranking(msgspec.Struct, frozen=True, rename="camel"):
+class EfficiencyRanking(msgspec.Struct, frozen=True, rename="camel"):
     """Whole hours in [from, to). Readings committed before `as_of` are in, where their hour was over."""
 
     by: By
@@ -55,7 +55,9 @@ def whole_hours(window: Window) -> Window:
     return Window(start, end if end == window.end else end + _HOUR)
 
 
-async def fetch_ranking(pool: AsyncEngine, by: By, window: Window, *, worst: int, low_efficiency: float) -> Ranking:
+async def fetch_ranking(
+    pool: AsyncEngine, by: By, window: Window, *, worst: int, low_efficiency: float
+) -> EfficiencyRanking:
     """The worst devices in service over whole hours; first those of which enough is known to judge them."""
     async with driver_connection(pool) as connection:
         ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
@@ -65,7 +67,9 @@ async def fetch_ranking(pool: AsyncEngine, by: By, window: Window, *, worst: int
         bounds = {"from": window.start, "to": window.end, "worst": worst, "enough": ENOUGH_AC_MILLIWH}
         rows = await (await connection.execute(statement, bounds)).fetchall()
     _, *totals = rows[0]
-    return Ranking(by, *window, as_of, _totals(*totals[:2]), [_ranked(low_efficiency, *row) for row in rows[1:]])
+    return EfficiencyRanking(
+        by, *window, as_of, _totals(*totals[:2]), [_ranked(low_efficiency, *row) for row in rows[1:]]
+    )
 
 
 def _totals(ac: int, dc: int) -> Totals:

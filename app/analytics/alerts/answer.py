@@ -29,7 +29,7 @@ class AlertAnswer(msgspec.Struct, frozen=True, rename="camel"):
     evidence: dict[str, float | int | str]
 
 
-class Alerts(msgspec.Struct, frozen=True, rename="camel"):
+class AlertPage(msgspec.Struct, frozen=True, rename="camel"):
     """Newest first. Readings committed before `as_of` have been judged, where their hour was over."""
 
     as_of: datetime | None
@@ -53,12 +53,12 @@ class Wanted(NamedTuple):
     limit: int = 100
 
 
-async def fetch_alerts(connection: AsyncConnection[tuple[Any, ...]], wanted: Wanted) -> Alerts:
+async def fetch_alerts(connection: AsyncConnection[tuple[Any, ...]], wanted: Wanted) -> AlertPage:
     """The alerts of devices in service. Raises InvalidParameter when `after` is no alert's id."""
     parameters = {**wanted._asdict(), **_position(wanted.after)}
     ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
     rows = await (await connection.execute(_ALERTS, parameters)).fetchall()
-    return Alerts(as_of, [answer_of(*row) for row in rows])
+    return AlertPage(as_of, [answer_of(*row) for row in rows])
 
 
 def answer_of(

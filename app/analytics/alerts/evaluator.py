@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.analytics.alerts import stored, transitions
-from app.analytics.alerts.hours import NO_METER, Hours, judge_hours, margin_minutes
+from app.analytics.alerts.hours import NO_METER, Hours, judge_hours, margins
 from app.analytics.alerts.judge import KINDS, WINDOW_HOURS, judge, splice
 from app.analytics.alerts.minutes import fetch_concerned, fetch_slice
 from app.analytics.freshness import REPORTING_MINUTES, fetch_instants
@@ -103,8 +103,8 @@ async def _judge_hours(
 ) -> tuple[set[int], Hours]:
     """The vehicles that are concerned, and their rows of these hours."""
     gap_minutes = settings.pairing_gap_minutes
-    margin = timedelta(minutes=margin_minutes(gap_minutes))
-    bounds = stored.instant(hours[0]) - margin, stored.instant(hours[-1] + 1) + margin
+    before, after = (timedelta(minutes=margin) for margin in margins(gap_minutes))
+    bounds = stored.instant(hours[0]) - before, stored.instant(hours[-1] + 1) + after
     vehicles, meters = ({device for stream, device, *_ in touched if stream == each} for each in ("vehicle", "meter"))
     judged: Hours = {}
     judging: asyncio.Task[Hours] | None = None

@@ -53,7 +53,7 @@ def judge_hours(
 ) -> Hours:
     """The rows of some vehicles in some hours; for `delivered` and `consumed` see pair_each().
 
-    Both must hold the minutes from `margin_minutes` before each hour until after it; further ones change nothing.
+    Both must hold each hour's minutes and its margins(); further ones change nothing.
     """
     pairs = pair_each(vehicles, delivered, consumed, mappings, gap_minutes=gap_minutes)
     wanted = frozenset(hours)
@@ -64,9 +64,9 @@ def judge_hours(
     }
 
 
-def margin_minutes(gap_minutes: int) -> int:
+def margins(gap_minutes: int) -> tuple[int, int]:
     """How many minutes before and after an hour its row depends on."""
-    return FROZEN_MINUTES + gap_minutes
+    return FROZEN_MINUTES + gap_minutes, gap_minutes
 
 
 def _rows(pairs: Pairs, hours: frozenset[int]) -> Iterator[tuple[int, int, Hour]]:

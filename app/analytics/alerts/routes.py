@@ -12,9 +12,9 @@ from litestar.params import QueryParameter
 from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.analytics.alerts.answer import Alerts, Wanted, fetch_alerts
+from app.analytics.alerts.answer import AlertPage, Wanted, fetch_alerts
 from app.analytics.alerts.judge import Kind, stamp
-from app.analytics.ranking import By, Ranking, fetch_ranking, whole_hours
+from app.analytics.ranking import By, EfficiencyRanking, fetch_ranking, whole_hours
 from app.analytics.window import CALENDAR_HOURS, window_of
 from app.csv_rows import csv_rows
 from app.database import driver_connection, translated_errors
@@ -48,7 +48,7 @@ async def get_alerts(
     ] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=10_000, description="At most so many.")] = 100,
     after: Annotated[str | None, QueryParameter(description="Only those that follow the alert of this id.")] = None,
-) -> Response[Alerts]:
+) -> Response[AlertPage]:
     """Alerts of devices in service, newest first; as CSV where `Accept` prefers text/csv."""
     if any(at is not None and at.tzinfo is None for at in (start, end)):
         raise InvalidTimeRange("`from` and `to` need a time zone.")
@@ -85,7 +85,7 @@ async def get_efficiency(
     end: Annotated[
         datetime | None, QueryParameter(name="to", description="Their end; else that of the last whole hour.")
     ] = None,
-) -> Response[Ranking]:
+) -> Response[EfficiencyRanking]:
     """The efficiency of the fleet and of its worst devices, by whole hours; as CSV where `Accept` prefers text/csv."""
     now = datetime.now(UTC)
     window = window_of(
