@@ -210,7 +210,7 @@ async def test_of_what_is_too_much_for_a_slow_database_less_is_tried(
         "CREATE TRIGGER tire AFTER INSERT ON meter_state REFERENCING NEW TABLE AS new EXECUTE FUNCTION tire()"
     )
     messages = [
-        (f"telemetry/meter/M{n}", json.dumps(meter(minutes_ago(1), meter_id=f"M{n}")).encode()) for n in range(1_000)
+        (f"telemetry/meter/M{n}", json.dumps(meter(minutes_ago(1), meter_id=f"M{n}")).encode()) for n in range(3_000)
     ]
     async with consuming_here(database_url, mqtt_url=broker.url) as here:
         with connection.transaction():
@@ -220,7 +220,7 @@ async def test_of_what_is_too_much_for_a_slow_database_less_is_tried(
             await asyncio.to_thread(flood.publish, messages)
             flood.close()
             await until(lambda: len(here.consumer._inbox) > 600)
-        await await_rows(connection, meter_reading=1_000, quarantine=0)
+        await await_rows(connection, meter_reading=3_000, quarantine=0)
         assert here.has_logged("mqtt_store_waits")
 
 

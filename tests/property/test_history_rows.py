@@ -16,11 +16,21 @@ from tests.fixtures.files import FIELDS
 
 NOW_US = EPOCH_US + 800_000_000_000_000
 # Of each field of FIELDS: values that are right, and some that are wrong or written otherwise.
-ids = st.sampled_from(["", "M1", "V.2", "no id", '"M1"', " M1 ", "x" * 65, "a\\b", "é"])
-numbers = st.sampled_from(["", "0.5", "7", "1e2", "-0.0", " 0.5", '"0.5"', "NaN", "1e999", "true", "0x1", ".5", "null"])
+ids = st.sampled_from(["", "M1", "null", "Null", "V.2", "no id", '"M1"', " M1 ", "x" * 65, "a\\b", "é"])
+numbers = st.sampled_from(
+    ["", "0.5", "7", "1e2", "-0.0", " 0.5", '"0.5"', "NaN", "1e999", "true", "0x1", ".5", "null", "NULL"]
+)
 cells = {
     "timestamp": st.sampled_from(
-        ["2025-05-01T12:00:00Z", "2025-05-01T14:00:00.000001+02:00", "2025-05-01T12:00:00", "1746100800", "", "noon"]
+        [
+            "2025-05-01T12:00:00Z",
+            "2025-05-01T14:00:00.000001+02:00",
+            "2025-05-01T12:00:00",
+            "1746100800",
+            "",
+            "noon",
+            "null",
+        ]
     ),
     "vehicleId": ids,
     "meterId": ids,

@@ -50,8 +50,11 @@ class Rows(ABC):
         rejected_lines: list[tuple[int, bytes]] = []
         for start in range(0, len(lines), PIECE_LINES):
             piece = lines[start : start + PIECE_LINES]
-            wires = self._decode_piece(piece) or [self._decode_line(n, line) for n, line in enumerate(piece)]
-            checked = check_each(wires, now_us, None, oldest_us=oldest_us)
+            checked = check_each(self._decode_piece(piece), now_us, None, oldest_us=oldest_us)
+            if checked.received < len(piece) or checked.rejected:
+                # One by one too where all could be read: then the reason is the same, whatever its neighbours are.
+                wires = [self._decode_line(n, line) for n, line in enumerate(piece)]
+                checked = check_each(wires, now_us, None, oldest_us=oldest_us)
             for refused in checked.rejected:
                 line = piece[refused.index]
                 refused.payload = (self._as_json(line) or line)[:PAYLOAD_LIMIT_BYTES]
@@ -158,7 +161,7 @@ class CsvRows(Rows):
         members = {
             field[0]: self._value(field[1], cell.strip())
             for field, cell in zip(self._fields, cells, strict=True)
-            if field and cell.strip()
+            if field and not _is_empty(field[0], cell.strip())
         }
         others = {
             name: cell for name, field, cell in zip(self._names, self._fields, cells, strict=True) if not field and cell
@@ -231,6 +234,11 @@ def _absent(present: Collection[str]) -> dict[str, Any]:
 def _beside(fields: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
     """With the columns that stand for no field: what is refused, perhaps for want of one, is kept whole."""
     return {**{name: value for name, value in others.items() if name not in ATTRIBUTES}, **fields}
+
+
+def _is_empty(field: str, cell: str) -> bool:
+    """Databases write `null` for what is absent, and msgspec's lax decode reads it so; as an id it is a name."""
+    return not cell or (field not in _IDS and cell.casefold() == "null")
 
 
 _IDS = ("vehicleId", "meterId")
