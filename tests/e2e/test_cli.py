@@ -55,25 +55,27 @@ def test_help_lists_the_commands_and_each_explains_itself() -> None:
     for command in COMMANDS:
         assert f"  {command} " in listed.stdout
     for command in COMMANDS:
-        shown = wattline(command, "-h")
+        shown = commands.command(command, "-h")
         assert (shown.returncode, shown.stderr) == (0, "")
-        assert shown.stdout.startswith(f"Usage: python -m app.cli {command} ")
+        assert shown.stdout.startswith(f"Usage: wattline {command} ")
     assert wattline("--version").stdout == f"wattline, version {__version__}\n"
 
 
 def test_a_wrong_use_is_status_2() -> None:
     for arguments in ["nonsense"], ["serve", "--port", "0"], ["serve", "--port", "http"], ["refresh", "--from", "noon"]:
-        done = wattline(*arguments)
+        done = commands.command(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert "Error: " in done.stderr
 
 
 def test_wrong_settings_are_one_line_with_key_value_and_type() -> None:
-    assert refusal(wattline("serve", WATTLINE_PORT="8000")).startswith("WATTLINE_PORT is not a setting of Wattline.")
-    assert refusal(wattline("migrate", WATTLINE_POOL_MAX_SIZE="many")) == (
+    assert refusal(commands.command("serve", WATTLINE_PORT="8000")).startswith(
+        "WATTLINE_PORT is not a setting of Wattline."
+    )
+    assert refusal(commands.command("migrate", WATTLINE_POOL_MAX_SIZE="many")) == (
         "WATTLINE_POOL_MAX_SIZE is 'many'; it must be a whole number."
     )
-    assert refusal(wattline("refresh", WATTLINE_ENGINE="oracle")) == (
+    assert refusal(commands.command("refresh", WATTLINE_ENGINE="oracle")) == (
         "WATTLINE_ENGINE is 'oracle'; it must be one of auto, timescale, plain."
     )
 
@@ -120,7 +122,7 @@ WITH_PASSWORD = {
 def test_no_command_prints_a_password(form: str) -> None:
     url, port = WITH_PASSWORD[form].format(port=free_port()), str(free_port())
     for command in ["serve", "--port", port], ["demo", "--port", port], ["migrate"], ["refresh"], ["doctor"]:
-        done = wattline(*command, DATABASE_URL=url)
+        done = commands.command(*command, DATABASE_URL=url)
         assert done.returncode == 1
         printed = " ".join((done.stdout + done.stderr).split())
         assert "The database of DATABASE_URL cannot be reached: " in printed
@@ -163,10 +165,10 @@ def test_a_database_is_migrated_before_it_is_served_or_refreshed(empty_database_
     line = refusal(wattline("serve", "--port", str(free_port()), DATABASE_URL=empty_database_url))
     assert line.startswith("The database is at revision None, this version needs ")
     assert "wattline migrate" in line
-    assert "wattline migrate" in refusal(wattline("refresh", DATABASE_URL=empty_database_url))
+    assert "wattline migrate" in refusal(commands.command("refresh", DATABASE_URL=empty_database_url))
 
     for _ in range(2):
-        migrated = wattline("migrate", DATABASE_URL=empty_database_url)
+        migrated = commands.command("migrate", DATABASE_URL=empty_database_url)
         assert (migrated.returncode, migrated.stderr) == (0, "")
         assert migrated.stdout.endswith("The database is migrated.\n")
     assert migrated.stdout == "The database is migrated.\n"
@@ -174,7 +176,7 @@ def test_a_database_is_migrated_before_it_is_served_or_refreshed(empty_database_
         assert connection.execute("SELECT engine FROM installation").fetchone() == (engine,)
 
     for bounds in [], ["--from", "2026-01-01"], ["--from", "2026-01-01", "--to", "2026-01-02T12:00:00Z"]:
-        refreshed = wattline("refresh", *bounds, DATABASE_URL=empty_database_url)
+        refreshed = commands.command("refresh", *bounds, DATABASE_URL=empty_database_url)
         assert (refreshed.returncode, refreshed.stderr) == (0, "")
         assert refreshed.stdout == "The aggregates are refreshed.\n"
 

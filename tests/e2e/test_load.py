@@ -71,7 +71,7 @@ def test_each_kind_sends_its_readings_and_finds_them_all(
         (["single", "--devices", "3"], 6),
         (["full", "--devices", "40", "--batch", "7"], 80),
         (["load", "--devices", "20", "--rate", "500", "--minutes", "0.05", "--batch", "100"], 1_500),
-        (["realistic", "--devices", "100", "--minutes", "0.1"], 1),
+        (["realistic", "--devices", "100", "--minutes", "0.05"], 1),
     ):
         status, table, errors = finish(start(server_process.base_url, *arguments))
         assert (status, errors) == (0, ""), arguments

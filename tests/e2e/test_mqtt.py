@@ -207,12 +207,12 @@ def test_a_consumer_stopped_without_its_database_leaves_all_to_the_broker(
         own_database.stop()
         flood = Flood(broker.port)
         # More than Mosquitto would keep by default, and more than Wattline takes unacknowledged.
-        flood.publish(messages(60_000))
+        flood.publish(messages(45_000))
         flood.close()
         assert consumer.stop() == 0
         own_database.start()
         consumer.start()
-        await_stored(own_database.url, 60_000)
+        await_stored(own_database.url, 45_000)
         assert "mqtt_store_waits" in consumer.log.read_text()
 
 
