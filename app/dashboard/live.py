@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import structlog
@@ -28,6 +29,7 @@ MAX_STATES = 1_000
 _MAX_WAITING = 16
 """Events that a listener may lag behind; one that reads no faster is sent away, and asks for everything anew."""
 _PERIOD_S = 1.0
+_GRACE_S = 2.0
 _MINUTE = timedelta(minutes=1)
 _SHOWN_MINUTES = 5 * _MINUTE
 # Most readings of a minute have come so long after its end.
@@ -55,7 +57,8 @@ class Hub:
 
     def __init__(self, pool: AsyncEngine) -> None:
         self._pool = pool
-        self._listeners: set[asyncio.Queue[bytes | None]] = set()
+        self._listeners: dict[asyncio.Queue[bytes | None], asyncio.Task[Any] | None] = {}
+        self._leaving: set[asyncio.Queue[bytes | None]] = set()
         self._asking: asyncio.Task[None] | None = None
         self._closed = False
         self._latest = b""
@@ -69,7 +72,7 @@ class Hub:
     async def listen(self) -> AsyncGenerator[bytes, None]:
         """The events as they come, the latest first, until close() or until the listener is too slow."""
         queue = asyncio.Queue[bytes | None](_MAX_WAITING)
-        self._listeners.add(queue)
+        self._listeners[queue] = asyncio.current_task()
         try:
             yield b"retry: 1000\n\n"
             if not self._closed and (self._asking is None or self._asking.done()):
@@ -79,7 +82,8 @@ class Hub:
             while not self._closed and (message := await queue.get()) is not None:
                 yield message
         finally:
-            self._listeners.discard(queue)
+            self._listeners.pop(queue, None)
+            self._leaving.discard(queue)
 
     @property
     def is_full(self) -> bool:
@@ -114,10 +118,18 @@ class Hub:
                 self._send_away(queue)
 
     def _send_away(self, queue: asyncio.Queue[bytes | None]) -> None:
-        self._listeners.discard(queue)
+        task = self._listeners.pop(queue)
         while not queue.empty():
             queue.get_nowait()
         queue.put_nowait(None)
+        # One that reads nothing at all never comes to it: its answer hangs in sending, and would keep the server alive.
+        self._leaving.add(queue)
+        asyncio.get_running_loop().call_later(_GRACE_S, self._cut, queue, task)
+
+    def _cut(self, queue: asyncio.Queue[bytes | None], task: asyncio.Task[Any] | None) -> None:
+        if queue in self._leaving and task is not None:
+            self._leaving.discard(queue)
+            task.cancel()
 
 
 class News:

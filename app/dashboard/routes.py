@@ -11,7 +11,6 @@ from litestar.params import FromPath, HeaderParameter
 
 from app import __version__
 from app.dashboard.assets import BASE, CHARTS, MEDIA_TYPES, STATIC, compressed
-from app.errors import NotFound
 from app.settings import Settings
 
 # The chart library sets styles of its own, in elements too; no script but our files runs.
@@ -41,8 +40,6 @@ def get_asset(
 ) -> Response[bytes]:
     """A file of the page."""
     body = compressed(f"/dashboard/{folder}/{name}")
-    if body is None:
-        raise NotFound
     media_type = MEDIA_TYPES[PurePosixPath(name).suffix]
     if "gzip" in accept_encoding:
         return Response(body, headers={"Content-Encoding": "gzip", **_FOR_GOOD}, media_type=media_type)

@@ -13,8 +13,10 @@ import psycopg
 import pytest
 
 from app.dashboard import live
+from app.dashboard.assets import BASE, compressed
 from app.dashboard.live import Hub
 from app.database import create_pool
+from app.errors import NotFound
 from tests.fixtures.engines import on_plain
 from tests.fixtures.sending import meter, minutes_ago, problem, vehicle
 from tests.fixtures.service import Process
@@ -124,6 +126,31 @@ async def test_a_slow_listener_is_sent_away_and_the_others_stay(hub: Hub) -> Non
         async with asyncio.timeout(5):
             assert [message async for message in slow] == []
         await next_event(quick)
+
+
+@on_plain
+async def test_a_listener_that_reads_nothing_holds_up_no_stop(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_GRACE_S", 0.1)
+
+    async def hang() -> None:
+        async for _ in hub.listen():
+            await asyncio.Event().wait()  # as in sending to a socket that is full
+
+    hanging = asyncio.create_task(hang())
+    async with aclosing(hub.listen()) as reading, asyncio.timeout(5):
+        await next_event(reading)
+        hub.close()
+        assert [message async for message in reading] == []
+        await asyncio.wait({hanging})
+    assert hanging.cancelled()
+
+
+def test_paths_without_a_file_are_not_remembered() -> None:
+    before = compressed.cache_info().currsize
+    for name in ("none.js", "../assets.py", "x" * 4_000):
+        with pytest.raises(NotFound):
+            compressed(f"{BASE}/{name}")
+    assert compressed.cache_info().currsize == before
 
 
 @on_plain

@@ -2,8 +2,9 @@
 
 import { ask } from "./api.js";
 import { el } from "./dom.js";
-import { ago, count, fixed, kwh, moment, percent } from "./format.js";
+import { count, fixed, kwh, moment, percent } from "./format.js";
 import { live } from "./live.js";
+import { since } from "./since.js";
 import { link } from "./state.js";
 
 const SHOWN = 50;
@@ -39,8 +40,8 @@ function ordered(evidence) {
 
 function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt, text, evidence }) {
   const [state, shape, name] = KINDS[kind] ?? ["warn", "●", kind];
-  const opened = el("time", { datetime: openedAt, title: moment(openedAt) }, ago(openedAt));
-  const when = closedAt ? el("span", {}, "closed ", el("time", { datetime: closedAt, title: moment(closedAt) }, ago(closedAt))) : "open";
+  const opened = since(openedAt);
+  const when = closedAt ? el("span", {}, "closed ", since(closedAt)) : "open";
   const numbers = ordered(evidence).map(evidenceOf);
   const other = stream === "meter" ? "vehicle" : "meter";
   const others = stream === "meter" ? vehicleIds : meterIds;
@@ -62,16 +63,21 @@ export function alertsPanel(parameters = {}) {
   const scroll = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Alerts, newest first" }, list);
   const element = el("section", { class: "card panel alerts-panel", "aria-labelledby": "alerts-title" }, el("div", { class: "title" }, el("h2", { id: "alerts-title" }, "Alerts"), switched), note, scroll);
 
+  let asking = null;
+
   async function load() {
+    asking?.abort();
+    asking = new AbortController();
     try {
       const open = box.checked ? null : true;
-      const { alerts } = await ask("analytics/alerts", { ...parameters, open, limit: SHOWN });
+      const { alerts } = await ask("analytics/alerts", { ...parameters, open, limit: SHOWN }, asking.signal);
       list.replaceChildren(...alerts.map(item));
       const closed = box.checked ? "" : " open";
       note.textContent = alerts.length === 0 ? `There are no${closed} alerts.` : alerts.length === SHOWN ? `The newest ${SHOWN}${closed} alerts.` : "";
       note.hidden = !note.textContent;
       scroll.hidden = alerts.length === 0;
     } catch (error) {
+      if (error.name === "AbortError") return;
       note.hidden = false;
       note.textContent = `The alerts could not be loaded. ${error.message}`;
     }
@@ -83,6 +89,7 @@ export function alertsPanel(parameters = {}) {
   return {
     element,
     leave() {
+      asking?.abort();
       live.removeEventListener("alerts", load);
       live.removeEventListener("again", load);
     },

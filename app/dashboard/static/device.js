@@ -7,15 +7,18 @@ import { rangeControls } from "./controls.js";
 import { el } from "./dom.js";
 import { figures } from "./figures.js";
 import { efficiencyAxis, peak } from "./fleet.js";
-import { ago, count, fixed, kwh, moment, percent } from "./format.js";
+import { count, fixed, kwh, moment, percent } from "./format.js";
 import { connection, live } from "./live.js";
 import { PER, devicePower, line, sum } from "./series.js";
+import { since } from "./since.js";
 import { link, range } from "./state.js";
 import { strip } from "./strip.js";
 import { VERDICTS } from "./verdict.js";
 
 const LOW = Number(document.documentElement.dataset.lowEfficiency);
 const AGAIN_MS = 10_000;
+// They pair the whole range anew, which moves by a minute at a time.
+const PROOF_MS = 60_000;
 const PROVING_MINUTES = 15;
 const NAMES = {
   vehicle: { dc: "DC to the battery", efficiency: "Efficiency", loss: "Lost", soc: "Charge", temperature: "Battery", readings: "Readings" },
@@ -44,11 +47,27 @@ export function showDevice(main, kind, id) {
   main.append(el("div", { class: "top" }, title, controls.element), wrong, numbers.element, grid);
 
   let asking = null;
+  let provenAt = 0;
 
   async function load() {
     asking?.abort();
-    asking = new AbortController();
-    const { signal } = asking;
+    const mine = (asking = new AbortController());
+    provenAt = Date.now();
+    await loadSeries(mine.signal, true);
+    if (asking === mine) asking = null;
+  }
+
+  // Of a range that moves with the time; what is under way for it is not asked for again.
+  async function follow() {
+    if (asking || !range().name) return;
+    const mine = (asking = new AbortController());
+    const isDue = Date.now() - provenAt > PROOF_MS;
+    if (isDue) provenAt = Date.now();
+    await loadSeries(mine.signal, isDue);
+    if (asking === mine) asking = null;
+  }
+
+  async function loadSeries(signal, withProof) {
     const now = range();
     const bounds = { from: iso(now.from), to: iso(now.to) };
     controls.update();
@@ -62,7 +81,7 @@ export function showDevice(main, kind, id) {
       grid.hidden = numbers.element.hidden = error.code === "unknown_device";
       return;
     }
-    if (isVehicle) await Promise.all([showPerformance(bounds, signal), showMinutes(now, bounds, signal)]);
+    if (isVehicle && withProof) await Promise.all([showPerformance(bounds, signal), showMinutes(now, bounds, signal)]);
   }
 
   function showSeries({ columns, bucket }, now) {
@@ -76,7 +95,7 @@ export function showDevice(main, kind, id) {
       lines: [{ name: shown[0], unit: "kW", digits: 2, color: shown[1], fill: isVehicle, ...watts }],
       summary: `Average ${bucket === "1m" ? "over ten minutes" : `by ${PER[bucket]}`}, kW. ${peak(shown[2], watts)}`,
     });
-    if (!seen.textContent && columns.t.length && bucket === "1m") seen.textContent = `Last reading ${moment(1000 * columns.t.at(-1))}`;
+    if (!seen.querySelector("time") && columns.t.length && bucket === "1m") seen.textContent = `Last reading of this range: ${moment(1000 * columns.t.at(-1))}`;
     numbers.set("readings", count(sum(columns.readings)), "", columns.t.length ? `in ${count(columns.t.length)} ${PER[bucket]}s` : "none in this range");
     const plain = (chart, name, column, unit, color, more = {}) =>
       chart.draw({ ...span, lines: [{ name, unit, digits: 1, color, ...of(column) }], summary: `Average by ${PER[bucket]}, ${unit}.`, ...more });
@@ -148,13 +167,10 @@ export function showDevice(main, kind, id) {
   const onStates = ({ detail }) => {
     const state = detail.find(({ vehicleId }) => isVehicle && vehicleId === id);
     if (!state) return;
-    seen.textContent = ["Last seen " + ago(state.lastUpdated), state.soc != null && `charge ${fixed(state.soc, 1)} %`].filter(Boolean).join(", ");
-    if (range().name) load();
+    seen.replaceChildren("Last seen ", since(state.lastUpdated), state.soc == null ? "" : `, charge ${fixed(state.soc, 1)} %`);
+    follow();
   };
-  const again = () => {
-    if (connection.state !== "live") return;
-    if (range().name) load();
-  };
+  const again = () => connection.state === "live" && follow();
   const all = () => {
     load();
     showMappings();

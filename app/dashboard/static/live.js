@@ -65,4 +65,8 @@ function set(state) {
 
 addEventListener("online", () => connection.state === "lost" && connect());
 addEventListener("pagehide", () => source?.close());
-addEventListener("pageshow", (event) => event.persisted && connect());
+addEventListener("pageshow", (event) => {
+  if (!event.persisted) return;
+  wasLost = true;
+  connect();
+});
