@@ -266,6 +266,31 @@ async def test_what_is_no_longer_kept_is_not_judged_again(database_url: str, con
     assert connection.execute("SELECT count(*) FROM touched_hour").fetchone() == (0,)
 
 
+async def test_days_of_an_import_are_judged_once_they_are_refreshed(
+    database_url: str, connection: psycopg.Connection
+) -> None:
+    old, recent = midnight(20), midnight(2)
+    await store(
+        database_url,
+        *session(old + 10 * HOUR, 120, "old", efficiency=0.8),
+        *session(recent + 10 * HOUR, 120, "recent", efficiency=0.8),
+    )
+    connection.execute(
+        """
+        INSERT INTO import_journal
+        VALUES ('1', 'h.csv', 1, 1, '', 0, 0, 0, 0, 0, 0, tstzmultirange(tstzrange(%s, NULL)))
+        """,
+        [old],
+    )
+    await judge_all(database_url)
+    # Policies refresh the last week, however long the import takes.
+    assert spans(standing_alerts(connection), recent) == {("low_efficiency", "recent"): [(11, None)]}
+    connection.execute("CALL refresh_aggregates(%s, %s)", [old, old + 24 * HOUR])
+    connection.execute("UPDATE import_journal SET touched = '{}'")
+    await judge_all(database_url)
+    assert spans(standing_alerts(connection), old)["low_efficiency", "old"] == [(11, None)]
+
+
 async def test_of_two_processes_one_judges(database_url: str, connection: psycopg.Connection) -> None:
     await store(database_url, *session(midnight(2), 120, "V", efficiency=0.8))
     with psycopg.connect(database_url) as other:

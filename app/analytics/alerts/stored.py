@@ -27,10 +27,22 @@ async def try_lock(connection: Connection) -> bool:
 
 
 async def fetch_touched_hours(connection: Connection, before: datetime, as_of: datetime) -> list[tuple[datetime, int]]:
-    """The hours before that one whose readings are all to be seen, and how many devices touched each; in order."""
+    """The hours before that one whose readings are all to be seen, and how many devices touched each; in order.
+
+    What an import has stored is to be seen when its days are refreshed; policies see to the last week.
+    """
     cursor = await connection.execute(
-        "SELECT hour, count(*) FROM touched_hour WHERE hour < %s AND at < %s GROUP BY hour ORDER BY hour",
-        [before, as_of],
+        """
+        SELECT hour, count(*)
+        FROM touched_hour
+        WHERE hour < %(before)s
+            AND at < %(as_of)s
+            AND (hour >= %(as_of)s - INTERVAL '7 days'
+                 OR NOT EXISTS (SELECT FROM import_journal WHERE touched @> touched_hour.hour))
+        GROUP BY hour
+        ORDER BY hour
+        """,
+        {"before": before, "as_of": as_of},
     )
     return [(hour, count) for hour, count in await cursor.fetchall()]
 
