@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, get_args
 
 import structlog
@@ -61,9 +61,14 @@ _log = structlog.get_logger()
 async def ingesting(url: str, settings: Settings, writer: Writer, consumer: Consumer | None) -> AsyncIterator[None]:
     """Writer, loops and MQTT consumer at work; at the end, batches in flight are finished and answered."""
     writing = asyncio.create_task(writer.run())
-    loops = asyncio.gather(maintain_forever(url), judge_forever(url, settings), tell_forever(url, settings))
-    consuming = asyncio.create_task(consumer.run() if consumer else asyncio.sleep(0))
-    consuming.add_done_callback(_end_if_failed)
+    loops = [
+        asyncio.create_task(maintain_forever(url), name="maintenance"),
+        asyncio.create_task(judge_forever(url, settings), name="alerts"),
+        asyncio.create_task(tell_forever(url, settings), name="webhooks"),
+    ]
+    consuming = asyncio.create_task(consumer.run() if consumer else asyncio.sleep(0), name="mqtt_consumer")
+    for task in (*loops, consuming):
+        task.add_done_callback(_end_if_failed)
     try:
         yield
     finally:
@@ -73,16 +78,16 @@ async def ingesting(url: str, settings: Settings, writer: Writer, consumer: Cons
         writer.close()
         await writing
         # Nothing in flight needs the database any more.
-        loops.cancel()
-        with suppress(asyncio.CancelledError):
-            await loops
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
     consuming.result()
 
 
 def _end_if_failed(task: asyncio.Task[None]) -> None:
-    # A service that goes on without its consumer would look alive.
-    if error := task.exception():
-        _log.error("mqtt_consumer_failed", exc_info=error)
+    # A service that goes on without its consumer or a loop would look alive.
+    if not task.cancelled() and (error := task.exception()):
+        _log.error("task_failed", task=task.get_name(), exc_info=error)
         os.kill(os.getpid(), signal.SIGTERM)
 
 

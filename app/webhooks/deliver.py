@@ -41,7 +41,9 @@ async def tell_forever(database_url: str, settings: Settings) -> None:
     if settings.webhook_url is None or settings.webhook_secret is None:
         return
     key = base64.b64decode(settings.webhook_secret.removeprefix("whsec_"))
-    async with httpx.AsyncClient(headers={"User-Agent": f"wattline/{__version__}"}) as client:
+    agent = {"User-Agent": f"wattline/{__version__}"}
+    # No proxy of the environment, which httpx might not understand; but the authorities that SSL_CERT_FILE names.
+    async with httpx.AsyncClient(headers=agent, verify=httpx.create_ssl_context(), trust_env=False) as client:
         while True:
             try:
                 connection = await connect(database_url)
