@@ -1,5 +1,6 @@
 """Alerts: what each fault of the field is called, that order changes nothing, and that noise raises none."""
 
+import asyncio
 from datetime import datetime, timedelta
 from itertools import pairwise
 from random import Random
@@ -9,11 +10,12 @@ import httpx
 import psycopg
 import pytest
 
+from app.analytics.alerts import evaluator
 from app.settings import Settings
 from app.simulator.charging import DAY_US, HOUR_US
 from app.simulator.fleet import Fleet
 from app.telemetry.reading import MeterReading
-from tests.fixtures.alerts import judge_all, standing_alerts
+from tests.fixtures.alerts import judge_all, judge_once, standing_alerts
 from tests.fixtures.database import Server
 from tests.fixtures.readings import Reading, Rows, meter_reading, midnight, store, vehicle_reading
 from tests.fixtures.sending import map_vehicle, problem, send, stamp
@@ -289,6 +291,66 @@ async def test_days_of_an_import_are_judged_once_they_are_refreshed(
     connection.execute("UPDATE import_journal SET touched = '{}'")
     await judge_all(database_url)
     assert spans(standing_alerts(connection), old)["low_efficiency", "old"] == [(11, None)]
+
+
+async def test_hours_are_judged_while_late_readings_trickle_in(
+    database_url: str, connection: psycopg.Connection
+) -> None:
+    day = midnight(2)
+    await store(database_url, *session(day + 10 * HOUR, 120, "V", efficiency=0.8))
+    connection.execute("CALL refresh_aggregates()")
+    connection.execute("UPDATE touched_hour SET at = now() + INTERVAL '65 s'")
+    notes = connection.execute("SELECT count(*) FROM touched_hour").fetchone()
+    assert not await judge_once(database_url)
+    assert spans(standing_alerts(connection), day) == {("low_efficiency", "V"): [(11, None)]}
+    # Further readings may come that these notes stand for.
+    assert connection.execute("SELECT count(*) FROM touched_hour").fetchone() == notes
+
+
+async def test_a_backlog_holds_up_neither_the_last_day_nor_the_next_round(
+    database_url: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluator, "PERIOD_SECONDS", 0)
+    now = datetime.now().astimezone().replace(minute=0, second=0, microsecond=0)
+    await store(
+        database_url,
+        *session(now - 6 * HOUR, 60, "new", efficiency=0.8),
+        *session(midnight(6), 60, "old", efficiency=0.8),
+    )
+    connection.execute("UPDATE touched_hour SET at = now() - INTERVAL '1 hour'")
+    connection.execute("CALL refresh_aggregates()")
+    assert await judge_once(database_url)
+    assert judged_vehicles(connection) == ["new"]
+    assert connection.execute("SELECT judged_as_of FROM installation").fetchone() == (None,)
+    assert not await judge_once(database_url)
+    assert judged_vehicles(connection) == ["new", "old"]
+    assert connection.execute("SELECT judged_as_of IS NULL FROM installation").fetchone() == (False,)
+
+
+def judged_vehicles(connection: psycopg.Connection) -> list[str]:
+    judged = "SELECT external_id FROM vehicle WHERE id IN (SELECT vehicle_id FROM efficiency_hour) ORDER BY 1"
+    return [name for (name,) in connection.execute(judged.encode())]
+
+
+async def test_after_an_outage_of_the_database_nobody_is_silent_at_first(
+    database_url: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluator, "PERIOD_SECONDS", 0.1)
+    monkeypatch.setattr(evaluator, "_GRACE_SECONDS", 1.5)
+    await store(database_url, meter_reading(datetime.now().astimezone() - HOUR))
+    connection.execute("CALL refresh_aggregates()")
+    connection.execute("ALTER TABLE installation RENAME TO away")
+    judging = asyncio.create_task(evaluator.judge_forever(database_url, Settings()))
+    try:
+        await asyncio.sleep(2)
+        connection.execute("ALTER TABLE away RENAME TO installation")
+        await asyncio.sleep(0.7)
+        assert standing_alerts(connection) == []
+        await asyncio.sleep(1.8)
+        assert standing_alerts(connection) != []
+    finally:
+        judging.cancel()
+        await asyncio.wait({judging})
 
 
 async def test_of_two_processes_one_judges(database_url: str, connection: psycopg.Connection) -> None:

@@ -22,29 +22,54 @@ from app.telemetry.reading import Stream
 PERIOD_SECONDS = 60
 # An hour of 10,000 devices at once; of an import, a day of some hundred.
 _TOUCHED_AT_ONCE = 10_000
-# A note of a touched hour stands for readings that were committed so long before its time.
-_NOTE_SECONDS = 65
+_GRACE_SECONDS = 60 * REPORTING_MINUTES
 
 _log = structlog.get_logger()
 
 
 async def judge_forever(url: str, settings: Settings) -> None:
     """Judges each minute, whatever happens; to be cancelled."""
-    started = time.monotonic()
     pool = create_pool(url, 2)
+    grace, at_once = Grace(), _TOUCHED_AT_ONCE
     try:
         while True:
+            is_more = False
             try:
-                # At first devices send what they could not while the service was away: none of them is silent.
-                if time.monotonic() - started > 60 * REPORTING_MINUTES:
+                if grace.is_over():
                     await judge_silence(pool)
-                while await judge_touched(pool, settings):
-                    pass
+                is_more = await judge_touched(pool, settings, at_once=at_once)
+                at_once = _TOUCHED_AT_ONCE
             except (psycopg.Error, SQLAlchemyError) as error:
                 _log.warning("alerts_failed", error=str(error))
-            await asyncio.sleep(PERIOD_SECONDS)
+                if isinstance(getattr(error, "orig", error), psycopg.errors.QueryCanceled):
+                    # What took too long.
+                    at_once = max(1, at_once // 2)
+                else:
+                    grace.begin()
+            if not is_more:
+                await asyncio.sleep(PERIOD_SECONDS)
     finally:
         await pool.dispose()
+
+
+class Grace:
+    """The time in which devices send what they could not while the service or its database was away.
+
+    None of them is silent then. It begins anew when the wall clock jumps: the machine has been suspended.
+    """
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self._began, self._wall_began = time.monotonic(), time.time()
+
+    def is_over(self) -> bool:
+        lasted, wall_lasted = time.monotonic() - self._began, time.time() - self._wall_began
+        if abs(wall_lasted - lasted) > 2 * PERIOD_SECONDS:
+            self.begin()
+            return False
+        return lasted > _GRACE_SECONDS
 
 
 async def judge_silence(pool: AsyncEngine) -> None:
@@ -56,43 +81,49 @@ async def judge_silence(pool: AsyncEngine) -> None:
             await transitions.replace_silent(writing, as_of, REPORTING_MINUTES)
 
 
-async def judge_touched(pool: AsyncEngine, settings: Settings) -> bool:
-    """Judges some of the touched hours that are over, oldest first; false when there are none, or another is at it."""
-    async with driver_connection(pool) as writing, pool.connect() as reading, writing.transaction():
-        if not await stored.try_lock(writing):
-            return False
+async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int = _TOUCHED_AT_ONCE) -> bool:
+    """Judges the touched hours that are over, for about a minute; true when that was too short for all.
+
+    Another process that is at it is left alone.
+    """
+    ends = time.monotonic() + PERIOD_SECONDS
+    async with driver_connection(pool) as writing, pool.connect() as reading:
         instants = await fetch_instants(reading, "vehicle_minute", "meter_minute")
         if instants.as_of is None:
             return False
-        gap = timedelta(minutes=settings.pairing_gap_minutes)
-        over = _hour(instants.as_of - gap)
-        hours = _first_of(await stored.fetch_touched_hours(writing, stored.instant(over), instants.as_of))
-        if not hours:
-            await stored.note_judged(writing, instants.as_of - timedelta(seconds=_NOTE_SECONDS))
-            return False
-        touched = await stored.fetch_touched(writing, hours, instants.as_of)
-
+        as_of, over = instants.as_of, _hour(instants.as_of - timedelta(minutes=settings.pairing_gap_minutes))
         # Of what is no longer kept, no row is judged again.
         kept = 0 if instants.kept_from is None else _hour(instants.kept_from) + 2
-        near = {_hour(hour) + step for hour in hours for step in (-1, 0, 1)}
-        if wanted := [hour for hour in sorted(near) if kept <= hour < over]:
-            judged = await _judge_hours(reading, touched, wanted, settings)
-            await _judge_devices(writing, judged, wanted, settings)
-        await stored.forget_touched(writing, touched)
-    return True
+        hours = await stored.fetch_touched_hours(writing, stored.instant(over), as_of)
+        while chosen := _first_of(hours, at_once):
+            hours = hours[len(chosen) :]
+            async with writing.transaction():
+                if not await stored.try_lock(writing):
+                    return False
+                touched = await stored.fetch_touched(writing, chosen)
+                near = {_hour(hour) + step for hour in chosen for step in (-1, 0, 1)}
+                if touched and (wanted := [hour for hour in sorted(near) if kept <= hour < over]):
+                    judged = await _judge_hours(reading, touched, wanted, settings)
+                    await _judge_devices(writing, judged, wanted, settings)
+                # The others may stand for readings that are not to be seen yet.
+                await stored.forget_touched(writing, [note for note in touched if note[3] < as_of])
+            if hours and time.monotonic() > ends:
+                return True
+        await stored.note_judged(writing, as_of)
+    return False
 
 
 def _hour(at: datetime) -> int:
     return int(at.timestamp() // 3600)
 
 
-def _first_of(touched: list[tuple[datetime, int]]) -> list[datetime]:
-    """The first hours, within a day, in which not too many devices were touched; at least one."""
+def _first_of(touched: list[tuple[datetime, int]], at_once: int) -> list[datetime]:
+    """The first hours, in order and within a day, in which not too many devices were touched; at least one."""
     chosen: list[datetime] = []
     total = 0
     for hour, count in touched:
         total += count
-        if chosen and (total > _TOUCHED_AT_ONCE or hour - chosen[0] >= timedelta(days=1)):
+        if chosen and (total > at_once or not chosen[-1] < hour < chosen[0] + timedelta(days=1)):
             break
         chosen.append(hour)
     return chosen

@@ -27,30 +27,31 @@ async def try_lock(connection: Connection) -> bool:
 
 
 async def fetch_touched_hours(connection: Connection, before: datetime, as_of: datetime) -> list[tuple[datetime, int]]:
-    """The hours before that one whose readings are all to be seen, and how many devices touched each; in order.
+    """The touched hours before that one, and how many devices touched each.
 
-    What an import has stored is to be seen when its days are refreshed; policies see to the last week.
+    Last come those that are to be judged again, for readings may have been stored that are not to be seen yet; of the
+    others, and of these, the last day comes first. What an import has stored is to be seen when its days are refreshed;
+    policies see to the last week.
     """
     cursor = await connection.execute(
         """
         SELECT hour, count(*)
         FROM touched_hour
         WHERE hour < %(before)s
-            AND at < %(as_of)s
             AND (hour >= %(as_of)s - INTERVAL '7 days'
                  OR NOT EXISTS (SELECT FROM import_journal WHERE touched @> touched_hour.hour))
         GROUP BY hour
-        ORDER BY hour
+        ORDER BY max(at) >= %(as_of)s, hour < %(as_of)s - INTERVAL '25 hours', hour
         """,
         {"before": before, "as_of": as_of},
     )
     return [(hour, count) for hour, count in await cursor.fetchall()]
 
 
-async def fetch_touched(connection: Connection, hours: Collection[datetime], as_of: datetime) -> Touched:
+async def fetch_touched(connection: Connection, hours: Collection[datetime]) -> Touched:
     """Which devices touched these hours."""
     cursor = await connection.execute(
-        "SELECT stream, device_id, hour, at FROM touched_hour WHERE hour = ANY (%s) AND at < %s", [[*hours], as_of]
+        "SELECT stream, device_id, hour, at FROM touched_hour WHERE hour = ANY (%s)", [[*hours]]
     )
     return await cursor.fetchall()
 
@@ -73,7 +74,7 @@ async def forget_touched(connection: Connection, touched: Touched) -> None:
 
 
 async def note_judged(connection: Connection, as_of: datetime) -> None:
-    """Readings committed before `as_of` have been judged, where their hour was over."""
+    """Readings committed before `as_of` have been judged, where their hour was over then."""
     await connection.execute("UPDATE installation SET judged_as_of = greatest(judged_as_of, %s)", [as_of])
 
 
