@@ -2,11 +2,12 @@
 
 from collections import defaultdict
 from datetime import UTC, datetime
+from itertools import groupby
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.analytics.alerts.hours import Hour, judge_hours
+from app.analytics.alerts.hours import FROZEN_MINUTES, Hour, judge_hours
 from app.analytics.alerts.judge import Alert, Kind, judge, splice
 from app.analytics.pairing import ByMeter, Energy, Mapping, MeterMinute, VehicleMinute, pair
 
@@ -37,7 +38,7 @@ def test_hours_add_up_to_the_pairing_of_each_vehicle(
     for meter_id, minute, energy in of_meters:
         consumed[meter_id][minute] += energy
     hours = [FIRST_HOUR, FIRST_HOUR + 1]
-    judged = judge_hours({1, 2, 3}, hours, delivered, consumed, mapped, gap_minutes=gap_minutes)
+    judged = judge_hours({1, 2, 3}, hours, delivered, consumed, mapped, {}, {}, gap_minutes=gap_minutes)
     for vehicle in (1, 2, 3):
         total = pair(vehicle, of_vehicles, of_meters, mapped, gap_minutes=gap_minutes).total()
         rows = [row for (of_vehicle, _, _), row in judged.items() if of_vehicle == vehicle]
@@ -45,6 +46,27 @@ def test_hours_add_up_to_the_pairing_of_each_vehicle(
         assert sum(row.dc_milliwh for row in rows) == total.paired_dc_milliwh
         counts = [sum(row[column] for row in rows) for column in range(2, 6)]
         assert counts == [total.minutes, total.paired, total.shared, total.unpaired]
+
+
+@given(st.lists(st.sampled_from([1, 1, 1, 1, 2, 3]), min_size=60, max_size=60), st.integers(1, 200_000), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_a_meter_is_frozen_when_its_readings_are_equal_and_not_when_its_minutes_are_multiples(
+    steps: list[int], value: int, is_frozen: bool
+) -> None:
+    """As many readings as steps, or one reading of so many steps of a coarse register."""
+    at = 60 * FIRST_HOUR
+    delivered: defaultdict[int, ByMeter] = defaultdict(lambda: ByMeter(lambda: Energy(int)))
+    delivered[1][1] = Energy(int, {at + n: 150_000 + n for n in range(60)})
+    consumed = defaultdict(
+        lambda: Energy(int), {1: Energy(int, {at + n: value * step for n, step in enumerate(steps)})}
+    )
+    counts = {1: {at + n: step for n, step in enumerate(steps)}} if is_frozen else {}
+    ((_, row),) = judge_hours({1}, [FIRST_HOUR], delivered, consumed, [], {}, counts, gap_minutes=3).items()
+    longest = max(len([*run]) for _, run in groupby(steps))
+    if is_frozen:
+        assert row.frozen_meter_minutes == 60
+    elif longest < FROZEN_MINUTES:
+        assert row.frozen_meter_minutes == 0
 
 
 def hour(ratio: float, frozen: int) -> Hour:

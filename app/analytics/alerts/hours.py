@@ -1,16 +1,16 @@
 """What a UTC hour says of a vehicle at a meter: a row of efficiency_hour. Pure; hours and minutes since 1970."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
-from app.analytics.pairing import AtMeter, ByMeter, Energy, Mapping, Pairs, pair_each
+from app.analytics.pairing import AtMeter, ByMeter, Energy, Pairs, pair_each
+from app.analytics.pairing import Mapping as MeterMapping
 
 NO_METER = 0
 FROZEN_MINUTES = 30
 FROZEN_MILLIWH = 500_000
-# A jittering clock puts now and then none and now and then two or three of a frozen device's readings into a minute.
-_MULTIPLE = 3
 # A value that a device measures again and again is there at least so many times, and as many differ beside it.
 _REPEATED = 3
 
@@ -42,12 +42,18 @@ Hours = dict[tuple[int, int, int], Hour]
 """By vehicle, hour and meter."""
 
 
+Counts = Mapping[int, Mapping[int, int]]
+"""How many readings a device has in a minute, by device and minute: where it is not one."""
+
+
 def judge_hours(
     vehicles: set[int],
     hours: Collection[int],
     delivered: defaultdict[int, ByMeter],
     consumed: defaultdict[int, Energy],
-    mappings: Iterable[Mapping],
+    mappings: Iterable[MeterMapping],
+    vehicle_counts: Counts,
+    meter_counts: Counts,
     *,
     gap_minutes: int,
 ) -> Hours:
@@ -60,7 +66,7 @@ def judge_hours(
     return {
         (vehicle_id, hour, meter_id): row
         for vehicle_id, of_vehicle in pairs.items()
-        for hour, meter_id, row in _rows(of_vehicle, wanted)
+        for hour, meter_id, row in _rows(of_vehicle, wanted, vehicle_counts.get(vehicle_id, {}), meter_counts)
     }
 
 
@@ -69,7 +75,9 @@ def margins(gap_minutes: int) -> tuple[int, int]:
     return FROZEN_MINUTES + gap_minutes, gap_minutes
 
 
-def _rows(pairs: Pairs, hours: frozenset[int]) -> Iterator[tuple[int, int, Hour]]:
+def _rows(
+    pairs: Pairs, hours: frozenset[int], counts_of_vehicle: Mapping[int, int], meter_counts: Counts
+) -> Iterator[tuple[int, int, Hour]]:
     paired, shared, unpaired = _counted_once(pairs, hours)
     for meter_id in sorted({*pairs.at_meter, NO_METER}):
         at = pairs.at_meter.get(meter_id)
@@ -82,7 +90,7 @@ def _rows(pairs: Pairs, hours: frozenset[int]) -> Iterator[tuple[int, int, Hour]
                     ac[hour] += drawn
                     dc[hour] += delivered
                     charging[hour] += 1
-            frozen = _frozen(at, hours)
+            frozen = _frozen(at, hours, counts_of_vehicle, meter_counts.get(meter_id, {}))
         for hour in sorted(hours):
             counts = paired[meter_id, hour], shared[meter_id, hour], unpaired[meter_id, hour]
             energies = ac[hour], dc[hour]
@@ -110,20 +118,22 @@ def _counted_once(pairs: Pairs, hours: frozenset[int]) -> tuple[_Counts, _Counts
     return counts
 
 
-def _frozen(at: AtMeter, hours: frozenset[int]) -> dict[int, tuple[Frozen, Frozen]]:
+def _frozen(
+    at: AtMeter, hours: frozenset[int], counts_of_vehicle: Mapping[int, int], counts_of_meter: Mapping[int, int]
+) -> dict[int, tuple[Frozen, Frozen]]:
     """By hour, how long the meter was frozen and how long the vehicle."""
     found = {}
     minutes = sorted(at.paired)
     for hour in hours:
         seen = [minute for minute in minutes if -FROZEN_MINUTES <= minute - 60 * hour < 60]
-        meter = _longest(seen, at.ac_milliwh, at.dc_milliwh, 60 * hour)
-        vehicle = _longest(seen, at.dc_milliwh, at.ac_milliwh, 60 * hour)
+        meter = _longest(seen, at.ac_milliwh, counts_of_meter, at.dc_milliwh, 60 * hour)
+        vehicle = _longest(seen, at.dc_milliwh, counts_of_vehicle, at.ac_milliwh, 60 * hour)
         if meter.minutes or vehicle.minutes:
             found[hour] = meter, vehicle
     return found
 
 
-def _longest(minutes: Sequence[int], stuck: Energy, other: Energy, ends_from: int) -> Frozen:
+def _longest(minutes: Sequence[int], stuck: Energy, counts: Mapping[int, int], other: Energy, ends_from: int) -> Frozen:
     if len(minutes) < FROZEN_MINUTES:
         return Frozen()
     values = [stuck[minute] for minute in minutes if minute in stuck]
@@ -131,7 +141,7 @@ def _longest(minutes: Sequence[int], stuck: Energy, other: Energy, ends_from: in
     # Nearly all are sound: this says so in a tenth of the time.
     if sum(others) < FROZEN_MILLIWH or _most(values) < _REPEATED or len(others) - _most(others) < _REPEATED:
         return Frozen()
-    stretches = (stretch for stretch in _stretches(minutes, stuck) if stretch[-1] >= ends_from)
+    stretches = (stretch for stretch in _stretches(minutes, stuck, counts) if stretch[-1] >= ends_from)
     frozen = (
         Frozen(len(stretch), sum([other.get(minute, 0) for minute in stretch]))
         for stretch in stretches
@@ -140,25 +150,23 @@ def _longest(minutes: Sequence[int], stuck: Energy, other: Energy, ends_from: in
     return max((one for one in frozen if one.other_milliwh >= FROZEN_MILLIWH), default=Frozen())
 
 
-def _stretches(minutes: Sequence[int], stuck: Energy) -> Iterator[Sequence[int]]:
-    """The longest runs of consecutive minutes in which a device measured 0, or one value again and again."""
+def _stretches(minutes: Sequence[int], stuck: Energy, counts: Mapping[int, int]) -> Iterator[Sequence[int]]:
+    """The longest runs of consecutive minutes in which a device's readings were 0, or one value again and again.
+
+    A jittering clock puts now and then none and now and then two or three of them into a minute.
+    """
     start, value = 0, None
     for position, minute in enumerate(minutes):
-        measured = stuck.get(minute)
+        measured = Fraction(stuck[minute], counts.get(minute, 1)) if minute in stuck else None
         follows = position > 0 and minute == minutes[position - 1] + 1
-        if not follows or (measured is not None and value is not None and not _same(measured, value)):
+        if not follows or (measured is not None and value is not None and measured != value):
             if position > start:
                 yield minutes[start:position]
             start, value = position, None
         if measured is not None:
-            value = measured if value is None else min(value, measured)
+            value = measured
     if minutes:
         yield minutes[start:]
-
-
-def _same(one: int, other: int) -> bool:
-    less, more = min(one, other), max(one, other)
-    return more == 0 or (less > 0 and more % less == 0 and more <= _MULTIPLE * less)
 
 
 def _varies(values: Sequence[int]) -> bool:

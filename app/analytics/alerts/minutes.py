@@ -30,11 +30,13 @@ class Concerned(NamedTuple):
 
 
 class Minutes(NamedTuple):
-    """What some vehicles and those beside them delivered, and what their meters consumed."""
+    """What some vehicles and those beside them delivered, what their meters consumed, in how many readings (Counts)."""
 
     delivered: defaultdict[int, ByMeter]
     consumed: defaultdict[int, Energy]
     mappings: list[Mapping]
+    vehicle_counts: dict[int, dict[int, int]]
+    meter_counts: dict[int, dict[int, int]]
 
 
 async def fetch_concerned(
@@ -71,14 +73,19 @@ async def fetch_slice(
     meters = set[int]().union(*(concerned.meters_of.get(vehicle, ()) for vehicle in vehicles))
     all_vehicles = vehicles.union(*(concerned.vehicles_at.get(meter, ()) for meter in meters))
     delivered: defaultdict[int, ByMeter] = defaultdict(lambda: ByMeter(lambda: Energy(int)))
-    for vehicle, meter, minutes, energies in await _rows(
+    vehicle_counts: defaultdict[int, dict[int, int]] = defaultdict(dict)
+    for vehicle, meter, minutes, energies, *several in await _rows(
         connection, _DELIVERED, {"ids": sorted(all_vehicles), **bounds}
     ):
         delivered[vehicle][meter] = Energy(int, zip(minutes, energies, strict=True))
+        vehicle_counts[vehicle] |= zip(*several, strict=True)
     consumed: defaultdict[int, Energy] = defaultdict(lambda: Energy(int))
-    for meter, minutes, energies in await _rows(connection, _CONSUMED, {"ids": sorted(meters), **bounds}):
+    meter_counts = dict[int, dict[int, int]]()
+    for meter, minutes, energies, *several in await _rows(connection, _CONSUMED, {"ids": sorted(meters), **bounds}):
         consumed[meter] = Energy(int, zip(minutes, energies, strict=True))
-    return Minutes(delivered, consumed, [one for one in concerned.mappings if one.vehicle_id in all_vehicles])
+        meter_counts[meter] = dict(zip(*several, strict=True))
+    mappings = [one for one in concerned.mappings if one.vehicle_id in all_vehicles]
+    return Minutes(delivered, consumed, mappings, vehicle_counts, meter_counts)
 
 
 async def _rows(connection: AsyncConnection, statement: str, parameters: dict[str, Any]) -> Sequence[Any]:
@@ -101,7 +108,9 @@ _VEHICLES_AT = """
 
 # The minutes of some vehicles, at whatever meter.
 _DELIVERED = """
-    SELECT vehicle_id, meter_id, array_agg((date_part('epoch', bucket) / 60)::int), array_agg(dc_milliwh)
+    SELECT vehicle_id, meter_id, array_agg((date_part('epoch', bucket) / 60)::int), array_agg(dc_milliwh),
+           coalesce(array_agg((date_part('epoch', bucket) / 60)::int) FILTER (WHERE readings > 1), '{}'),
+           coalesce(array_agg(readings) FILTER (WHERE readings > 1), '{}')
     FROM vehicle_minute(%(range_from)s, %(range_to)s)
     WHERE vehicle_id = ANY (%(ids)s)
     GROUP BY vehicle_id, meter_id
@@ -109,7 +118,9 @@ _DELIVERED = """
 
 # The minutes of some meters.
 _CONSUMED = """
-    SELECT meter_id, array_agg((date_part('epoch', bucket) / 60)::int), array_agg(ac_milliwh)
+    SELECT meter_id, array_agg((date_part('epoch', bucket) / 60)::int), array_agg(ac_milliwh),
+           coalesce(array_agg((date_part('epoch', bucket) / 60)::int) FILTER (WHERE readings > 1), '{}'),
+           coalesce(array_agg(readings) FILTER (WHERE readings > 1), '{}')
     FROM meter_minute(%(range_from)s, %(range_to)s)
     WHERE meter_id = ANY (%(ids)s)
     GROUP BY meter_id
