@@ -14,6 +14,11 @@ QUARANTINE_DAYS = 30
 # What a file held that was imported longer ago is about to be dropped; imported again, it would be duplicates.
 JOURNAL_DAYS = 30
 
+# Hours of so long ago are not judged again, for their minutes are gone.
+EFFICIENCY_DAYS = 1095
+# Closed alerts go with them; of what happened to alerts, the log is shorter.
+TRANSITION_DAYS = 90
+
 _log = structlog.get_logger()
 
 
@@ -75,5 +80,15 @@ _STEPS: list[tuple[str, dict[str, int]]] = [
     (
         "DELETE FROM import_journal WHERE isempty(touched) AND updated_at < now() - make_interval(days => %(days)s)",
         {"days": JOURNAL_DAYS},
+    ),
+    ("DELETE FROM efficiency_hour WHERE hour < now() - make_interval(days => %(days)s)", {"days": EFFICIENCY_DAYS}),
+    ("DELETE FROM alert WHERE closed < now() - make_interval(days => %(days)s)", {"days": EFFICIENCY_DAYS}),
+    (
+        """
+        DELETE FROM alert_transition
+        WHERE at < now() - make_interval(days => %(days)s)
+            AND NOT EXISTS (SELECT FROM webhook WHERE transition_id = alert_transition.id)
+        """,
+        {"days": TRANSITION_DAYS},
     ),
 ]

@@ -68,6 +68,7 @@ def upgrade() -> None:
         sa.CheckConstraint(_KINDS, name="kind"),
         sa.CheckConstraint(_STREAMS, name="stream"),
     )
+    op.create_index(None, "alert_transition", ["at"])
 
 
 def downgrade() -> None:

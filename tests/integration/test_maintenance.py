@@ -235,6 +235,33 @@ async def test_an_import_is_forgotten_once_it_is_refreshed_and_older_than_readin
     assert column(connection, "SELECT convert_from(id, 'UTF8') FROM import_journal ORDER BY 1") == ["1", "3"]
 
 
+async def test_what_alerts_are_judged_by_and_their_log_come_to_an_end(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    connection.execute(
+        """
+        INSERT INTO efficiency_hour
+        SELECT age, now() - age * INTERVAL '1 day', 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
+        FROM unnest('{1094, 1096}'::int[]) AS age;
+        INSERT INTO alert
+        SELECT 'frozen_meter', 'meter', n, '2000-01-01', now() - age * INTERVAL '1 day', '{}'
+        FROM unnest('{1094, 1096, NULL}'::int[]) WITH ORDINALITY AS r (age, n);
+        """
+    )
+    connection.execute(
+        """
+        INSERT INTO alert_transition (at, transition, kind, stream, device_id, opened, evidence)
+        SELECT now() - age * INTERVAL '1 day', 'opened', 'frozen_meter', 'meter', age, '2000-01-01', '{}'
+        FROM unnest('{89, 91, 92}'::int[]) AS age
+        """
+    )
+    connection.execute("INSERT INTO webhook SELECT id FROM alert_transition WHERE device_id = 92")
+    assert await maintain_once(database_url)
+    assert column(connection, "SELECT vehicle_id FROM efficiency_hour") == [1094]
+    assert column(connection, "SELECT device_id FROM alert ORDER BY 1") == [1, 3]
+    assert column(connection, "SELECT device_id FROM alert_transition ORDER BY 1") == [89, 92]
+
+
 async def test_of_two_processes_one_maintains(connection: psycopg.Connection, database_url: str) -> None:
     with psycopg.connect(database_url) as other:
         other.execute("SELECT pg_advisory_xact_lock(hashtext('wattline maintenance'))")
