@@ -35,20 +35,23 @@ _HISTORY = """
 
 
 # The hours of the vehicle that may count elsewhere now, at the meters where they did and do: their alerts are judged
-# again. `at` lies beyond the end of this transaction.
+# again. `at` lies beyond the end of this transaction. Of minutes, for by them they are judged: hours may lag behind.
 _TOUCH = """
     INSERT INTO touched_hour AS known (stream, device_id, hour, at)
-    SELECT stream, device_id, bucket, clock_timestamp() + INTERVAL '5 seconds'
-    FROM vehicle_hour(date_bin('1 hour', greatest(%(valid_from)s::timestamptz, %(now)s - INTERVAL '180 days'),
-                               TIMESTAMPTZ '2000-01-01 00:00Z'),
-                      %(now)s + INTERVAL '1 hour') AS hour
+    SELECT stream, device_id, hour, clock_timestamp() + INTERVAL '5 seconds'
+    FROM (
+        SELECT DISTINCT date_bin('1 hour', bucket, TIMESTAMPTZ '2000-01-01 00:00Z') AS hour
+        FROM vehicle_minute(date_bin('1 hour', greatest(%(valid_from)s::timestamptz, %(now)s - INTERVAL '180 days'),
+                                     TIMESTAMPTZ '2000-01-01 00:00Z'),
+                            %(now)s + INTERVAL '1 hour')
+        WHERE vehicle_id = %(vehicle)s
+    ) AS measured
     CROSS JOIN (
         SELECT 'vehicle', %(vehicle)s
         UNION
         SELECT 'meter', meter_id FROM vehicle_meter WHERE vehicle_id = %(vehicle)s
     ) AS device (stream, device_id)
-    WHERE vehicle_id = %(vehicle)s
-    ORDER BY stream, device_id, bucket
+    ORDER BY stream, device_id, hour
     ON CONFLICT (stream, device_id, hour) DO UPDATE SET at = excluded.at
     WHERE known.at < excluded.at
 """

@@ -176,6 +176,21 @@ async def test_a_mapping_into_the_past_is_judged(
     assert spans(standing_alerts(connection), day) == {("low_efficiency", "V"): [(11, None)]}
 
 
+async def test_a_mapping_touches_hours_that_are_materialised_as_minutes_only(
+    database_url: str, connection: psycopg.Connection, client: httpx.AsyncClient, engine: str
+) -> None:
+    at = midnight(2) + 10 * HOUR
+    await store(database_url, vehicle_reading(midnight(1), vehicle_id="V", meter_id=None))
+    connection.execute("CALL refresh_aggregates()")
+    await store(database_url, vehicle_reading(at, vehicle_id="V", meter_id=None))
+    if engine == "timescale":
+        connection.execute("CALL refresh_continuous_aggregate('vehicle_minute_cagg', %s, %s)", [at - HOUR, at + HOUR])
+    connection.execute("DELETE FROM touched_hour")
+    assert (await map_vehicle(client, "V", "M")).status_code == httpx.codes.OK
+    touched = connection.execute("SELECT hour FROM touched_hour WHERE stream = 'vehicle' ORDER BY 1").fetchall()
+    assert touched == [(at,), (midnight(1),)]
+
+
 def vehicle_unnamed(reading: Any) -> Reading:
     at = datetime.fromtimestamp(reading.ts_us / 1_000_000).astimezone()
     return vehicle_reading(at, reading.dc_milliwh / 1_000_000, vehicle_id="V", meter_id=None)
