@@ -210,6 +210,7 @@ alert_transition = Table(
     CheckConstraint("transition IN ('opened', 'closed', 'retracted')", name="transition"),
     CheckConstraint(_KIND, name="kind"),
     CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
+    Index(None, "at"),
 )
 
 webhook = Table(
