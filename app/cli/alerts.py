@@ -4,8 +4,9 @@ import click
 import msgspec
 
 from app.analytics.alerts.answer import Wanted, fetch_alerts
-from app.analytics.alerts.judge import Kind, stamp
+from app.analytics.alerts.judge import Kind
 from app.cli.common import on_database, table
+from app.csv_rows import stamp
 
 MOST = 10_000
 

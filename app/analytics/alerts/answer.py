@@ -7,7 +7,8 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from psycopg import AsyncConnection
 
-from app.analytics.alerts.judge import Kind, stamp
+from app.analytics.alerts.judge import Kind
+from app.csv_rows import stamp
 from app.errors import InvalidParameter
 from app.telemetry.reading import Stream
 

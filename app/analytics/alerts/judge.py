@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from app.analytics.alerts.hours import FROZEN_MINUTES, NO_METER, Hour
 from app.analytics.efficiency import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO
+from app.csv_rows import stamp
 from app.telemetry.reading import Stream
 
 WINDOW_HOURS = 24
@@ -189,8 +190,3 @@ def _others(ids: Iterable[int]) -> list[int]:
 
 def _end(hour: int) -> datetime:
     return datetime.fromtimestamp(3600 * (hour + 1), UTC)
-
-
-def stamp(at: datetime) -> str:
-    """RFC 3339, in UTC."""
-    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")

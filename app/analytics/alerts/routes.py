@@ -6,23 +6,22 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import msgspec
-from litestar import MediaType, Request, Response, get
+from litestar import Request, Response, get
 from litestar.di import NamedDependency
 from litestar.params import QueryParameter
 from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.alerts.answer import AlertPage, Wanted, fetch_alerts
-from app.analytics.alerts.judge import Kind, stamp
+from app.analytics.alerts.judge import Kind
 from app.analytics.ranking import By, EfficiencyRanking, fetch_ranking, whole_hours
 from app.analytics.window import CALENDAR_HOURS, window_of
-from app.csv_rows import csv_rows
+from app.csv_rows import CSV, csv_rows, prefers_csv, stamp
 from app.database import driver_connection, translated_errors
 from app.errors import InvalidTimeRange
 from app.problems import AWAY, PARAMETER, problems
 from app.settings import Settings
 
-_CSV = "text/csv"
 _PROBLEMS = problems({400: PARAMETER, 503: AWAY})
 _ALERT_COLUMNS = ("id", "kind", "stream", "deviceId", "meterIds", "vehicleIds", "openedAt", "closedAt", "text")
 _RANKED_COLUMNS = ("id", "efficiencyRatio", "acKwh", "dcKwh", "lossKwh")
@@ -60,7 +59,7 @@ async def get_alerts(
     if len(answer.alerts) == limit:
         query = {**dict(request.query_params), "after": answer.alerts[-1].id}
         headers["Link"] = f'</v1/analytics/alerts?{urlencode(query)}>; rel="next"'
-    if not _wants_csv(request):
+    if not prefers_csv(request):
         return Response(answer, headers=headers)
     documents = msgspec.to_builtins(answer.alerts)
     evidence = sorted({name for one in documents for name in one["evidence"]})
@@ -94,7 +93,7 @@ async def get_efficiency(
     with translated_errors():
         answer = await fetch_ranking(pool, by, whole_hours(window), worst=worst, low_efficiency=settings.low_efficiency)
     headers = {"Vary": "Accept"}
-    if not _wants_csv(request):
+    if not prefers_csv(request):
         return Response(answer, headers=headers)
     coverage = ("minutes", "paired", "shared", "unpaired")
     rows = (
@@ -104,13 +103,9 @@ async def get_efficiency(
     return _csv_answer(f"efficiency-{by}", [*_RANKED_COLUMNS, *coverage, "status"], rows, headers, answer.as_of)
 
 
-def _wants_csv(request: Request[Any, Any, Any]) -> bool:
-    return request.accept.best_match([MediaType.JSON, _CSV]) == _CSV
-
-
 def _csv_answer(
     name: str, header: list[str], rows: Iterator[list[Any]], headers: dict[str, str], as_of: datetime | None
 ) -> Response[Any]:
     headers["Content-Disposition"] = f'attachment; filename="{name}.csv"'
     headers["Wattline-As-Of"] = "" if as_of is None else stamp(as_of)
-    return Stream(csv_rows(header, rows), headers=headers, media_type=_CSV)
+    return Stream(csv_rows(header, rows), headers=headers, media_type=CSV)
