@@ -122,7 +122,8 @@ class Hub:
         while not queue.empty():
             queue.get_nowait()
         queue.put_nowait(None)
-        # One that reads nothing at all never comes to it: its answer hangs in sending, and would keep the server alive.
+        # One that reads nothing at all never comes to it: its task hangs in sending. Its full socket is granian's, which
+        # waits for it when it stops, up to 30 s.
         self._leaving.add(queue)
         asyncio.get_running_loop().call_later(_GRACE_S, self._cut, queue, task)
 

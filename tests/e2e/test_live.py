@@ -129,7 +129,7 @@ async def test_a_slow_listener_is_sent_away_and_the_others_stay(hub: Hub) -> Non
 
 
 @on_plain
-async def test_a_listener_that_reads_nothing_holds_up_no_stop(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_task_of_a_listener_that_reads_nothing_ends(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "_GRACE_S", 0.1)
 
     async def hang() -> None:
