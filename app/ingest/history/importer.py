@@ -82,9 +82,9 @@ class Importer:
             rows = rows_of_file(file, mapping)
             done = before
             oldest_us = await self._retried(_oldest_us)
-            coming = asyncio.create_task(asyncio.to_thread(_decoded, file, rows, oldest_us))
+            coming = asyncio.create_task(asyncio.to_thread(_decoded, file, rows, oldest_us, self._ids))
             while (decoded := await coming) is not None:
-                coming = asyncio.create_task(asyncio.to_thread(_decoded, file, rows, oldest_us))
+                coming = asyncio.create_task(asyncio.to_thread(_decoded, file, rows, oldest_us, self._ids))
                 try:
                     done = await self._store(file, decoded, done)
                 except BaseException:
@@ -127,11 +127,9 @@ class Importer:
         now = await journal.load(connection, before)
         if now.position == decoded.end:
             return now  # committed, but the answer was lost with the connection
-        try:
-            rows = rows_of(batch, self._ids)
-        except KeyError:
+        if (rows := decoded.rows) is None:
             await self._ids.learn(connection, [batch])
-            rows = rows_of(batch, self._ids)
+            rows = _rows_by_time(batch, self._ids)
         parts = list(split_days(rows, self._part_rows))
         conflicts = 0
         for part in parts[:-1]:
@@ -139,14 +137,13 @@ class Importer:
             conflicts += more
 
         def end_of_block(now: Journal, more: int) -> Journal:
-            good = len(batch.meter) + len(batch.vehicle)
             return now._replace(
                 position=decoded.end,
                 lines=decoded.lines,
                 digest=decoded.digest,
                 read=now.read + batch.received,
                 inserted=now.inserted + now.ahead,
-                duplicates=now.duplicates + good - now.ahead,
+                duplicates=now.duplicates + decoded.good - now.ahead,
                 conflicts=now.conflicts + conflicts + more,
                 rejected=now.rejected + len(batch.rejected),
                 ahead=0,
@@ -239,16 +236,22 @@ async def _oldest_us(connection: insert.Connection) -> int:
 
 
 class _Decoded(NamedTuple):
-    """A block's readings without its text; `end`, `lines` and `digest` are those of the journal behind it."""
+    """A block without its text; `end`, `lines` and `digest` are those of the journal behind it.
+
+    `rows` are those of the `good` readings in order of time, in the place of the batch's own lists; None while a device
+    has no id yet.
+    """
 
     end: int
     lines: int
     digest: bytes
     batch: Batch
+    good: int
+    rows: StreamRows | None
     rejected_lines: list[tuple[int, bytes]]
 
 
-def _decoded(file: HistoryFile, rows: Rows, oldest_us: int) -> _Decoded | None:
+def _decoded(file: HistoryFile, rows: Rows, oldest_us: int, ids: DeviceIds) -> _Decoded | None:
     """The next block; None at the end of the file."""
     block = file.read_block()
     if block is None:
@@ -258,13 +261,23 @@ def _decoded(file: HistoryFile, rows: Rows, oldest_us: int) -> _Decoded | None:
     for refused in batch.rejected:
         if refused.code == "too_old":
             refused.message = f"The timestamp lies before {since:%Y-%m-%dT%H:%M:%SZ}, from when on readings are kept."
-    return _Decoded(block.end, block.number - 1 + len(block.lines), block.digest, batch, rejected_lines)
+    good = len(batch.meter) + len(batch.vehicle)
+    by_time = None
+    with suppress(KeyError):
+        by_time = _rows_by_time(batch, ids)
+        batch.meter, batch.vehicle = [], []
+    return _Decoded(block.end, block.number - 1 + len(block.lines), block.digest, batch, good, by_time, rejected_lines)
+
+
+def _rows_by_time(batch: Batch, ids: DeviceIds) -> StreamRows:
+    rows = rows_of(batch, ids)
+    for of_stream in rows.values():
+        of_stream.sort()
+    return rows
 
 
 def split_days(rows: StreamRows, part_rows: int) -> Iterator[StreamRows]:
-    """The rows in order of time, in runs of days without an empty one between them, and at most so many of a stream."""
-    for of_stream in rows.values():
-        of_stream.sort()
+    """Rows in order of time, in runs of days without an empty one between them, and at most so many of a stream."""
     days = sorted({day for of_stream in rows.values() for day in _days(of_stream)})
     starts = [day for before, day in pairwise([-inf, *days]) if day > before + 1]
     for start, end in pairwise([*starts, inf]):

@@ -141,7 +141,7 @@ class CsvRows(Rows):
         return [b"", *lines[:place], *lines[place + 1 :]]
 
     def _decode_fast(self, text: bytes) -> list[Wire]:
-        if b'"' in text or b"\\" in text or b", " in text or b" ," in text:
+        if b'"' in text or b"\\" in text or (b" " in text and (b", " in text or b" ," in text)):
             return []
         # As JSON arrays of texts: four replacements in C and msgspec's lax decode take 0.5 microseconds a row, the csv
         # module and the same decode 1.6.
