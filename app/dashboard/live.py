@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from litestar import get
+from litestar import Request, get
 from litestar.di import NamedDependency
 from litestar.response import Stream
 from sqlalchemy import func, select
@@ -19,6 +19,7 @@ from app.analytics.window import AHEAD
 from app.database import RETRY_AFTER, translated_errors
 from app.errors import ServiceError, StoreBusy
 from app.fleet.states import VehicleState, vehicle_states
+from app.ops.server import cut_off
 from app.problems import AWAY, problems
 from app.tables import alert_transition
 
@@ -28,8 +29,9 @@ MAX_STATES = 1_000
 """In one event; the rest comes with the next."""
 _MAX_WAITING = 16
 """Events that a listener may lag behind; one that reads no faster is sent away, and asks for everything anew."""
+_LAST_WORDS_S = 1.0
+"""What a listener that is sent away has to read the rest, before its connection is cut off."""
 _PERIOD_S = 1.0
-_GRACE_S = 2.0
 _MINUTE = timedelta(minutes=1)
 _SHOWN_MINUTES = 5 * _MINUTE
 # Most readings of a minute have come so long after its end.
@@ -57,8 +59,7 @@ class Hub:
 
     def __init__(self, pool: AsyncEngine) -> None:
         self._pool = pool
-        self._listeners: dict[asyncio.Queue[bytes | None], asyncio.Task[Any] | None] = {}
-        self._leaving: set[asyncio.Queue[bytes | None]] = set()
+        self._listeners: dict[asyncio.Queue[bytes | None], tuple[str, int] | None] = {}
         self._asking: asyncio.Task[None] | None = None
         self._closed = False
         self._latest = b""
@@ -68,11 +69,15 @@ class Hub:
         self._closed = True
         if self._asking is not None:
             self._asking.cancel()
+        self._send_all_away()
 
-    async def listen(self) -> AsyncGenerator[bytes, None]:
-        """The events as they come, the latest first, until close() or until the listener is too slow."""
+    async def listen(self, client: tuple[str, int] | None = None) -> AsyncGenerator[bytes, None]:
+        """The events as they come, the latest first, until close() or until the listener is too slow.
+
+        Then the connection with `client` is cut off, too: the server waits for ever for one who does not read.
+        """
         queue = asyncio.Queue[bytes | None](_MAX_WAITING)
-        self._listeners[queue] = asyncio.current_task()
+        self._listeners[queue] = client
         try:
             yield b"retry: 1000\n\n"
             if not self._closed and (self._asking is None or self._asking.done()):
@@ -83,7 +88,6 @@ class Hub:
                 yield message
         finally:
             self._listeners.pop(queue, None)
-            self._leaving.discard(queue)
 
     @property
     def is_full(self) -> bool:
@@ -106,8 +110,7 @@ class Hub:
             _log.exception("live_failed")
         finally:
             self._latest = b""
-            for queue in list(self._listeners):
-                self._send_away(queue)
+            self._send_all_away()
 
     def _tell(self, message: bytes) -> None:
         self._latest = message
@@ -117,20 +120,17 @@ class Hub:
             except asyncio.QueueFull:
                 self._send_away(queue)
 
+    def _send_all_away(self) -> None:
+        for queue in list(self._listeners):
+            self._send_away(queue)
+
     def _send_away(self, queue: asyncio.Queue[bytes | None]) -> None:
-        task = self._listeners.pop(queue)
+        client = self._listeners.pop(queue)
         while not queue.empty():
             queue.get_nowait()
         queue.put_nowait(None)
-        # One that reads nothing at all never comes to it: its task hangs in sending. Its full socket is granian's, which
-        # waits for it when it stops, up to 30 s.
-        self._leaving.add(queue)
-        asyncio.get_running_loop().call_later(_GRACE_S, self._cut, queue, task)
-
-    def _cut(self, queue: asyncio.Queue[bytes | None], task: asyncio.Task[Any] | None) -> None:
-        if queue in self._leaving and task is not None:
-            self._leaving.discard(queue)
-            task.cancel()
+        if client is not None:
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, cut_off, client)
 
 
 class News:
@@ -195,12 +195,15 @@ def _encoded(name: str, data: object) -> bytes:
     media_type="text/event-stream",
     responses=problems({503: AWAY}),
 )
-async def get_fleet_live(hub: NamedDependency[Hub]) -> Stream:
+async def get_fleet_live(hub: NamedDependency[Hub], request: Request[Any, Any, Any]) -> Stream:
     """Server-sent events: `fleet` about each second, `states` and `alerts` when there is something new."""
     if hub.is_full:
         raise StoreBusy("Too many are listening.", headers=RETRY_AFTER)
     return Stream(
-        hub.listen(), media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        hub.listen(request.client and (request.client.host, int(request.client.port))),  # the server's port is a str
+        media_type="text/event-stream",
+        # Its end is that of the connection, for cut_off().
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Connection": "close"},
     )
 
 

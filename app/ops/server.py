@@ -3,9 +3,12 @@
 import asyncio
 import os
 import signal
+import socket
+import stat
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from granian import Granian
 from granian.constants import Interfaces
@@ -57,3 +60,16 @@ def before_stop(close: Callable[[], None]) -> None:
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # else no server has asked for signals
         loop = asyncio.get_running_loop()
         signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(close))
+
+
+def cut_off(client: tuple[str, int]) -> None:
+    """Ends this process's connection with that address, even where the other side does not read.
+
+    The server has no limit for writing, and knows no way to end one connection.
+    """
+    for number in map(int, os.listdir("/dev/fd")):
+        with suppress(OSError):  # closed since, or not connected
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                with socket.socket(fileno=os.dup(number)) as connection:
+                    if connection.getpeername()[:2] == client:
+                        connection.shutdown(socket.SHUT_RDWR)

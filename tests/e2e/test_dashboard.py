@@ -85,6 +85,18 @@ def test_the_page_follows_a_live_reading(example: Process, browser: Browser) -> 
         expect(figure(page, "efficiency")).to_have_text("90.0", timeout=WITHIN_MS)
 
 
+@on_plain
+def test_an_age_goes_on_without_a_reading(example: Process, browser: Browser) -> None:
+    with opened(browser, f"{example.base_url}/#/vehicle/V1?range=1h") as page:
+        expect(page.locator("#status-text")).to_contain_text("Live")
+        send(example, vehicle(minutes_ago(0)))
+        seen = page.locator(".seen")
+        expect(seen).to_contain_text("Last seen", timeout=WITHIN_MS)
+        before = seen.inner_text()
+        expect(seen).not_to_have_text(before, timeout=WITHIN_MS)
+        expect(seen).to_contain_text("ago")
+
+
 FLEET = """
     INSERT INTO vehicle (external_id) SELECT 'vehicle-' || n FROM generate_series(1, 5000) AS n ORDER BY n;
     INSERT INTO vehicle_state (vehicle_id, ts, dc_milliwh, soc_centipercent)

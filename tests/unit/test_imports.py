@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "migrate": {*DATABASE, "policies"},
     "ops": {*DATABASE, "broker", "migrate", "policies"},
     "webhooks": {*DATABASE, "analytics"},
-    "dashboard": {*DATABASE, "fleet", "analytics"},
+    "dashboard": {*DATABASE, "fleet", "analytics", "ops"},
 }
 # Where the parts meet.
 ALLOWED["main"] = set(ALLOWED)

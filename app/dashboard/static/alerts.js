@@ -2,9 +2,8 @@
 
 import { ask } from "./api.js";
 import { el } from "./dom.js";
-import { count, fixed, kwh, moment, percent } from "./format.js";
+import { age, count, fixed, kwh, moment, percent } from "./format.js";
 import { live } from "./live.js";
-import { since } from "./since.js";
 import { link } from "./state.js";
 
 const SHOWN = 50;
@@ -40,15 +39,14 @@ function ordered(evidence) {
 
 function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt, text, evidence }) {
   const [state, shape, name] = KINDS[kind] ?? ["warn", "●", kind];
-  const opened = since(openedAt);
-  const when = closedAt ? el("span", {}, "closed ", since(closedAt)) : "open";
+  const when = closedAt ? el("span", {}, "closed ", age(closedAt)) : "open";
   const numbers = ordered(evidence).map(evidenceOf);
   const other = stream === "meter" ? "vehicle" : "meter";
   const others = stream === "meter" ? vehicleIds : meterIds;
   return el(
     "li",
     { class: "alert", "data-state": closedAt ? "none" : state },
-    el("p", { class: "head" }, el("strong", {}, el("span", { "aria-hidden": "true" }, shape), ` ${name}`), el("span", { class: "when" }, opened, " · ", when)),
+    el("p", { class: "head" }, el("strong", {}, el("span", { "aria-hidden": "true" }, shape), ` ${name}`), el("span", { class: "when" }, age(openedAt), " · ", when)),
     el("p", {}, el("a", { href: link(stream, deviceId) }, deviceId), others.map((id, i) => [i ? ", " : stream === "meter" ? " with " : " at ", el("a", { href: link(other, id) }, id)])),
     el("p", { class: "text" }, text),
     numbers.length ? el("dl", { class: "evidence" }, numbers.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)))) : null,

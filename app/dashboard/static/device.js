@@ -7,18 +7,16 @@ import { rangeControls } from "./controls.js";
 import { el } from "./dom.js";
 import { figures } from "./figures.js";
 import { efficiencyAxis, peak } from "./fleet.js";
-import { count, fixed, kwh, moment, percent } from "./format.js";
+import { age, count, fixed, kwh, moment, percent } from "./format.js";
 import { connection, live } from "./live.js";
 import { PER, devicePower, line, sum } from "./series.js";
-import { since } from "./since.js";
 import { link, range } from "./state.js";
 import { strip } from "./strip.js";
 import { VERDICTS } from "./verdict.js";
 
 const LOW = Number(document.documentElement.dataset.lowEfficiency);
 const AGAIN_MS = 10_000;
-// They pair the whole range anew, which moves by a minute at a time.
-const PROOF_MS = 60_000;
+const REST_MS = 60_000;
 const PROVING_MINUTES = 15;
 const NAMES = {
   vehicle: { dc: "DC to the battery", efficiency: "Efficiency", loss: "Lost", soc: "Charge", temperature: "Battery", readings: "Readings" },
@@ -47,27 +45,22 @@ export function showDevice(main, kind, id) {
   main.append(el("div", { class: "top" }, title, controls.element), wrong, numbers.element, grid);
 
   let asking = null;
-  let provenAt = 0;
+  let timer;
+  let restAt = 0; // pairing and mappings cost more than a series
+  let hasState = false;
 
+  // At once for a new range; for the same one only when its last answers are there.
   async function load() {
+    clearTimeout(timer);
     asking?.abort();
     const mine = (asking = new AbortController());
-    provenAt = Date.now();
-    await loadSeries(mine.signal, true);
-    if (asking === mine) asking = null;
+    await show(mine.signal);
+    if (asking !== mine) return;
+    asking = null;
+    timer = setTimeout(again, AGAIN_MS);
   }
 
-  // Of a range that moves with the time; what is under way for it is not asked for again.
-  async function follow() {
-    if (asking || !range().name) return;
-    const mine = (asking = new AbortController());
-    const isDue = Date.now() - provenAt > PROOF_MS;
-    if (isDue) provenAt = Date.now();
-    await loadSeries(mine.signal, isDue);
-    if (asking === mine) asking = null;
-  }
-
-  async function loadSeries(signal, withProof) {
+  async function show(signal) {
     const now = range();
     const bounds = { from: iso(now.from), to: iso(now.to) };
     controls.update();
@@ -81,7 +74,9 @@ export function showDevice(main, kind, id) {
       grid.hidden = numbers.element.hidden = error.code === "unknown_device";
       return;
     }
-    if (isVehicle && withProof) await Promise.all([showPerformance(bounds, signal), showMinutes(now, bounds, signal)]);
+    if (Date.now() < restAt) return;
+    await Promise.all([showMappings(signal), ...(isVehicle ? [showPerformance(bounds, signal), showMinutes(now, bounds, signal)] : [])]);
+    if (!signal.aborted) restAt = Date.now() + REST_MS;
   }
 
   function showSeries({ columns, bucket }, now) {
@@ -95,7 +90,7 @@ export function showDevice(main, kind, id) {
       lines: [{ name: shown[0], unit: "kW", digits: 2, color: shown[1], fill: isVehicle, ...watts }],
       summary: `Average ${bucket === "1m" ? "over ten minutes" : `by ${PER[bucket]}`}, kW. ${peak(shown[2], watts)}`,
     });
-    if (!seen.querySelector("time") && columns.t.length && bucket === "1m") seen.textContent = `Last reading of this range: ${moment(1000 * columns.t.at(-1))}`;
+    if (!hasState) seen.textContent = columns.t.length && bucket === "1m" ? `Last reading${now.name ? "" : " of this range"} ${moment(1000 * columns.t.at(-1))}` : "";
     numbers.set("readings", count(sum(columns.readings)), "", columns.t.length ? `in ${count(columns.t.length)} ${PER[bucket]}s` : "none in this range");
     const plain = (chart, name, column, unit, color, more = {}) =>
       chart.draw({ ...span, lines: [{ name, unit, digits: 1, color, ...of(column) }], summary: `Average by ${PER[bucket]}, ${unit}.`, ...more });
@@ -148,9 +143,9 @@ export function showDevice(main, kind, id) {
     }
   }
 
-  async function showMappings() {
+  async function showMappings(signal) {
     try {
-      const all = (await ask("ingestion/mapping", { [`${kind}Id`]: id })).reverse();
+      const all = (await ask("ingestion/mapping", { [`${kind}Id`]: id }, signal)).reverse();
       const other = isVehicle ? "meter" : "vehicle";
       const rows = all.map(({ validFrom, validTo, ...ids }) =>
         el("tr", {}, el("th", { scope: "row" }, el("a", { href: link(other, ids[`${other}Id`]) }, ids[`${other}Id`])), el("td", {}, validFrom ? moment(validFrom) : "ever"), el("td", {}, validTo ? moment(validTo) : "now")),
@@ -160,6 +155,7 @@ export function showDevice(main, kind, id) {
         all.length ? el("table", {}, el("caption", { class: "visually-hidden" }, "Mapping history, newest first"), el("thead", {}, head), el("tbody", {}, rows)) : el("p", { class: "note" }, isVehicle ? "None: its readings name its meter, or it has none." : "None: no vehicle is mapped to it; those that name it in their readings need no mapping."),
       );
     } catch (error) {
+      if (error.name === "AbortError") return;
       history.replaceChildren(el("p", { class: "note" }, `The mappings could not be loaded. ${error.message}`));
     }
   }
@@ -167,23 +163,27 @@ export function showDevice(main, kind, id) {
   const onStates = ({ detail }) => {
     const state = detail.find(({ vehicleId }) => isVehicle && vehicleId === id);
     if (!state) return;
-    seen.replaceChildren("Last seen ", since(state.lastUpdated), state.soc == null ? "" : `, charge ${fixed(state.soc, 1)} %`);
-    follow();
+    hasState = true;
+    if (range().name && !asking) load();
+    seen.replaceChildren("Last seen ", age(state.lastUpdated), state.soc == null ? "" : `, charge ${fixed(state.soc, 1)} %`);
   };
-  const again = () => connection.state === "live" && follow();
+  const again = () => {
+    if (connection.state === "live" && range().name) load();
+    else timer = setTimeout(again, AGAIN_MS);
+  };
   const all = () => {
+    restAt = 0;
     load();
-    showMappings();
   };
-  const timer = setInterval(again, AGAIN_MS);
   live.addEventListener("again", all);
   live.addEventListener("states", onStates);
   all();
   return {
-    update: load,
+    update: all,
     leave() {
       asking?.abort();
-      clearInterval(timer);
+      asking = null;
+      clearTimeout(timer);
       live.removeEventListener("again", all);
       live.removeEventListener("states", onStates);
       [...Object.values(charts), alerts].forEach((part) => part.leave());

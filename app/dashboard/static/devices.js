@@ -115,10 +115,10 @@ export function devicesPanel(kind) {
   async function loadEfficiency() {
     try {
       const { ranking } = await ask("analytics/efficiency", { by: kind, worst: 100_000 }, leaving.signal);
-      for (const row of rows.values()) row.efficiency = row.status = null;
-      for (const { id, efficiencyRatio, status } of ranking) {
-        const row = rows.get(id);
-        if (row) Object.assign(row, { efficiency: efficiencyRatio, status });
+      const of = new Map(ranking.map((one) => [one.id, one]));
+      for (const row of rows.values()) {
+        const { efficiencyRatio = null, status = null } = of.get(row.id) ?? {};
+        Object.assign(row, { efficiency: efficiencyRatio, status });
       }
       arrange();
       table.refresh();

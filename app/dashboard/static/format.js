@@ -1,5 +1,7 @@
 // Numbers and times for people. Numbers in English, as the page is; times as the browser's zone has them.
 
+import { el, setText } from "./dom.js";
+
 const NONE = "–";
 
 function number(value, digits) {
@@ -39,6 +41,15 @@ export function ago(instant) {
   if (instant == null) return NONE;
   const seconds = (Date.now() - Date.parse(instant)) / 1000;
   return seconds < 1 ? "now" : `${duration(seconds)} ago`;
+}
+
+// A time whose age stays true: main.js asks for it each second.
+export function age(instant) {
+  return el("time", { datetime: instant, title: moment(instant), "data-age": true }, ago(instant));
+}
+
+export function refreshAges() {
+  for (const time of document.querySelectorAll("[data-age]")) setText(time, ago(time.dateTime));
 }
 
 const CLOCK = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };

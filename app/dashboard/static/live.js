@@ -65,6 +65,7 @@ function set(state) {
 
 addEventListener("online", () => connection.state === "lost" && connect());
 addEventListener("pagehide", () => source?.close());
+// Back from the browser's memory, as it was when it was left.
 addEventListener("pageshow", (event) => {
   if (!event.persisted) return;
   wasLost = true;

@@ -3,7 +3,7 @@
 import { el } from "./dom.js";
 import { showDevice } from "./device.js";
 import { showFleet } from "./fleet.js";
-import { zone } from "./format.js";
+import { refreshAges, zone } from "./format.js";
 import { connect } from "./live.js";
 import { read } from "./state.js";
 import { watchStatus } from "./status.js";
@@ -41,6 +41,7 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   main.focus();
 });
 addEventListener("hashchange", route);
+setInterval(refreshAges, 1_000);
 watchStatus();
 connect();
 route();
