@@ -54,7 +54,7 @@ def decoded(head: str, lines: list[bytes], *, together: bool) -> list[Any]:
         path = Path(directory) / "h"
         path.write_bytes(head.encode())
         file = HistoryFile(str(path))
-        rows = rows_of_file(file, {})
+        rows = rows_of_file(file.name, file.head, {})
         file.close()
     groups = [lines] if together else [[line] for line in lines]
     batches = [rows.decode(Block(group, 2, 0, b""), now_us=NOW_US, oldest_us=0)[0] for group in groups]

@@ -45,7 +45,7 @@ def read(path: Path) -> list[bytes]:
     """All lines, decoded too."""
     file = HistoryFile(str(path))
     with closing(file):
-        rows = rows_of_file(file, {})
+        rows = rows_of_file(file.name, file.head, {})
         lines = []
         while block := file.read_block():
             rows.decode(block, now_us=0, oldest_us=0)

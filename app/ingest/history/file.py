@@ -8,7 +8,9 @@ import sys
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
+
+import msgspec
 
 from app.errors import SetupError
 
@@ -37,7 +39,7 @@ _FOREIGN = {
 }
 
 
-class Block(NamedTuple):
+class Block(msgspec.Struct, tag=True):
     """Some lines; `number` is that of the first, from 1. `end` counts the bytes up to their end, `digest` sums them."""
 
     lines: list[bytes]

@@ -23,19 +23,17 @@ from psycopg.rows import scalar_row
 
 from app.database import TRANSIENT, UNAVAILABLE, connect
 from app.errors import SetupError
+from app.fleet.registry import register
 from app.ingest import insert
-from app.ingest.check import Batch, Rejected
-from app.ingest.devices import DeviceIds
+from app.ingest.check import Rejected
 from app.ingest.history import journal
+from app.ingest.history.decoder import Decoded, Decoder, File, Registered, StreamRows
 from app.ingest.history.file import BLOCK_LINES, HistoryFile
 from app.ingest.history.journal import Journal
-from app.ingest.history.rows import Rows, rows_of_file
 from app.ingest.insert import DAY_US, EPOCH_US, Row
-from app.ingest.parts import rows_of
 from app.ingest.quarantine import Source, keep_rejected
 from app.telemetry.reading import Stream
 
-StreamRows = dict[Stream, list[Row]]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -45,6 +43,14 @@ STAGED_SECONDS = 30
 MIN_PART_ROWS = 1_000
 # Quarantine keeps 100,000 rejected readings: one bad file must not drive out all others.
 QUARANTINED_ROWS = 10_000
+
+
+class _End(NamedTuple):
+    """Where a block ends, as the journal has it."""
+
+    position: int
+    lines: int
+    digest: bytes
 
 
 class Importer:
@@ -66,7 +72,7 @@ class Importer:
         self._url = url
         self._tell, self._pause, self._reject = tell, pause, reject
         self._connection: insert.Connection | None = None
-        self._ids = DeviceIds(None)
+        self._decoder = Decoder()
         self._noted = insert.Noted()
         self._prepared_days: set[int] = set()
         self._part_rows = BLOCK_LINES
@@ -79,21 +85,34 @@ class Importer:
         """
         with ExitStack() as files:
             file, before = await self._opened(name, mapping, files)
-            rows = rows_of_file(file, mapping)
-            done = before
             oldest_us = await self._retried(_oldest_us)
-            coming = asyncio.create_task(asyncio.to_thread(_decoded, file, rows, oldest_us, self._ids))
-            while (decoded := await coming) is not None:
-                coming = asyncio.create_task(asyncio.to_thread(_decoded, file, rows, oldest_us, self._ids))
+            self._decoder.ask(File(file.name, file.head, dict(mapping), oldest_us))
+            done, ignored = before, list[str]()
+            coming = asyncio.create_task(asyncio.to_thread(self._read, file))
+            while (following := await coming) is not None:
+                end, decoded = following
+                if decoded.unknown:
+                    ids = await self._retried(_register, decoded.unknown)
+                    decoded = await asyncio.to_thread(self._decoder.ask, Registered(ids))
+                coming = asyncio.create_task(asyncio.to_thread(self._read, file))
                 try:
-                    done = await self._store(file, decoded, done)
+                    done = await self._store(file, end, decoded, done)
                 except BaseException:
                     await asyncio.wait([coming])
                     raise
+                ignored = decoded.ignored
                 self._tell(file, done, before)
-            return before, done, rows.columns.ignored
+            return before, done, ignored
+
+    def _read(self, file: HistoryFile) -> tuple[_End, Decoded] | None:
+        """The next block, with the place in the file where it ends; None at the end of the file."""
+        if (block := file.read_block()) is None:
+            return None
+        return _End(block.end, block.number - 1 + len(block.lines), block.digest), self._decoder.ask(block)
 
     async def close(self) -> None:
+        """Ends the connection and the process that decodes."""
+        self._decoder.close()
         if self._connection is not None:
             await self._connection.close()
 
@@ -111,26 +130,24 @@ class Importer:
                 raise SetupError("Standard input begins like an earlier import, then differs: save it to a file.")
         raise AssertionError
 
-    async def _store(self, file: HistoryFile, decoded: "_Decoded", before: Journal) -> Journal:
+    async def _store(self, file: HistoryFile, end: _End, decoded: Decoded, before: Journal) -> Journal:
         if self._reject and decoded.rejected_lines:
-            rejected = zip(decoded.rejected_lines, decoded.batch.rejected, strict=True)
+            rejected = zip(decoded.rejected_lines, decoded.rejected, strict=True)
             self._reject(file, [(number, line, reading) for (number, line), reading in rejected])
         try:
-            return await self._retried(self._store_block, decoded, before)
+            return await self._retried(self._store_block, end, decoded, before)
         except journal.OtherImport:
             raise SetupError(f"{file.name} is being imported by another process, too.") from None
         except psycopg.Error as error:
             raise SetupError(f"{file.name}: the database refuses what follows line {before.lines}: {error}") from error
 
-    async def _store_block(self, connection: insert.Connection, decoded: "_Decoded", before: Journal) -> Journal:
-        batch = decoded.batch
+    async def _store_block(
+        self, connection: insert.Connection, end: _End, decoded: Decoded, before: Journal
+    ) -> Journal:
         now = await journal.load(connection, before)
-        if now.position == decoded.end:
+        if now.position == end.position:
             return now  # committed, but the answer was lost with the connection
-        if (rows := decoded.rows) is None:
-            await self._ids.learn(connection, [batch])
-            rows = _rows_by_time(batch, self._ids)
-        parts = list(split_days(rows, self._part_rows))
+        parts = list(split_days(decoded.rows, self._part_rows))
         conflicts = 0
         for part in parts[:-1]:
             now, more = await self._commit(connection, part, now, lambda now, _: now)
@@ -138,19 +155,17 @@ class Importer:
 
         def end_of_block(now: Journal, more: int) -> Journal:
             return now._replace(
-                position=decoded.end,
-                lines=decoded.lines,
-                digest=decoded.digest,
-                read=now.read + batch.received,
+                **end._asdict(),
+                read=now.read + decoded.received,
                 inserted=now.inserted + now.ahead,
                 duplicates=now.duplicates + decoded.good - now.ahead,
                 conflicts=now.conflicts + conflicts + more,
-                rejected=now.rejected + len(batch.rejected),
+                rejected=now.rejected + len(decoded.rejected),
                 ahead=0,
             )
 
         room = max(0, QUARANTINED_ROWS - now.rejected)
-        rejected = [] if self._reject else batch.rejected[:room]
+        rejected = [] if self._reject else decoded.rejected[:room]
         now, _ = await self._commit(connection, parts[-1] if parts else {}, now, end_of_block, rejected)
         return now
 
@@ -229,51 +244,19 @@ class Importer:
         raise SetupError(f"The database cannot be had: {away}. The same command goes on where this one stopped.")
 
 
+async def _register(connection: insert.Connection, unknown: Mapping[Stream, set[str]]) -> dict[Stream, dict[str, int]]:
+    """The ids of these devices, new ones without limit."""
+    ids: dict[Stream, dict[str, int]] = {}
+    for stream, names in unknown.items():
+        async with insert.transaction(connection):
+            ids[stream] = await register(connection, stream, names, per_hour=None)
+    return ids
+
+
 async def _oldest_us(connection: insert.Connection) -> int:
     cursor = connection.cursor(binary=True, row_factory=scalar_row)
     (oldest,) = await (await cursor.execute("SELECT importable_from()")).fetchall()
     return int(oldest) + EPOCH_US
-
-
-class _Decoded(NamedTuple):
-    """A block without its text; `end`, `lines` and `digest` are those of the journal behind it.
-
-    `rows` are those of the `good` readings in order of time, in the place of the batch's own lists; None while a device
-    has no id yet.
-    """
-
-    end: int
-    lines: int
-    digest: bytes
-    batch: Batch
-    good: int
-    rows: StreamRows | None
-    rejected_lines: list[tuple[int, bytes]]
-
-
-def _decoded(file: HistoryFile, rows: Rows, oldest_us: int, ids: DeviceIds) -> _Decoded | None:
-    """The next block; None at the end of the file."""
-    block = file.read_block()
-    if block is None:
-        return None
-    batch, rejected_lines = rows.decode(block, now_us=time.time_ns() // 1000, oldest_us=oldest_us)
-    since = insert.instant(oldest_us - EPOCH_US)
-    for refused in batch.rejected:
-        if refused.code == "too_old":
-            refused.message = f"The timestamp lies before {since:%Y-%m-%dT%H:%M:%SZ}, from when on readings are kept."
-    good = len(batch.meter) + len(batch.vehicle)
-    by_time = None
-    with suppress(KeyError):
-        by_time = _rows_by_time(batch, ids)
-        batch.meter, batch.vehicle = [], []
-    return _Decoded(block.end, block.number - 1 + len(block.lines), block.digest, batch, good, by_time, rejected_lines)
-
-
-def _rows_by_time(batch: Batch, ids: DeviceIds) -> StreamRows:
-    rows = rows_of(batch, ids)
-    for of_stream in rows.values():
-        of_stream.sort()
-    return rows
 
 
 def split_days(rows: StreamRows, part_rows: int) -> Iterator[StreamRows]:

@@ -19,7 +19,7 @@ from app.errors import SetupError
 from app.ingest.check import PAYLOAD_LIMIT_BYTES, Batch, Rejected, Wire, check_each, rejected
 from app.ingest.decode import JSON, UNDECODABLE, decode_one
 from app.ingest.history.columns import ATTRIBUTES, FLOATS, Columns
-from app.ingest.history.file import HEAD_BYTES, MAX_LINE_BYTES, Block, HistoryFile
+from app.ingest.history.file import HEAD_BYTES, MAX_LINE_BYTES, Block
 
 # One bad line costs the others of its piece the fast decode. A piece is so small that the processor's cache holds it.
 PIECE_LINES = 1_000
@@ -33,8 +33,8 @@ _TYPES = {field.name: field.type for field in msgspec.structs.fields(Wire)}
 class Rows(ABC):
     """The decoder of one file."""
 
-    def __init__(self, file: HistoryFile, columns: Columns) -> None:
-        self.file = file.name
+    def __init__(self, file: str, columns: Columns) -> None:
+        self.file = file
         self.columns = columns
 
     def decode(self, block: Block, *, now_us: int, oldest_us: int) -> tuple[Batch, list[tuple[int, bytes]]]:
@@ -97,11 +97,11 @@ class Rows(ABC):
 class CsvRows(Rows):
     """Comma-separated, the first line names the columns."""
 
-    def __init__(self, file: HistoryFile, columns: Columns) -> None:
+    def __init__(self, file: str, head: bytes, columns: Columns) -> None:
         super().__init__(file, columns)
-        self._head = next(line for line in file.head.splitlines() if line.removeprefix(BOM).strip())
+        self._head = next(line for line in head.splitlines() if line.removeprefix(BOM).strip())
         self._names = names = self._read_names()
-        columns.learn(names, file.name)
+        columns.learn(names, file)
         self._refuse_incomplete(names)
         fields = [columns.fields.get(name) for name in names]
         self._fields = [field and (field, ATTRIBUTES[field]) for field in fields]
@@ -184,7 +184,7 @@ class CsvRows(Rows):
 class NdjsonRows(Rows):
     """One object a line; the names of the members are learnt as they come."""
 
-    def __init__(self, file: HistoryFile, columns: Columns) -> None:
+    def __init__(self, file: str, columns: Columns) -> None:
         super().__init__(file, columns)
         self._learn([])
 
@@ -247,7 +247,9 @@ _is_number = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?").fu
 _has_decimal_comma = re.compile(r"[+-]?[0-9]*,[0-9]+").fullmatch
 
 
-def rows_of_file(file: HistoryFile, mapping: Mapping[str, str]) -> Rows:
+def rows_of_file(file: str, head: bytes, mapping: Mapping[str, str]) -> Rows:
     """CSV or NDJSON, as the first character says. Raises SetupError for columns that make no reading."""
-    of = NdjsonRows if file.head.removeprefix(BOM).lstrip().startswith(b"{") else CsvRows
-    return of(file, Columns(mapping))
+    columns = Columns(mapping)
+    if head.removeprefix(BOM).lstrip().startswith(b"{"):
+        return NdjsonRows(file, columns)
+    return CsvRows(file, head, columns)
