@@ -18,7 +18,7 @@ from app.cli.common import counted, open_database
 from app.errors import SetupError
 from app.ingest.check import PAYLOAD_LIMIT_BYTES, Rejected
 from app.ingest.history.columns import parse_mapping
-from app.ingest.history.file import HistoryFile
+from app.ingest.history.decoder import Opened
 from app.ingest.history.importer import QUARANTINED_ROWS, Importer
 from app.ingest.history.journal import Journal, mark_refreshed, unrefreshed
 from app.ops.refresh import refresh_aggregates
@@ -56,10 +56,8 @@ def import_(files: tuple[str, ...], pairs: tuple[str, ...], rejects: IO[bytes] |
 
 async def _import(url: str, files: tuple[str, ...], mapping: dict[str, str], rejects: IO[bytes] | None) -> int:
     """How many rows were rejected, now or before the import was stopped."""
-    # A block makes 50,000 tuples and drops them again: nothing in which to look for circles.
+    # As in the decoder's process.
     gc.set_threshold(1_000_000)
-    # Each time that COPY has waited for the database it waits for the decoder's thread, 5 ms by default.
-    sys.setswitchinterval(0.0002)
     rejected = 0
     with _Display() as display:
         reject = _writer(rejects) if rejects else None
@@ -75,10 +73,10 @@ async def _import(url: str, files: tuple[str, ...], mapping: dict[str, str], rej
     return rejected
 
 
-def _writer(rejects: IO[bytes]) -> Callable[[HistoryFile, list[tuple[int, bytes, Rejected]]], None]:
+def _writer(rejects: IO[bytes]) -> Callable[[Opened, list[tuple[int, bytes, Rejected]]], None]:
     """Before the transaction that counts them, so that none is lost: those of a killed block stand there twice."""
 
-    def write(file: HistoryFile, rows: list[tuple[int, bytes, Rejected]]) -> None:
+    def write(file: Opened, rows: list[tuple[int, bytes, Rejected]]) -> None:
         for line, row, why in rows:
             text = row[:PAYLOAD_LIMIT_BYTES].rstrip(b"\r").decode(errors="replace")
             members = {"file": file.name, "line": line, "code": why.code, "field": why.field}
@@ -129,9 +127,8 @@ class _Display:
         self._progress.reset(self._task, description=name, said="", total=None)
         self._started = self._told = time.monotonic()
 
-    def tell(self, file: HistoryFile, journal: Journal, before: Journal) -> None:
+    def tell(self, file: Opened, done: int, journal: Journal, before: Journal) -> None:
         said = f"{journal.read:,} readings, {self._rate(journal.read - before.read)}"
-        done = file.read_bytes()
         self._progress.update(self._task, completed=done, total=file.size or None, said=said)
         if not self._console.is_terminal and time.monotonic() > self._told + LINE_SECONDS:
             self._told = time.monotonic()

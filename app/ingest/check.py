@@ -1,12 +1,12 @@
 """The checks of a reading: from what a client wrote to the units of the store, or to a refusal with its code."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import compress, repeat
-from operator import not_, sub
+from operator import floordiv, not_, sub
 from typing import Any
 
 import msgspec
@@ -88,7 +88,9 @@ class Wire(msgspec.Struct, rename="camel", gc=False):
 is_id = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_ID_CHARACTERS}}}").fullmatch
 
 
-class _Refused(Exception):
+class Refused(Exception):
+    """A value that its field cannot have."""
+
     def __init__(self, code: str, field: str) -> None:
         self.code = code
         self.field = field
@@ -105,7 +107,7 @@ def check_each(wires: Sequence[Wire | Rejected], now_us: int, stream: Stream | N
     Against the clock `now_us`, as in `decode_batch`; what is older than `oldest_us` is `too_old`.
     """
     newest_us = now_us + MAX_AHEAD_US
-    with suppress(_Refused, TypeError, AttributeError):
+    with suppress(Refused, TypeError, AttributeError):
         return _check_all(wires, stream, oldest_us, newest_us)
     batch = Batch(len(wires), [], [], [])
     vehicles = bytearray(len(wires))
@@ -121,7 +123,7 @@ def check_each(wires: Sequence[Wire | Rejected], now_us: int, stream: Stream | N
                 vehicle(_vehicle_reading(wire, oldest_us, newest_us))
             else:
                 meter(_meter_reading(wire, oldest_us, newest_us))
-        except _Refused as refused:
+        except Refused as refused:
             of, device = (Stream.VEHICLE, wire.vehicle_id) if of_vehicle else (Stream.METER, wire.meter_id)
             batch.rejected.append(rejected(index, refused.code, refused.field, of, device))
     if batch.meter and batch.vehicle:
@@ -136,48 +138,48 @@ def _check_all(wires: Sequence[Any], stream: Stream | None, oldest_us: int, newe
     vehicles = list(compress(wires, of_vehicle))
     meter = map(
         MeterReading,
-        map(_METER_ID.__getitem__, [wire.meter_id for wire in meters]),
-        _all_microseconds([wire.timestamp for wire in meters], oldest_us, newest_us),
-        map(_AC.__getitem__, [wire.kwh_consumed_ac for wire in meters]),
-        map(_VOLTAGE.__getitem__, [wire.voltage for wire in meters]),
+        map(METER_ID.__getitem__, [wire.meter_id for wire in meters]),
+        all_microseconds([wire.timestamp for wire in meters], oldest_us, newest_us),
+        map(AC.__getitem__, [wire.kwh_consumed_ac for wire in meters]),
+        map(VOLTAGE.__getitem__, [wire.voltage for wire in meters]),
     )
     vehicle = map(
         VehicleReading,
-        map(_VEHICLE_ID.__getitem__, [wire.vehicle_id for wire in vehicles]),
-        _all_microseconds([wire.timestamp for wire in vehicles], oldest_us, newest_us),
-        map(_DC.__getitem__, [wire.kwh_delivered_dc for wire in vehicles]),
-        map(_METER_ID_IF_ANY.__getitem__, [wire.meter_id for wire in vehicles]),
-        map(_SOC.__getitem__, [wire.soc for wire in vehicles]),
-        map(_BATTERY_TEMP.__getitem__, [wire.battery_temp for wire in vehicles]),
+        map(VEHICLE_ID.__getitem__, [wire.vehicle_id for wire in vehicles]),
+        all_microseconds([wire.timestamp for wire in vehicles], oldest_us, newest_us),
+        map(DC.__getitem__, [wire.kwh_delivered_dc for wire in vehicles]),
+        map(METER_ID_IF_ANY.__getitem__, [wire.meter_id for wire in vehicles]),
+        map(SOC.__getitem__, [wire.soc for wire in vehicles]),
+        map(BATTERY_TEMP.__getitem__, [wire.battery_temp for wire in vehicles]),
     )
     return Batch(len(wires), list(meter), list(vehicle), [], bytes(of_vehicle) if meters and vehicles else b"")
 
 
 def _meter_reading(wire: Wire, oldest_us: int, newest_us: int) -> MeterReading:
     return MeterReading(
-        _METER_ID[wire.meter_id],
+        METER_ID[wire.meter_id],
         _microseconds(wire.timestamp, oldest_us, newest_us),
-        _AC[wire.kwh_consumed_ac],
-        _VOLTAGE[wire.voltage],
+        AC[wire.kwh_consumed_ac],
+        VOLTAGE[wire.voltage],
     )
 
 
 def _vehicle_reading(wire: Wire, oldest_us: int, newest_us: int) -> VehicleReading:
     # In the order of the checks, which is not that of the fields.
-    vehicle_id = _VEHICLE_ID[wire.vehicle_id]
-    meter_id = _METER_ID_IF_ANY[wire.meter_id]
+    vehicle_id = VEHICLE_ID[wire.vehicle_id]
+    meter_id = METER_ID_IF_ANY[wire.meter_id]
     return VehicleReading(
         vehicle_id,
         _microseconds(wire.timestamp, oldest_us, newest_us),
-        _DC[wire.kwh_delivered_dc],
+        DC[wire.kwh_delivered_dc],
         meter_id,
-        _SOC[wire.soc],
-        _BATTERY_TEMP[wire.battery_temp],
+        SOC[wire.soc],
+        BATTERY_TEMP[wire.battery_temp],
     )
 
 
 # What is looked up at most. None of them ever leaves: values that never come again take places only.
-_MAX_LOOKED_UP = 32_768
+MAX_LOOKED_UP = 32_768
 
 
 class _Id(dict[str | None, Any]):
@@ -189,44 +191,42 @@ class _Id(dict[str | None, Any]):
 
     def __missing__(self, value: str | None) -> str:
         if value is None:
-            raise _Refused("missing_field", self.field)
+            raise Refused("missing_field", self.field)
         if not is_id(value):
-            raise _Refused("invalid_id", self.field)
-        if len(self) < _MAX_LOOKED_UP:
+            raise Refused("invalid_id", self.field)
+        if len(self) < MAX_LOOKED_UP:
             self[value] = value
         return value
 
 
-_METER_ID = _Id("meterId")
-_METER_ID_IF_ANY = _Id("meterId", optional=True)
-_VEHICLE_ID = _Id("vehicleId")
+METER_ID = _Id("meterId")
+METER_ID_IF_ANY = _Id("meterId", optional=True)
+VEHICLE_ID = _Id("vehicleId")
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def _microseconds(timestamp: datetime | None, oldest_us: int, newest_us: int) -> int:
     if timestamp is None:
-        raise _Refused("missing_field", "timestamp")
+        raise Refused("missing_field", "timestamp")
     if timestamp.tzinfo is None:
-        raise _Refused("timestamp_without_zone", "timestamp")
+        raise Refused("timestamp_without_zone", "timestamp")
     since = timestamp - _EPOCH
     ts_us = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     if ts_us > newest_us:
-        raise _Refused("in_the_future", "timestamp")
+        raise Refused("in_the_future", "timestamp")
     if ts_us < oldest_us:
-        raise _Refused("too_old", "timestamp")
+        raise Refused("too_old", "timestamp")
     return ts_us
 
 
-def _all_microseconds(timestamps: list[datetime], oldest_us: int, newest_us: int) -> list[int]:
-    """Raises TypeError for None and for a timestamp without a zone."""
-    all_us = [
-        (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-        for since in map(sub, timestamps, repeat(_EPOCH))
-    ]
+def all_microseconds(timestamps: Iterable[Any], oldest_us: int, newest_us: int) -> list[int]:
+    """Raises Refused for an instant out of bounds, TypeError for None and for a timestamp without a zone."""
+    all_us = list(map(floordiv, map(sub, timestamps, repeat(_EPOCH)), repeat(_MICROSECOND)))
     if all_us and (max(all_us) > newest_us or min(all_us) < oldest_us):
-        raise _Refused("too_old", "timestamp")
+        raise Refused("too_old", "timestamp")
     return all_us
 
 
@@ -242,22 +242,22 @@ class _Quantity(dict[float | None, Any]):
 
     def __missing__(self, value: float | None) -> int:
         if value is None:
-            raise _Refused("missing_field", self.field)
+            raise Refused("missing_field", self.field)
         if not self.low <= value <= self.high:
-            raise _Refused(self.code, self.field)
+            raise Refused(self.code, self.field)
         product = value * self.factor
         scaled = round(product)
         if not -0.499999 < product - scaled < 0.499999:
             # The product errs by less than 3e-7, so only here can it fall on the wrong side of the half. The double's
             # shortest decimal is what the client wrote, up to 15 digits.
             scaled = round(Decimal(repr(value)) * self.factor)
-        if len(self) < _MAX_LOOKED_UP:
+        if len(self) < MAX_LOOKED_UP:
             self[value] = scaled
         return scaled
 
 
-_AC = _Quantity("kwhConsumedAc", "energy_out_of_range", 0, 1000, 1_000_000, optional=False)
-_DC = _Quantity("kwhDeliveredDc", "energy_out_of_range", 0, 1000, 1_000_000, optional=False)
-_VOLTAGE = _Quantity("voltage", "voltage_out_of_range", 0, 1000, 100, optional=True)
-_SOC = _Quantity("soc", "soc_out_of_range", 0, 100, 100, optional=True)
-_BATTERY_TEMP = _Quantity("batteryTemp", "battery_temp_out_of_range", -60, 150, 100, optional=True)
+AC = _Quantity("kwhConsumedAc", "energy_out_of_range", 0, 1000, 1_000_000, optional=False)
+DC = _Quantity("kwhDeliveredDc", "energy_out_of_range", 0, 1000, 1_000_000, optional=False)
+VOLTAGE = _Quantity("voltage", "voltage_out_of_range", 0, 1000, 100, optional=True)
+SOC = _Quantity("soc", "soc_out_of_range", 0, 100, 100, optional=True)
+BATTERY_TEMP = _Quantity("batteryTemp", "battery_temp_out_of_range", -60, 150, 100, optional=True)

@@ -1,7 +1,7 @@
 """The SQL of one store transaction: readings, latest states, touched hours, always in this order.
 
-Instants are integers here, microseconds since 2000-01-01 UTC: PostgreSQL's own binary form of timestamptz, so that they
-pass as int8 both ways. Rows stand in the order of their COPY's columns, `ts` first and the device second.
+Instants are integers here (telemetry/instant.py), so that they pass as int8 both ways. Rows stand in the order of their
+COPY's columns, `ts` first and the device second.
 """
 
 import time
@@ -9,7 +9,6 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -17,12 +16,8 @@ import psycopg
 from psycopg.rows import scalar_row
 from psycopg.types.numeric import Int8BinaryLoader
 
+from app.telemetry.instant import DAY_US, HOUR_US, instant
 from app.telemetry.reading import Stream
-
-EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-EPOCH_US = 946_684_800_000_000  # in microseconds since 1970, as readings count
-HOUR_US = 3_600_000_000
-DAY_US = 24 * HOUR_US
 
 Row = tuple[Any, ...]
 Connection = psycopg.AsyncConnection[Row]
@@ -147,11 +142,6 @@ _MERGE_TOUCHED = """
 def prepare_connection(connection: Connection) -> None:
     """Makes instants load as integers too."""
     connection.adapters.register_loader("timestamptz", Int8BinaryLoader)
-
-
-def instant(ts: int) -> datetime:
-    """The instant that many microseconds after 2000-01-01 UTC."""
-    return EPOCH + timedelta(microseconds=ts)
 
 
 @asynccontextmanager

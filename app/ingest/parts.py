@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from app.ingest.check import Batch
 from app.ingest.devices import DeviceIds
-from app.ingest.insert import DAY_US, EPOCH_US, HOUR_US, Row, instant
+from app.ingest.insert import Row
 from app.ingest.quarantine import Source
 from app.ingest.receipt import Receipt, Rejection
+from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US, instant
 from app.telemetry.reading import Stream
 
 LATE_US = 600_000_000

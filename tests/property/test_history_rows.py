@@ -8,10 +8,10 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.ingest.check import Batch
+from app.ingest.check import Rejected
 from app.ingest.history.file import Block, HistoryFile
 from app.ingest.history.rows import rows_of_file
-from app.ingest.insert import EPOCH_US
+from app.telemetry.instant import EPOCH_US
 from tests.fixtures.files import FIELDS
 
 NOW_US = EPOCH_US + 800_000_000_000_000
@@ -57,16 +57,15 @@ def decoded(head: str, lines: list[bytes], *, together: bool) -> list[Any]:
         rows = rows_of_file(file.name, file.head, {})
         file.close()
     groups = [lines] if together else [[line] for line in lines]
-    batches = [rows.decode(Block(group, 2, 0, b""), now_us=NOW_US, oldest_us=0)[0] for group in groups]
+    checked = [rows.decode(Block(group, 2, 0, b""), now_us=NOW_US, oldest_us=0) for group in groups]
     return [
-        [reading for batch in batches for reading in batch.meter],
-        [reading for batch in batches for reading in batch.vehicle],
-        [_reason(batch, n) for batch in batches for n in range(len(batch.rejected))],
+        [reading for one in checked for reading in zip(*one.meter, strict=True)],
+        [reading for one in checked for reading in zip(*one.vehicle, strict=True)],
+        [_reason(refused) for one in checked for refused in one.rejected],
     ]
 
 
-def _reason(batch: Batch, n: int) -> tuple[Any, ...]:
-    refused = batch.rejected[n]
+def _reason(refused: Rejected) -> tuple[Any, ...]:
     return refused.code, refused.field, refused.stream, refused.device, refused.payload
 
 

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.ingest.check import Batch
-from app.ingest.insert import DAY_US, EPOCH_US, HOUR_US, Row
+from app.ingest.insert import Row
 from app.ingest.parts import AHEAD_US, LATE_US, Part, Pending, split
 from app.ingest.quarantine import Source
+from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US
 from app.telemetry.reading import Stream
 
 # 2026-03-01 00:04:56.789 UTC, in microseconds since 2000: the last 10 minutes are of two days.

@@ -1,74 +1,87 @@
-"""Blocks to rows, in a process of its own: Python computes longer for a reading than the database does.
+"""A file read and decoded to rows, in a process of its own: with the storing in one, Python would be the bottleneck.
 
 The two processes exchange messages over a pipe. The decoding one ends when there is nobody at its other end.
 """
 
+import gc
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import repeat
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from operator import itemgetter
-from typing import Any
+from operator import itemgetter, sub
+from typing import Any, NamedTuple
 
 import msgspec
 
 from app.errors import SetupError
-from app.ingest.check import Batch, Rejected
-from app.ingest.devices import DeviceIds
-from app.ingest.history.file import Block
-from app.ingest.history.rows import Rows, rows_of_file
-from app.ingest.insert import EPOCH_US, instant
-from app.ingest.parts import rows_of
+from app.ingest.check import Rejected
+from app.ingest.history.file import HistoryFile
+from app.ingest.history.rows import rows_of_file
+from app.telemetry.instant import EPOCH_US, instant
 from app.telemetry.reading import Stream
 
 StreamRows = dict[Stream, list[tuple[Any, ...]]]
 
 
-class File(msgspec.Struct, tag=True):
-    """The blocks that follow are of this file; readings are kept from `oldest_us` on, counted from 1970."""
+class Opened(msgspec.Struct, tag=True):
+    """A file: what to call it, its first bytes, and its size, 0 where that is not known."""
 
     name: str
     head: bytes
-    mapping: dict[str, str]
-    oldest_us: int
+    size: int
 
 
-class Registered(msgspec.Struct, tag=True):
-    """Ids by name, of devices that were unknown."""
+class End(NamedTuple):
+    """Where a block ends, as the journal has it."""
 
-    ids: dict[Stream, dict[str, int]]
+    position: int
+    lines: int
+    digest: bytes
 
 
 class Decoded(msgspec.Struct, tag=True):
-    """The rows of a block's `good` readings, each stream's in order of time, and with each rejected reading its line.
+    """A block: its `good` readings and the rejected ones, each with its line and that line's number.
 
-    There are no rows while devices are `unknown`. `ignored` are the columns, so far, that stand for no field.
+    Until devices that are `unknown` have been registered, there are no rows. `ignored` are the columns, so far, that
+    stand for no field, `read_bytes` tells how much of the file's size has been read.
     """
 
+    end: End
+    read_bytes: int
     received: int
     good: int
     rejected: list[Rejected]
     rejected_lines: list[tuple[int, bytes]]
     ignored: list[str]
     unknown: dict[Stream, set[str]] = {}
-    rows: StreamRows = {}
+    encoded_rows: msgspec.Raw = msgspec.Raw(b"\x80")  # none
+
+    def rows(self) -> StreamRows:
+        """The rows in the order of COPY's columns. They take ten times as much memory as encoded."""
+        return _ROWS.decode(self.encoded_rows)
 
 
-class Refused(msgspec.Struct, tag=True):
+class _Refused(msgspec.Struct, tag=True):
     """The message of a SetupError."""
 
     message: str
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_REQUEST = msgspec.msgpack.Decoder(File | Block | Registered)
-_ANSWER = msgspec.msgpack.Decoder(Decoded | Refused)
+_REQUEST = msgspec.msgpack.Decoder(tuple[str, list[Any]])
+_ROWS = msgspec.msgpack.Decoder(StreamRows)
+_ANSWER = msgspec.msgpack.Decoder(Opened | bytes | Decoded | _Refused | None)
 
 
 class Decoder:
-    """The other process, as the importing one has it."""
+    """The other process, as the importing one has it: one file after the other.
+
+    Each method waits for its answer. All raise SetupError.
+    """
 
     def __init__(self) -> None:
         self._pipe, theirs = Pipe()
@@ -77,21 +90,36 @@ class Decoder:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "app.ingest.history.decoder", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
 
-    def ask(self, request: File | Block | Registered) -> Decoded:
-        """Of a block, or of the block before when its unknown devices have been registered; of a file, nothing yet.
+    def open(self, name: str, mapping: Mapping[str, str]) -> Opened:
+        """Begins with a file, `-` for standard input."""
+        opened: Opened = self._ask("open", name, dict(mapping))
+        return opened
 
-        Raises SetupError for a file that cannot be imported.
-        """
+    def pass_over(self, end: int, lines: int) -> bytes:
+        """As HistoryFile.pass_over."""
+        digest: bytes = self._ask("pass_over", end, lines)
+        return digest
+
+    def decode(self, oldest_us: int) -> Decoded | None:
+        """The next block; None at the end of the file. Readings before `oldest_us`, counted from 1970, are too old."""
+        decoded: Decoded | None = self._ask("decode", oldest_us)
+        return decoded
+
+    def go_on(self, ids: Mapping[Stream, Mapping[str, int]]) -> Decoded:
+        """The same block again, with its rows, now that the devices that were unknown have these ids."""
+        decoded: Decoded = self._ask("go_on", ids)
+        return decoded
+
+    def _ask(self, method: str, *arguments: object) -> Any:
         try:
-            self._pipe.send_bytes(_encode(request))
-            answer: Decoded | Refused = _ANSWER.decode(self._pipe.recv_bytes())
+            self._pipe.send_bytes(_encode((method, arguments)))
+            answer = _ANSWER.decode(self._pipe.recv_bytes())
         except (EOFError, OSError):
             raise SetupError("The process that decodes has ended; the same command goes on from there.") from None
-        if isinstance(answer, Refused):
+        if isinstance(answer, _Refused):
             raise SetupError(answer.message)
         return answer
 
@@ -101,57 +129,85 @@ class Decoder:
 
 
 class _Answers:
-    """The decoding process."""
+    """The decoding process: its methods by the names of those that ask."""
 
     def __init__(self) -> None:
-        self._ids = DeviceIds(None)
+        self._meter: dict[str | None, int | None] = {None: None}
+        self._vehicle: dict[str, int] = {}
 
-    def to(self, request: File | Block | Registered) -> Decoded:
-        if isinstance(request, File):
-            self._rows: Rows = rows_of_file(request.name, request.head, request.mapping)
-            self._oldest_us = request.oldest_us
-            self._batch, self._rejected_lines = Batch(0, [], [], []), list[tuple[int, bytes]]()
-        elif isinstance(request, Block):
-            self._decode(request)
-        else:
-            self._ids.meter |= request.ids[Stream.METER]
-            self._ids.vehicle |= request.ids[Stream.VEHICLE]
+    def open(self, name: str, mapping: dict[str, str]) -> Opened:
+        self._file = file = HistoryFile(name)
+        self._rows = rows_of_file(file.name, file.head, mapping)
+        return Opened(file.name, file.head, file.size)
+
+    def pass_over(self, end: int, lines: int) -> bytes:
+        return self._file.pass_over(end, lines)
+
+    def decode(self, oldest_us: int) -> Decoded | None:
+        if (block := self._file.read_block()) is None:
+            return None
+        self._end = End(block.end, block.number - 1 + len(block.lines), block.digest)
+        self._checked = self._rows.decode(block, now_us=time.time_ns() // 1000, oldest_us=oldest_us)
+        since = f"{instant(oldest_us - EPOCH_US):%Y-%m-%dT%H:%M:%SZ}"
+        for refused in self._checked.rejected:
+            if refused.code == "too_old":
+                refused.message = f"The timestamp lies before {since}, from when on readings are kept."
         return self._decoded()
 
-    def _decode(self, block: Block) -> None:
-        now_us = time.time_ns() // 1000
-        self._batch, self._rejected_lines = self._rows.decode(block, now_us=now_us, oldest_us=self._oldest_us)
-        since = instant(self._oldest_us - EPOCH_US)
-        for refused in self._batch.rejected:
-            if refused.code == "too_old":
-                refused.message = (
-                    f"The timestamp lies before {since:%Y-%m-%dT%H:%M:%SZ}, from when on readings are kept."
-                )
+    def go_on(self, ids: dict[str, dict[str, int]]) -> Decoded:
+        self._meter.update(ids[Stream.METER])
+        self._vehicle.update(ids[Stream.VEHICLE])
+        return self._decoded()
 
     def _decoded(self) -> Decoded:
-        batch = self._batch
-        good = len(batch.meter) + len(batch.vehicle)
-        decoded = Decoded(batch.received, good, batch.rejected, self._rejected_lines, self._rows.columns.ignored)
-        unknown = self._ids.unknown([batch])
+        checked = self._checked
+        meter_id, meter_us, ac, voltage = checked.meter
+        vehicle_id, vehicle_us, dc, at_meter, soc, battery_temp = checked.vehicle
+        decoded = Decoded(
+            self._end,
+            self._file.read_bytes(),
+            checked.received,
+            len(meter_id) + len(vehicle_id),
+            checked.rejected,
+            checked.rejected_lines,
+            self._rows.columns.ignored,
+        )
+        unknown = {
+            Stream.METER: {*meter_id, *at_meter} - self._meter.keys(),
+            Stream.VEHICLE: set(vehicle_id) - self._vehicle.keys(),
+        }
         if any(unknown.values()):
             decoded.unknown = unknown
             return decoded
-        decoded.rows = rows_of(batch, self._ids)
-        for of_stream in decoded.rows.values():
-            of_stream.sort(key=itemgetter(0))  # of several with one key, the first in the file stays the first
+        meter, vehicle = self._meter.__getitem__, self._vehicle.__getitem__
+        of_meters = zip(_since_2000(meter_us), map(meter, meter_id), ac, voltage, strict=True)
+        of_vehicles = zip(
+            _since_2000(vehicle_us), map(vehicle, vehicle_id), map(meter, at_meter), dc, soc, battery_temp, strict=True
+        )
+        # In order of time; of several with one key, the first in the file stays the first.
+        rows = {
+            Stream.METER: sorted(of_meters, key=itemgetter(0)),
+            Stream.VEHICLE: sorted(of_vehicles, key=itemgetter(0)),
+        }
+        decoded.encoded_rows = msgspec.Raw(_encode(rows))
         return decoded
 
 
+def _since_2000(all_us: list[int]) -> Iterator[int]:
+    return map(sub, all_us, repeat(EPOCH_US))
+
+
 def _serve(pipe: Connection) -> None:
+    # A block makes 75,000 rows and drops them again: nothing in which to look for circles.
+    gc.set_threshold(1_000_000)
     answers = _Answers()
     with suppress(EOFError, ConnectionError):
         while True:
-            request = _REQUEST.decode(pipe.recv_bytes())
-            answer: Decoded | Refused
+            method, arguments = _REQUEST.decode(pipe.recv_bytes())
             try:
-                answer = answers.to(request)
+                answer = getattr(answers, method)(*arguments)
             except SetupError as error:
-                answer = Refused(str(error))
+                answer = _Refused(str(error))
             pipe.send_bytes(_encode(answer))
 
 

@@ -8,9 +8,7 @@ import sys
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
-
-import msgspec
+from typing import NamedTuple, cast
 
 from app.errors import SetupError
 
@@ -21,8 +19,8 @@ else:
 
 # A block is one transaction, or a few: as large as memory allows, for each moves the latest states of all its devices.
 # The journal counts on a block being cut the same way again.
-BLOCK_LINES = 100_000
-BLOCK_BYTES = 8 * 1024 * 1024
+BLOCK_LINES = 75_000
+BLOCK_BYTES = 6 * 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024
 #: How much of a file's beginning tells it from others.
 HEAD_BYTES = 64 * 1024
@@ -39,7 +37,7 @@ _FOREIGN = {
 }
 
 
-class Block(msgspec.Struct, tag=True):
+class Block(NamedTuple):
     """Some lines; `number` is that of the first, from 1. `end` counts the bytes up to their end, `digest` sums them."""
 
     lines: list[bytes]

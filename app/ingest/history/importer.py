@@ -12,11 +12,11 @@ import hashlib
 import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from itertools import count, pairwise
 from math import inf
 from operator import itemgetter
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import psycopg
 from psycopg.rows import scalar_row
@@ -27,11 +27,12 @@ from app.fleet.registry import register
 from app.ingest import insert
 from app.ingest.check import Rejected
 from app.ingest.history import journal
-from app.ingest.history.decoder import Decoded, Decoder, File, Registered, StreamRows
-from app.ingest.history.file import BLOCK_LINES, HistoryFile
+from app.ingest.history.decoder import Decoded, Decoder, Opened, StreamRows
+from app.ingest.history.file import BLOCK_LINES
 from app.ingest.history.journal import Journal
-from app.ingest.insert import DAY_US, EPOCH_US, Row
+from app.ingest.insert import Row
 from app.ingest.quarantine import Source, keep_rejected
+from app.telemetry.instant import DAY_US, EPOCH_US
 from app.telemetry.reading import Stream
 
 Arguments = ParamSpec("Arguments")
@@ -45,18 +46,11 @@ MIN_PART_ROWS = 1_000
 QUARANTINED_ROWS = 10_000
 
 
-class _End(NamedTuple):
-    """Where a block ends, as the journal has it."""
-
-    position: int
-    lines: int
-    digest: bytes
-
-
 class Importer:
     """Imports files, one after the other, over one connection.
 
-    `tell` is called after each block with its file, the journal and that of the start; `pause` before each new attempt
+    `tell` is called after each block with its file, how many bytes of it are read, the journal and that of the
+    start; `pause` before each new attempt
     with the seconds until then. `reject` takes the rejected rows, each with its line and that line's number;
     without it they go to quarantine.
     """
@@ -65,9 +59,9 @@ class Importer:
         self,
         url: str,
         *,
-        tell: Callable[[HistoryFile, Journal, Journal], None],
+        tell: Callable[[Opened, int, Journal, Journal], None],
         pause: Callable[[int], None],
-        reject: Callable[[HistoryFile, list[tuple[int, bytes, Rejected]]], None] | None,
+        reject: Callable[[Opened, list[tuple[int, bytes, Rejected]]], None] | None,
     ) -> None:
         self._url = url
         self._tell, self._pause, self._reject = tell, pause, reject
@@ -83,32 +77,22 @@ class Importer:
 
         Raises SetupError; what was stored before stays, and the same call goes on after it.
         """
-        with ExitStack() as files:
-            file, before = await self._opened(name, mapping, files)
-            oldest_us = await self._retried(_oldest_us)
-            self._decoder.ask(File(file.name, file.head, dict(mapping), oldest_us))
-            done, ignored = before, list[str]()
-            coming = asyncio.create_task(asyncio.to_thread(self._read, file))
-            while (following := await coming) is not None:
-                end, decoded = following
+        file, before = await self._opened(name, mapping)
+        oldest_us = await self._retried(_oldest_us)
+        done, ignored = before, list[str]()
+        coming = _in_thread(self._decoder.decode, oldest_us)
+        try:
+            while (decoded := await coming) is not None:
                 if decoded.unknown:
                     ids = await self._retried(_register, decoded.unknown)
-                    decoded = await asyncio.to_thread(self._decoder.ask, Registered(ids))
-                coming = asyncio.create_task(asyncio.to_thread(self._read, file))
-                try:
-                    done = await self._store(file, end, decoded, done)
-                except BaseException:
-                    await asyncio.wait([coming])
-                    raise
+                    decoded = await _in_thread(self._decoder.go_on, ids)
+                coming = _in_thread(self._decoder.decode, oldest_us)
+                done = await self._store(file, decoded, done)
                 ignored = decoded.ignored
-                self._tell(file, done, before)
-            return before, done, ignored
-
-    def _read(self, file: HistoryFile) -> tuple[_End, Decoded] | None:
-        """The next block, with the place in the file where it ends; None at the end of the file."""
-        if (block := file.read_block()) is None:
-            return None
-        return _End(block.end, block.number - 1 + len(block.lines), block.digest), self._decoder.ask(block)
+                self._tell(file, decoded.read_bytes, done, before)
+        finally:
+            await asyncio.gather(coming, return_exceptions=True)
+        return before, done, ignored
 
     async def close(self) -> None:
         """Ends the connection and the process that decodes."""
@@ -116,38 +100,35 @@ class Importer:
         if self._connection is not None:
             await self._connection.close()
 
-    async def _opened(self, name: str, mapping: Mapping[str, str], files: ExitStack) -> tuple[HistoryFile, Journal]:
+    async def _opened(self, name: str, mapping: Mapping[str, str]) -> tuple[Opened, Journal]:
         """The file, behind what was imported of it before (known by its beginning and by all that was read of it)."""
         for number in count():
-            file = HistoryFile(name)
-            files.callback(file.close)
+            file = await _in_thread(self._decoder.open, name, mapping)
             known = hashlib.blake2b(file.head + repr((sorted(mapping.items()), number)).encode(), digest_size=16)
             before = await self._retried(journal.load, Journal(known.digest(), file.name))
-            passed = await asyncio.to_thread(file.pass_over, before.position, before.lines)
+            passed = await _in_thread(self._decoder.pass_over, before.position, before.lines)
             if not before.position or passed == before.digest:
                 return file, before._replace(name=file.name)
             if name == "-":
                 raise SetupError("Standard input begins like an earlier import, then differs: save it to a file.")
         raise AssertionError
 
-    async def _store(self, file: HistoryFile, end: _End, decoded: Decoded, before: Journal) -> Journal:
+    async def _store(self, file: Opened, decoded: Decoded, before: Journal) -> Journal:
         if self._reject and decoded.rejected_lines:
             rejected = zip(decoded.rejected_lines, decoded.rejected, strict=True)
             self._reject(file, [(number, line, reading) for (number, line), reading in rejected])
         try:
-            return await self._retried(self._store_block, end, decoded, before)
+            return await self._retried(self._store_block, decoded, before)
         except journal.OtherImport:
             raise SetupError(f"{file.name} is being imported by another process, too.") from None
         except psycopg.Error as error:
             raise SetupError(f"{file.name}: the database refuses what follows line {before.lines}: {error}") from error
 
-    async def _store_block(
-        self, connection: insert.Connection, end: _End, decoded: Decoded, before: Journal
-    ) -> Journal:
+    async def _store_block(self, connection: insert.Connection, decoded: Decoded, before: Journal) -> Journal:
         now = await journal.load(connection, before)
-        if now.position == end.position:
+        if now.position == decoded.end.position:
             return now  # committed, but the answer was lost with the connection
-        parts = list(split_days(decoded.rows, self._part_rows))
+        parts = list(split_days(decoded.rows(), self._part_rows))
         conflicts = 0
         for part in parts[:-1]:
             now, more = await self._commit(connection, part, now, lambda now, _: now)
@@ -155,7 +136,7 @@ class Importer:
 
         def end_of_block(now: Journal, more: int) -> Journal:
             return now._replace(
-                **end._asdict(),
+                **decoded.end._asdict(),
                 read=now.read + decoded.received,
                 inserted=now.inserted + now.ahead,
                 duplicates=now.duplicates + decoded.good - now.ahead,
@@ -242,6 +223,12 @@ class Importer:
             self._pause(seconds)
             await asyncio.sleep(seconds)
         raise SetupError(f"The database cannot be had: {away}. The same command goes on where this one stopped.")
+
+
+def _in_thread(
+    work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> asyncio.Task[Result]:
+    return asyncio.create_task(asyncio.to_thread(work, *args, **kwargs))
 
 
 async def _register(connection: insert.Connection, unknown: Mapping[Stream, set[str]]) -> dict[Stream, dict[str, int]]:

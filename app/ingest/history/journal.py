@@ -8,7 +8,8 @@ from psycopg.rows import class_row
 from psycopg.types.multirange import Multirange
 from psycopg.types.range import Range
 
-from app.ingest.insert import DAY_US, Connection, instant
+from app.ingest.insert import Connection
+from app.telemetry.instant import DAY_US, instant
 
 
 class Journal(NamedTuple):
