@@ -16,8 +16,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from app.errors import SetupError
 from app.ingest import insert
-from app.ingest.history import file as file_module
 from app.ingest.history.columns import SYNONYMS
 from app.ingest.history.file import MAX_LINE_BYTES
 from app.ingest.history.importer import QUARANTINED_ROWS, Importer
@@ -122,6 +122,28 @@ def test_standard_input_is_a_file_too(database_url: str, connection: psycopg.Con
 
 
 @on_plain
+async def test_without_its_decoder_an_import_ends_with_one_line_and_goes_on_later(
+    database_url: str, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    count = 300_000
+    write_csv(tmp_path / "h.csv", history(count, midnight(20)))
+
+    def kill_decoder(*_: object) -> None:
+        for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            if b"history.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(int(pid), signal.SIGKILL)
+
+    importer = Importer(database_url, tell=kill_decoder, pause=lambda _: None, reject=None)
+    with pytest.raises(SetupError, match="process that decodes has ended"):
+        await importer.run(str(tmp_path / "h.csv"), {})
+    await importer.close()
+    ((before,),) = connection.execute("SELECT read FROM import_journal").fetchall()
+    assert 0 < before < count
+    status, printed, _ = run(database_url, tmp_path / "h.csv")
+    assert (status, summary(printed)) == (0, (count, count, 0, 0))
+
+
+@on_plain
 def test_a_file_that_has_grown_goes_on_and_one_that_differs_is_read_anew(
     database_url: str, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
@@ -196,11 +218,9 @@ def test_a_truncated_file_says_so_and_goes_on_when_it_is_whole(
     database_url: str,
     connection: psycopg.Connection,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(file_module, "BLOCK_BYTES", 128 * 1024)
-    whole = list(history(8_000, midnight(20), devices=100))
-    content, file = pack(as_ndjson(whole)), tmp_path / "h"
+    count = 100_000  # more than a block in the first two thirds
+    content, file = pack(as_ndjson(list(history(count, midnight(20), devices=100)))), tmp_path / "h"
     file.write_bytes(content[: len(content) * 2 // 3])
     status, _, errors = run(database_url, file)
     assert status == 1
@@ -209,8 +229,8 @@ def test_a_truncated_file_says_so_and_goes_on_when_it_is_whole(
     assert position > 0
     file.write_bytes(content)
     status, printed, _ = run(database_url, file)
-    assert (status, summary(printed)) == (0, (8_000, 8_000, 0, 0))
-    assert 0 < inserted < 8_000
+    assert (status, summary(printed)) == (0, (count, count, 0, 0))
+    assert 0 < inserted < count
 
 
 def mixed_bag() -> bytes:
