@@ -125,7 +125,7 @@ def test_standard_input_is_a_file_too(database_url: str, connection: psycopg.Con
 async def test_without_its_decoder_an_import_ends_with_one_line_and_goes_on_later(
     database_url: str, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    count = 300_000
+    count = 160_000
     write_csv(tmp_path / "h.csv", history(count, midnight(20)))
 
     def kill_decoder(*_: object) -> None:
