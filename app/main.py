@@ -18,6 +18,7 @@ from litestar.types import ASGIApp
 from app import __version__
 from app.analytics.alerts.evaluator import judge_forever
 from app.analytics.alerts.routes import get_alerts, get_efficiency
+from app.analytics.ranking import Rankings
 from app.analytics.routes import (
     get_fleet_series,
     get_freshness,
@@ -115,6 +116,7 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
     )
     consumer = Consumer(settings, writer) if mqtt else None
     hub = Hub(pool)
+    rankings = Rankings(pool, settings.low_efficiency)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -153,6 +155,7 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
         dependencies={
             "writer": Provide(lambda: writer, sync_to_thread=False),
             "hub": Provide(lambda: hub, sync_to_thread=False),
+            "rankings": Provide(lambda: rankings, sync_to_thread=False),
             "pool": Provide(lambda: pool, sync_to_thread=False),
             "settings": Provide(lambda: settings, sync_to_thread=False),
         },

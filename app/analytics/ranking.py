@@ -15,6 +15,7 @@ from app.database import driver_connection
 
 By: TypeAlias = Literal["vehicle", "meter"]
 _HOUR = timedelta(hours=1)
+_MAX_KEPT = 16
 
 
 class Ranked(msgspec.Struct, frozen=True, rename="camel"):
@@ -55,21 +56,36 @@ def whole_hours(window: Window) -> Window:
     return Window(start, end if end == window.end else end + _HOUR)
 
 
-async def fetch_ranking(
-    pool: AsyncEngine, by: By, window: Window, *, worst: int, low_efficiency: float
-) -> EfficiencyRanking:
-    """The worst devices in service over whole hours; first those of which enough is known to judge them."""
-    async with driver_connection(pool) as connection:
-        ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
-        statement = _RANKING.format(
-            device=sql.Identifier(by), id=sql.Identifier(f"{by}_id"), state=sql.Identifier(f"{by}_state")
-        )
-        bounds = {"from": window.start, "to": window.end, "worst": worst, "enough": ENOUGH_AC_MILLIWH}
-        rows = await (await connection.execute(statement, bounds)).fetchall()
-    _, *totals = rows[0]
-    return EfficiencyRanking(
-        by, *window, as_of, _totals(*totals[:2]), [_ranked(low_efficiency, *row) for row in rows[1:]]
-    )
+class Rankings:
+    """The rankings of a process, each kept until hours have been judged anew: about a minute.
+
+    A ranking sums 24 rows of every device, 120,000 in all with 5,000 vehicles: 25 ms, and each open dashboard asks.
+    """
+
+    def __init__(self, pool: AsyncEngine, low_efficiency: float) -> None:
+        self._pool = pool
+        self._low_efficiency = low_efficiency
+        self._as_of: datetime | None = None
+        self._kept: dict[tuple[By, Window, int], EfficiencyRanking] = {}
+
+    async def fetch(self, by: By, window: Window, *, worst: int) -> EfficiencyRanking:
+        """The worst devices in service over whole hours; first those of which enough is known to judge them."""
+        async with driver_connection(self._pool) as connection:
+            ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
+            if as_of is None or as_of != self._as_of or len(self._kept) >= _MAX_KEPT:
+                self._as_of, self._kept = as_of, {}
+            key = by, window, worst
+            if (kept := self._kept.get(key)) is not None:
+                return kept
+            statement = _RANKING.format(id=sql.Identifier(f"{by}_id"))
+            bounds = {"by": by, "from": window.start, "to": window.end, "worst": worst, "enough": ENOUGH_AC_MILLIWH}
+            rows = await (await connection.execute(statement, bounds)).fetchall()
+        _, *totals = rows[0]
+        ranked = [_ranked(self._low_efficiency, *row) for row in rows[1:]]
+        ranking = EfficiencyRanking(by, *window, as_of, _totals(*totals[:2]), ranked)
+        if as_of == self._as_of:
+            self._kept[key] = ranking
+        return ranking
 
 
 def _totals(ac: int, dc: int) -> Totals:
@@ -95,17 +111,16 @@ def _ranked(
 # The totals in the first row, then the worst. Meter 0 stands for none.
 _RANKING = sql.SQL("""
     WITH known AS MATERIALIZED (
-        SELECT external_id, device.*
+        SELECT external_id, summed.*
         FROM (
             SELECT {id} AS id, sum(ac_milliwh)::bigint AS ac, sum(dc_milliwh)::bigint AS dc, sum(paired) AS paired,
                    sum(shared) AS shared, sum(unpaired) AS unpaired, max(meter_id) > 0 AS has_meter
             FROM efficiency_hour
             WHERE hour >= %(from)s AND hour < %(to)s
             GROUP BY {id}
-        ) AS device
-        JOIN {device} USING (id)
-        LEFT JOIN {state} AS state ON state.{id} = device.id
-        WHERE retired_at IS NULL OR state.ts > retired_at
+        ) AS summed
+        JOIN device USING (id)
+        WHERE stream = %(by)s AND retired_at IS NULL
     )
     SELECT NULL, coalesce(sum(ac), 0)::bigint, coalesce(sum(dc), 0)::bigint, 0, 0, 0, false FROM known
     UNION ALL

@@ -76,19 +76,12 @@ async def fetch_devices(
     cursor = connection.cursor(row_factory=class_row(Device))
     await cursor.execute(
         """
-        SELECT * FROM (
-            SELECT 'meter' AS stream, external_id, registered_at, ts AS latest_ts, ac_milliwh AS latest_milliwh,
-                   CASE WHEN coalesce(ts <= retired_at, true) THEN retired_at END AS retired_at
-            FROM meter LEFT JOIN meter_state ON meter_id = id
-            UNION ALL
-            SELECT 'vehicle', external_id, registered_at, ts, dc_milliwh,
-                   CASE WHEN coalesce(ts <= retired_at, true) THEN retired_at END
-            FROM vehicle LEFT JOIN vehicle_state ON vehicle_id = id
-        ) AS device
+        SELECT stream, external_id, registered_at, ts AS latest_ts, milliwh AS latest_milliwh, retired_at
+        FROM device
         WHERE stream = coalesce(%(stream)s, stream)
             AND (retired_at IS NOT NULL OR NOT %(retired)s)
             AND (%(silent)s::integer IS NULL OR retired_at IS NULL
-                 AND coalesce(latest_ts < now() - make_interval(mins => %(silent)s), true))
+                 AND coalesce(ts < now() - make_interval(mins => %(silent)s), true))
         ORDER BY stream, external_id
         """,
         {"stream": stream, "retired": retired, "silent": silent_minutes},

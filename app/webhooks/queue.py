@@ -84,22 +84,17 @@ _TAKE = """
         WHERE transition_id IN (SELECT id FROM first WHERE next_at <= now() ORDER BY next_at, id LIMIT %(at_once)s)
         RETURNING transition_id, attempts
     )
-    SELECT id, attempts, extract(epoch FROM at)::bigint, transition, kind, stream,
-           CASE stream
-               WHEN 'vehicle' THEN (SELECT external_id FROM vehicle WHERE vehicle.id = device_id)
-               ELSE (SELECT external_id FROM meter WHERE meter.id = device_id)
-           END,
+    SELECT told.id, attempts, extract(epoch FROM at)::bigint, transition, kind, stream,
+           (SELECT external_id FROM device WHERE device.stream = told.stream AND device.id = device_id),
            opened, closed, evidence,
-           CASE stream
-               WHEN 'vehicle' THEN ARRAY(SELECT external_id FROM meter
-                                         WHERE meter.id IN (SELECT jsonb_array_elements(evidence -> 'others')::int)
-                                         ORDER BY 1)
-               ELSE ARRAY(SELECT external_id FROM vehicle
-                          WHERE vehicle.id IN (SELECT jsonb_array_elements(evidence -> 'others')::int)
-                          ORDER BY 1)
-           END
-    FROM taken JOIN alert_transition ON id = transition_id
-    ORDER BY id
+           ARRAY(SELECT named.external_id
+                 FROM jsonb_array_elements(evidence -> 'others') AS other
+                 CROSS JOIN LATERAL (
+                     SELECT external_id FROM device WHERE device.stream <> told.stream AND id = other::int LIMIT 1
+                 ) AS named
+                 ORDER BY 1)
+    FROM taken JOIN alert_transition AS told ON told.id = transition_id
+    ORDER BY told.id
 """
 
 _GIVE_UP = """

@@ -12,6 +12,19 @@ _STREAMS = "stream IN ('meter', 'vehicle')"
 
 
 def upgrade() -> None:
+    # Every device with its newest reading. `retired_at` is NULL while it is in service: never retired, or it has
+    # measured something since.
+    op.execute("""
+        CREATE VIEW device (stream, id, external_id, registered_at, ts, milliwh, retired_at) AS
+        SELECT 'meter'::text, id, external_id, registered_at, ts, ac_milliwh,
+               CASE WHEN ts > retired_at THEN NULL ELSE retired_at END
+        FROM meter LEFT JOIN meter_state ON meter_id = id
+        UNION ALL
+        SELECT 'vehicle', id, external_id, registered_at, ts, dc_milliwh,
+               CASE WHEN ts > retired_at THEN NULL ELSE retired_at END
+        FROM vehicle LEFT JOIN vehicle_state ON vehicle_id = id
+    """)
+
     # Readings committed before it have been judged, where their hour was over.
     op.add_column("installation", sa.Column("judged_as_of", sa.DateTime(timezone=True)))
 
@@ -75,3 +88,4 @@ def downgrade() -> None:
     for table in ("alert_transition", "alert", "efficiency_hour"):
         op.drop_table(table)
     op.drop_column("installation", "judged_as_of")
+    op.execute("DROP VIEW device")

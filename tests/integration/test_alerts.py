@@ -264,6 +264,28 @@ async def test_the_ranking_begins_with_the_worst_of_whom_enough_is_known(
     problem(await client.get("/v1/analytics/efficiency?to=2026-01-01T00:00:00"), 400, "invalid_time_range")
 
 
+async def test_a_ranking_stays_until_hours_have_been_judged_anew(
+    database_url: str, client: httpx.AsyncClient, connection: psycopg.Connection
+) -> None:
+    at = midnight(2) + 10 * HOUR
+    window = {"from": stamp(at), "to": stamp(at + 2 * HOUR)}
+
+    async def ranking() -> Any:
+        return (await client.get("/v1/analytics/efficiency", params=window)).json()
+
+    assert (await ranking())["ranking"] == []
+    await store(database_url, *session(at, 120, "V1"))
+    await judge_all(database_url)
+    first = await ranking()
+    assert [one["id"] for one in first["ranking"]] == ["V1"]
+    connection.execute("UPDATE vehicle SET external_id = 'V2'")
+    assert await ranking() == first
+    await judge_all(database_url)
+    second = await ranking()
+    assert [one["id"] for one in second["ranking"]] == ["V2"]
+    assert second["asOf"] > first["asOf"]
+
+
 async def test_what_is_no_longer_kept_is_not_judged_again(database_url: str, connection: psycopg.Connection) -> None:
     day = midnight(2)
     await store(database_url, *session(day + 10 * HOUR, 120, "V", efficiency=0.8))

@@ -127,17 +127,11 @@ def _position(after: str | None) -> dict[str, Any]:
 
 # An alert is also a vehicle's, or a meter's, when its evidence names that device at the other end.
 _ALERTS = """
-    WITH device AS (
-        SELECT 'meter' AS stream, id, external_id, retired_at, meter_state.ts
-        FROM meter LEFT JOIN meter_state ON meter_state.meter_id = meter.id
-        UNION ALL
-        SELECT 'vehicle', id, external_id, retired_at, vehicle_state.ts
-        FROM vehicle LEFT JOIN vehicle_state ON vehicle_state.vehicle_id = vehicle.id
-    ), page AS (
+    WITH page AS (
         SELECT alert.*, device.external_id
         FROM alert
         JOIN device ON device.stream = alert.stream AND device.id = alert.device_id
-        WHERE (device.retired_at IS NULL OR device.ts > device.retired_at)
+        WHERE device.retired_at IS NULL
             AND (%(is_open)s::boolean IS NULL OR (alert.closed IS NULL) = %(is_open)s)
             AND (%(kind)s::text IS NULL OR alert.kind = %(kind)s)
             AND (%(start)s::timestamptz IS NULL OR alert.closed IS NULL OR alert.closed > %(start)s)
@@ -160,14 +154,12 @@ _ALERTS = """
         LIMIT %(limit)s
     )
     SELECT kind, stream, external_id, opened, closed, evidence,
-           CASE stream
-               WHEN 'vehicle' THEN ARRAY(SELECT meter.external_id FROM meter
-                                         WHERE id IN (SELECT jsonb_array_elements(evidence -> 'others')::int)
-                                         ORDER BY 1)
-               ELSE ARRAY(SELECT vehicle.external_id FROM vehicle
-                          WHERE id IN (SELECT jsonb_array_elements(evidence -> 'others')::int)
-                          ORDER BY 1)
-           END
+           ARRAY(SELECT named.external_id
+                 FROM jsonb_array_elements(evidence -> 'others') AS other
+                 CROSS JOIN LATERAL (
+                     SELECT external_id FROM device WHERE device.stream <> page.stream AND id = other::int LIMIT 1
+                 ) AS named
+                 ORDER BY 1)
     FROM page
     ORDER BY opened DESC, kind, stream, external_id
 """

@@ -14,13 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.alerts.answer import AlertPage, Wanted, fetch_alerts
 from app.analytics.alerts.judge import Kind
-from app.analytics.ranking import By, EfficiencyRanking, fetch_ranking, whole_hours
+from app.analytics.ranking import By, EfficiencyRanking, Rankings, whole_hours
 from app.analytics.window import CALENDAR_HOURS, window_of
 from app.csv_rows import CSV, csv_rows, prefers_csv, stamp
 from app.database import driver_connection, translated_errors
 from app.errors import InvalidTimeRange
 from app.problems import AWAY, PARAMETER, problems
-from app.settings import Settings
 
 _PROBLEMS = problems({400: PARAMETER, 503: AWAY})
 _ALERT_COLUMNS = ("id", "kind", "stream", "deviceId", "meterIds", "vehicleIds", "openedAt", "closedAt", "text")
@@ -74,8 +73,7 @@ async def get_alerts(
 @get("/v1/analytics/efficiency", tags=["analytics"], responses=_PROBLEMS)
 async def get_efficiency(
     request: Request[Any, Any, Any],
-    pool: NamedDependency[AsyncEngine],
-    settings: NamedDependency[Settings],
+    rankings: NamedDependency[Rankings],
     by: Annotated[By, QueryParameter(description="Whose efficiency.")] = "vehicle",
     worst: Annotated[int, QueryParameter(ge=1, le=100_000, description="So many of them.")] = 20,
     start: Annotated[
@@ -91,7 +89,7 @@ async def get_efficiency(
         start, end or now.replace(minute=0, second=0, microsecond=0), None, now=now, max_hours=CALENDAR_HOURS
     )
     with translated_errors():
-        answer = await fetch_ranking(pool, by, whole_hours(window), worst=worst, low_efficiency=settings.low_efficiency)
+        answer = await rankings.fetch(by, whole_hours(window), worst=worst)
     headers = {"Vary": "Accept"}
     if not prefers_csv(request):
         return Response(answer, headers=headers)

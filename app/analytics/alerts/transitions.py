@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from app.analytics.alerts.judge import Alert, Kind
@@ -79,26 +78,19 @@ _UPSERT_ALERT = """
 """
 
 # Nobody is told of a retired device.
-_IN_SERVICE = sql.SQL("""
-    SELECT 'meter' AS stream, meter.id, meter_state.ts
-    FROM meter LEFT JOIN meter_state ON meter_state.meter_id = meter.id
-    WHERE meter.retired_at IS NULL OR meter_state.ts > meter.retired_at
-    UNION ALL
-    SELECT 'vehicle', vehicle.id, vehicle_state.ts
-    FROM vehicle LEFT JOIN vehicle_state ON vehicle_state.vehicle_id = vehicle.id
-    WHERE vehicle.retired_at IS NULL OR vehicle_state.ts > vehicle.retired_at
-""")
-_LOG = sql.SQL("""
+_LOG = """
     INSERT INTO alert_transition (transition, kind, stream, device_id, opened, closed, evidence)
     SELECT %(transition)s, %(kind)s, %(stream)s, %(device)s, %(opened)s, %(closed)s, %(evidence)s
-    WHERE EXISTS (SELECT FROM ({}) AS device WHERE stream = %(stream)s AND id = %(device)s)
-""").format(_IN_SERVICE)
+    WHERE EXISTS (SELECT FROM device WHERE stream = %(stream)s AND id = %(device)s AND retired_at IS NULL)
+"""
 
 # A reading that is older than the alert shows that there was no such silence.
-_SILENCE = sql.SQL("""
-    WITH device AS ({}), silent AS (
+_SILENCE = """
+    WITH in_service AS MATERIALIZED (
+        SELECT stream, id, ts FROM device WHERE retired_at IS NULL
+    ), silent AS (
         SELECT stream, id, ts, ts + make_interval(mins => %(silent)s) AS opened
-        FROM device
+        FROM in_service
         WHERE ts < %(as_of)s - make_interval(mins => %(silent)s)
     ), ended AS (
         DELETE FROM alert
@@ -117,7 +109,7 @@ _SILENCE = sql.SQL("""
     INSERT INTO alert_transition (transition, kind, stream, device_id, opened, closed, evidence)
     SELECT CASE WHEN ts > opened THEN 'closed' ELSE 'retracted' END, 'no_data', ended.stream, device_id, opened,
            CASE WHEN ts > opened THEN ts END, evidence
-    FROM ended JOIN device ON (device.stream, device.id) = (ended.stream, ended.device_id)
+    FROM ended JOIN in_service ON (in_service.stream, in_service.id) = (ended.stream, ended.device_id)
     UNION ALL
     SELECT 'opened', 'no_data', stream, device_id, opened, NULL, evidence FROM begun
-""").format(_IN_SERVICE)
+"""
