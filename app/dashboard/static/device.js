@@ -9,7 +9,7 @@ import { figures } from "./figures.js";
 import { efficiencyAxis, peak } from "./fleet.js";
 import { age, count, fixed, kwh, moment, percent } from "./format.js";
 import { connection, live } from "./live.js";
-import { PER, devicePower, line, sum } from "./series.js";
+import { PER, devicePower, energyMinutes, line, sum } from "./series.js";
 import { link, range } from "./state.js";
 import { strip } from "./strip.js";
 import { VERDICTS } from "./verdict.js";
@@ -83,7 +83,8 @@ export function showDevice(main, kind, id) {
     grid.hidden = numbers.element.hidden = false;
     const span = { from: now.from, to: now.to, ofDevice: true };
     const of = (name, scale = 1) => line(columns.t, columns[name].map((value) => (value == null ? null : scale * value)), bucket, span);
-    const watts = line(columns.t, devicePower(columns, isVehicle ? "dcKwh" : "acKwh", bucket), bucket, span);
+    const power = devicePower(columns, isVehicle ? "dcKwh" : "acKwh", bucket);
+    const watts = line(columns.t, power, bucket, span);
     const shown = isVehicle ? ["DC to the battery", "dc", "DC"] : ["AC from the grid", "ac", "AC"];
     charts.power.draw({
       ...span,
@@ -105,8 +106,9 @@ export function showDevice(main, kind, id) {
     }
     plain(charts.soc, "State of charge", "avgSoc", "%", "dc", { yMin: 0, yMax: 102, percent: true });
     plain(charts.temperature, "Battery temperature", "avgBatteryTemp", "°C", "efficiency", around(columns.avgBatteryTemp, 2));
-    // Fewer minutes compare two clocks.
-    const proven = columns.efficiencyRatio.map((value, i) => (columns.pairedMinutes[i] >= PROVING_MINUTES ? value : null));
+    // Less compares two clocks: a charge that tapers off has many minutes at its end, with the energy of few.
+    const isProven = (i) => columns.pairedMinutes[i] >= PROVING_MINUTES && (bucket !== "1m" || energyMinutes(columns, power, i) >= PROVING_MINUTES);
+    const proven = columns.efficiencyRatio.map((value, i) => (isProven(i) ? value : null));
     const ratio = line(columns.t, proven.map((value) => value && 100 * value), bucket, span);
     charts.efficiency.draw({
       ...span,
@@ -114,7 +116,7 @@ export function showDevice(main, kind, id) {
       low: 100 * LOW,
       percent: true,
       ...efficiencyAxis(ratio.y),
-      summary: `Over the paired minutes of ${bucket === "1m" ? "the hour before each minute" : `each ${PER[bucket]}`}, where there are ${PROVING_MINUTES} of them.`,
+      summary: `Over the paired minutes of ${bucket === "1m" ? "the hour before each minute" : `each ${PER[bucket]}`}, where they have the energy of ${PROVING_MINUTES} at full power.`,
     });
   }
 

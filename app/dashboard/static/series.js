@@ -28,6 +28,17 @@ export function devicePower(columns, name, bucket) {
   });
 }
 
+// The energy of the hour that ends with a minute, told in minutes at the greatest power of that hour.
+export function energyMinutes({ t, dcKwh }, power, last) {
+  let energy = 0;
+  let greatest = 0;
+  for (let i = last; i >= 0 && t[last] - t[i] < 3600; i--) {
+    energy += dcKwh[i];
+    greatest = Math.max(greatest, power[i]);
+  }
+  return (60 * energy) / greatest;
+}
+
 // Points of finished buckets in [from, to], with a null wherever buckets are missing. `alone` are the points without a
 // neighbour, of which a line would show nothing.
 export function line(t, values, bucket, { from, to, ofDevice }) {
