@@ -194,6 +194,11 @@ def test_columns_are_known_by_synonyms_and_by_map(
     assert "columns that are no field of a reading were ignored: 'site'" in printed
     assert "(1 with other values)" in printed
 
+    status, printed, errors = run(database_url, file, "--map", "Zaehler=kwhConsumedAc", "--map", "a=meterId")
+    (line,) = errors.splitlines()
+    assert (status, printed) == (1, "")
+    assert line.startswith(f"wattline: {file} has no column 'Zaehler', which --map Zaehler=kwhConsumedAc names; ")
+
 
 @on_plain
 def test_a_bad_file_is_one_line(database_url: str, connection: psycopg.Connection, tmp_path: Path) -> None:

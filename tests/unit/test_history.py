@@ -2,6 +2,7 @@
 
 import gzip
 import tracemalloc
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -41,11 +42,11 @@ BAD = {
 }
 
 
-def read(path: Path) -> list[bytes]:
+def read(path: Path, mapping: Mapping[str, str] | None = None) -> list[bytes]:
     """All lines, decoded too."""
     file = HistoryFile(str(path))
     with closing(file):
-        rows = rows_of_file(file.name, file.head, {})
+        rows = rows_of_file(file.name, file.head, mapping or {})
         lines = []
         while block := file.read_block():
             rows.decode(block, now_us=0, oldest_us=0)
@@ -61,6 +62,28 @@ def test_a_bad_file_is_refused_with_its_name_and_the_reason(case: str, tmp_path:
         read(tmp_path / "bad")
     assert str(refused.value).startswith(f"{tmp_path / 'bad'} ")
     assert phrase in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "field"),
+    [("batt", "soc"), ("SOC", "soc"), ("time", "timestamp")],
+    ids=["unknown", "in other letters", "of a needed field"],
+)
+def test_a_mapped_column_that_a_csv_file_does_not_have_is_refused_by_name(
+    column: str, field: str, tmp_path: Path
+) -> None:
+    (tmp_path / "h.csv").write_text(f"timestamp,meterId,kwhConsumedAc,soc\n{NOW},M1,0.5,\n")
+    with pytest.raises(SetupError) as refused:
+        read(tmp_path / "h.csv", {column: field})
+    assert str(refused.value) == (
+        f"{tmp_path / 'h.csv'} has no column {column!r}, which --map {column}={field} names; "
+        "its columns: timestamp, meterId, kwhConsumedAc, soc."
+    )
+
+
+def test_a_mapped_member_may_come_late_in_a_file_of_objects(tmp_path: Path) -> None:
+    (tmp_path / "h.ndjson").write_text('{"a": 1}\n{"batt": 2}\n')
+    assert len(read(tmp_path / "h.ndjson", {"batt": "soc"})) == 2
 
 
 def test_a_line_that_decompresses_to_any_size_is_one_of_bounded_length(

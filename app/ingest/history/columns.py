@@ -56,6 +56,15 @@ class Columns:
         self.fields: dict[str, str] = {}
         self.ignored: list[str] = []
 
+    def refuse_missing(self, names: Collection[str], file: str) -> None:
+        """Raises SetupError when --map names a column that is not among these, the file's."""
+        for column, field in self._mapping.items():
+            if column not in names:
+                raise SetupError(
+                    f"{file} has no column {column!r}, which --map {column}={field} names; "
+                    f"its columns: {', '.join(names)[:200]}."
+                )
+
     def means(self, name: str) -> str | None:
         """The field that a column of this name stands for; --map goes before the synonyms."""
         field = self._mapping.get(name) or _FIELDS.get(_plain(name))

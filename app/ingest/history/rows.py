@@ -137,6 +137,7 @@ class CsvRows(Rows):
         super().__init__(file, columns)
         self._head = next(line for line in head.splitlines() if line.removeprefix(BOM).strip())
         self._names = names = self._read_names()
+        columns.refuse_missing(names, file)
         columns.learn(names, file)
         self._refuse_incomplete(names)
         fields = [columns.fields.get(name) for name in names]
