@@ -57,6 +57,49 @@ from app.webhooks.deliver import tell_forever
 
 _log = structlog.get_logger()
 
+ROUTES = [
+    post_batch,
+    post_meter_batch,
+    post_vehicle_batch,
+    post_mapping,
+    get_mappings,
+    get_meter_states,
+    get_vehicle_states,
+    get_performance,
+    get_meter_series,
+    get_vehicle_series,
+    get_fleet_series,
+    get_alerts,
+    get_efficiency,
+    get_meter_readings,
+    get_vehicle_readings,
+    get_vehicle_coverage,
+    get_fleet_live,
+    get_freshness,
+    get_live,
+    get_ready,
+    get_metrics,
+    get_page,
+    get_asset,
+]
+
+OPENAPI = OpenAPIConfig(
+    title="Wattline",
+    version=__version__,
+    description="Telemetry for electric-vehicle charging: readings in, efficiency with its evidence out.",
+    path="/schema",
+    render_plugins=[JsonRenderPlugin(path="/", media_type="application/json")],  # type: ignore[arg-type]
+    use_handler_docstrings=True,
+    operation_id_creator=operation_id,
+)
+
+
+def create_writer(url: str, settings: Settings) -> Writer:
+    """As the settings say; a process has one."""
+    return Writer(
+        url, queue_max_readings=settings.queue_max_readings, new_devices_per_hour=settings.new_devices_per_hour
+    )
+
 
 @asynccontextmanager
 async def ingesting(url: str, settings: Settings, writer: Writer, consumer: Consumer | None) -> AsyncIterator[None]:
@@ -94,9 +137,7 @@ def _end_if_failed(task: asyncio.Task[None]) -> None:
 
 async def consume(url: str, settings: Settings) -> None:
     """Takes readings from the broker into the database of the URL, until SIGTERM or SIGINT."""
-    writer = Writer(
-        url, queue_max_readings=settings.queue_max_readings, new_devices_per_hour=settings.new_devices_per_hour
-    )
+    writer = create_writer(url, settings)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -111,9 +152,7 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
         raise SetupError("DATABASE_URL is not set.")
     pool = create_pool(url, settings.pool_max_size)
     # Made here, not in the lifespan: both are harmless until used, and the handlers below are given them.
-    writer = Writer(
-        url, queue_max_readings=settings.queue_max_readings, new_devices_per_hour=settings.new_devices_per_hour
-    )
+    writer = create_writer(url, settings)
     consumer = Consumer(settings, writer) if mqtt else None
     hub = Hub(pool)
     rankings = Rankings(pool, settings.low_efficiency)
@@ -127,31 +166,7 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
         await pool.dispose()
 
     app = Litestar(
-        route_handlers=[
-            post_batch,
-            post_meter_batch,
-            post_vehicle_batch,
-            post_mapping,
-            get_mappings,
-            get_meter_states,
-            get_vehicle_states,
-            get_performance,
-            get_meter_series,
-            get_vehicle_series,
-            get_fleet_series,
-            get_alerts,
-            get_efficiency,
-            get_meter_readings,
-            get_vehicle_readings,
-            get_vehicle_coverage,
-            get_fleet_live,
-            get_freshness,
-            get_live,
-            get_ready,
-            get_metrics,
-            get_page,
-            get_asset,
-        ],
+        route_handlers=ROUTES,
         dependencies={
             "writer": Provide(lambda: writer, sync_to_thread=False),
             "hub": Provide(lambda: hub, sync_to_thread=False),
@@ -161,15 +176,7 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
         },
         lifespan=[lifespan],
         exception_handlers={Exception: answer_problem},
-        openapi_config=OpenAPIConfig(
-            title="Wattline",
-            version=__version__,
-            description="Telemetry for electric-vehicle charging: readings in, efficiency with its evidence out.",
-            path="/schema",
-            render_plugins=[JsonRenderPlugin(path="/", media_type="application/json")],  # type: ignore[arg-type]
-            use_handler_docstrings=True,
-            operation_id_creator=operation_id,
-        ),
+        openapi_config=OPENAPI,
         logging_config=None,
     )
     # Litestar collects the components of what it decodes itself; batches are decoded by us.

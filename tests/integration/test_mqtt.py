@@ -18,8 +18,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from app.ingest.mqtt import Consumer
-from app.ingest.writer import Writer
-from app.main import ingesting
+from app.main import create_writer, ingesting
 from app.settings import Settings
 from tests.fixtures.broker import Broker, await_published, publish, publishing
 from tests.fixtures.flood import Flood
@@ -45,8 +44,8 @@ class Here(NamedTuple):
 @asynccontextmanager
 async def consuming_here(database_url: str, **settings: Any) -> AsyncIterator[Here]:
     """A consumer in this process, once it has subscribed."""
-    writer = Writer(database_url, queue_max_readings=200_000, new_devices_per_hour=20_000)
     in_force = Settings(**settings)
+    writer = create_writer(database_url, in_force)
     consumer = Consumer(in_force, writer)
     with capture_logs() as log:
         async with ingesting(database_url, in_force, writer, consumer):
@@ -343,7 +342,7 @@ async def test_tls_with_client_certificate_and_password(
     for wrong in wrongs:
         settings = Settings(**right | wrong)
         with capture_logs() as log:
-            consumer = Consumer(settings, Writer(database_url, queue_max_readings=200_000, new_devices_per_hour=20_000))
+            consumer = Consumer(settings, create_writer(database_url, settings))
             running = asyncio.create_task(consumer.run())
             await until(lambda: any(line["event"] == "mqtt_away" for line in log))
             consumer.close()
