@@ -289,6 +289,20 @@ async def test_a_service_that_is_stopped_while_it_tells_tells_again_once_it_runs
     assert len(set(receiver.ids)) == 1
 
 
+@on_plain
+async def test_no_proxy_of_the_environment_is_used(
+    database_url: str, connection: psycopg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    connection.execute("INSERT INTO vehicle (external_id) VALUES ('V1')")
+    connection.execute("UPDATE installation SET webhooks_queued = 0")
+    log(connection, "opened")
+    async with service(Settings(database_url=database_url, webhook_url=receiver.url, webhook_secret=SECRET)):
+        await asyncio.to_thread(receiver.await_count, 1, seconds=5)
+
+
 @pytest.mark.soak
 @on_plain
 def test_a_service_that_is_killed_while_it_tells_tells_again_once_it_runs(
