@@ -117,9 +117,13 @@ def _tls(settings: Settings) -> ssl.SSLContext:
 
 
 class Session:
-    """A session that the broker keeps while nobody is connected to it; what it sends goes to `on_message`."""
+    """A session that the broker keeps while nobody is connected to it; what it sends goes to `on_message`.
+
+    `subscribed` tells whether all filters are, on the connection of now.
+    """
 
     def __init__(self, settings: Settings, filters: Iterable[str], on_message: Callable[[Message], None]) -> None:
+        self.subscribed = False
         self._address = shown_address(settings)
         self._client_id = settings.mqtt_client_id
         self._filters = list(filters)
@@ -272,6 +276,7 @@ class Session:
         for pattern, reason in zip(self._filters, reasons, strict=False):
             if reason.is_failure:
                 _log.error("mqtt_subscription_refused", broker=self._address, topic=pattern, reason=str(reason))
+        self.subscribed = not any(reason.is_failure for reason in reasons)
         # The broker answers in order: from here on it keeps what is published.
         _log.info("mqtt_connected", broker=self._address, client=self._client_id, session_present=self._session_present)
 
@@ -290,3 +295,4 @@ class Session:
             loop.remove_reader(self._fd)
             loop.remove_writer(self._fd)
             self._fd = -1
+            self.subscribed = False

@@ -10,6 +10,18 @@ DUPLICATES = Counter("wattline_readings_duplicate", "Readings that were stored b
 REJECTED = Counter("wattline_readings_rejected", "Readings refused.", ["code"])
 WAITING = Gauge("wattline_readings_waiting", "Readings that wait for the writer.")
 
+# Labelled, so that a process without a consumer has none of them instead of one that looks disconnected.
+MQTT_CONNECTED = Gauge("wattline_mqtt_connected", "1 while every topic is subscribed at the broker.", ["broker"])
+MQTT_STORE_WAITS = Gauge(
+    "wattline_mqtt_store_waits",
+    "1 from a failed store, as while the database is away, to the next that succeeds.",
+    ["broker"],
+)
+MQTT_MESSAGES = Counter("wattline_mqtt_messages", "Messages stored or put in quarantine.", ["broker"])
+MQTT_QUARANTINED = Counter(
+    "wattline_mqtt_messages_quarantined", "Those of which something went to quarantine.", ["broker"]
+)
+
 
 def count(receipt: Receipt) -> None:
     """Adds a receipt's readings."""

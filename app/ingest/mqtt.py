@@ -6,22 +6,26 @@ acknowledged the broker sends again, to this consumer or the next of its name: s
 
 import asyncio
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
+from itertools import accumulate
 
 import psycopg
 import structlog
 from msgspec.structs import replace
 from paho.mqtt.client import topic_matches_sub
 
-from app.broker import Message, Session
+from app.broker import Message, Session, shown_address
 from app.errors import BodyTooLarge, InternalError, ServiceError, StoreBusy, StoreUnavailable, UnsupportedMediaType
+from app.ingest import counters
 from app.ingest.body import MAX_BODY_BYTES
 from app.ingest.check import PAYLOAD_LIMIT_BYTES, Batch, Rejected, is_id
 from app.ingest.decode import MediaType, decode_batch
 from app.ingest.quarantine import Source
+from app.ingest.receipt import Receipt
 from app.ingest.writer import GROUP_READINGS, Writer
 from app.settings import Settings
 from app.telemetry.reading import Stream
@@ -62,6 +66,11 @@ class Consumer:
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
+        broker = shown_address(settings)
+        counters.MQTT_CONNECTED.labels(broker).set_function(lambda: self._session.subscribed)
+        counters.MQTT_STORE_WAITS.labels(broker).set_function(lambda: self._pause_seconds > FIRST_PAUSE_SECONDS)
+        self._stored = counters.MQTT_MESSAGES.labels(broker)
+        self._quarantined = counters.MQTT_QUARANTINED.labels(broker)
 
     async def run(self) -> None:
         """Until `close()`; what is being stored then is stored and acknowledged, the rest stays at the broker."""
@@ -116,7 +125,7 @@ class Consumer:
         """
         while not self._closing.is_set():
             try:
-                await self._writer.store(merged(group), Source.MQTT)
+                receipt = await self._writer.store(merged(group), Source.MQTT)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a message, the consumer outlives it
                 passes = isinstance(error, PASSING) and not isinstance(error, OF_DATA)
                 if passes or len(group) == 1:
@@ -133,10 +142,16 @@ class Consumer:
             else:
                 self._pause_seconds = FIRST_PAUSE_SECONDS
                 self._group_readings = min(2 * self._group_readings, GROUP_READINGS)
+                self._count(group, receipt)
                 for start in range(0, len(group), MESSAGES_AT_ONCE):
                     self._session.acknowledge(message for message, _ in group[start : start + MESSAGES_AT_ONCE])
                     await asyncio.sleep(0)
                 return
+
+    def _count(self, group: list[tuple[Message, Batch]], receipt: Receipt) -> None:
+        ends = list(accumulate(batch.received for _, batch in group))
+        self._stored.inc(len(group))
+        self._quarantined.inc(len({bisect_right(ends, rejection.index) for rejection in receipt.rejected}))
 
     async def _pause(self, error: Exception) -> None:
         reason = error.detail if isinstance(error, ServiceError) else str(error)

@@ -1,10 +1,15 @@
 """What Prometheus collects."""
 
+import asyncio
+import json
+
 import httpx
 import psycopg
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.settings import Settings
+from tests.fixtures.broker import Broker, publish, publishing
 from tests.fixtures.sending import meter, minutes_ago, send, vehicle
 from tests.fixtures.service import free_port, service
 
@@ -59,3 +64,41 @@ async def test_without_its_database_it_still_tells_of_the_process() -> None:
         values = await metrics(client)
     assert "wattline_readings_waiting" in values
     assert "wattline_vehicles" not in values
+
+
+async def of_mqtt(client: httpx.AsyncClient, broker: Broker) -> list[float]:
+    """Connected, a store waits, messages, those of them in quarantine; nothing without a consumer of this broker."""
+    values = await metrics(client)
+    names = ("connected", "store_waits", "messages_total", "messages_quarantined_total")
+    keys = [f"wattline_mqtt_{name},{broker.url}" for name in names]
+    return [values[key] for key in keys if key in values]
+
+
+async def test_of_mqtt_it_tells_the_connection_the_messages_and_a_store_that_waits(
+    database_url: str, connection: psycopg.Connection, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.ingest.mqtt.FIRST_PAUSE_SECONDS", 0.05)
+    settings = Settings(database_url=database_url, mqtt_url=broker.url.replace("//", "//user:secret@"))
+    async with service(settings) as client:
+        assert await of_mqtt(client, broker) == []
+
+    async with service(settings, mqtt=True) as client:
+
+        async def becomes(*expected: float) -> None:
+            async with asyncio.timeout(20):
+                while await of_mqtt(client, broker) != list(expected):  # noqa: ASYNC110 - no one tells of it
+                    await asyncio.sleep(0.02)
+
+        await becomes(1, 0, 0, 0)
+        good, bad = meter(minutes_ago(1)), meter(minutes_ago(2), voltage=-1)
+        with publishing(broker) as publisher:
+            for payload in json.dumps([good, bad, bad]), json.dumps(good), "{", json.dumps([bad, good]):
+                publish(publisher, "telemetry/meter/M1", payload.encode())
+            await becomes(1, 0, 4, 3)
+            connection.execute("ALTER TABLE meter_reading RENAME TO away")
+            publish(publisher, "telemetry/meter/M1", json.dumps(meter(minutes_ago(3))).encode())
+            await becomes(1, 1, 4, 3)
+            connection.execute("ALTER TABLE away RENAME TO meter_reading")
+            await becomes(1, 0, 5, 3)
+        await asyncio.to_thread(broker.stop)
+        await becomes(0, 0, 5, 3)
