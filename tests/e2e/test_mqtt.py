@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from app.embedded import running
 from app.migrate import migrate
 from tests.fixtures.broker import Broker, ConsumerProcess, consuming
 from tests.fixtures.database import PLAIN_SETTINGS, SETTINGS, available_engines
-from tests.fixtures.flood import Flood
+from tests.fixtures.flood import publish_all
 from tests.fixtures.service import serving
 
 Messages = list[tuple[str, bytes]]
@@ -75,24 +75,18 @@ def await_stored(url: str, count: int, seconds: float = 60) -> None:
         assert connection.execute("SELECT count(*) FROM quarantine").fetchall() == [(0,)]
 
 
-def in_background(work: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread
-
-
 def ordeal(database: OwnDatabase, broker: Broker, count: int, kills: int, away_seconds: float) -> None:
     """Readings are published while the consumer is killed, the broker stopped once and the database once."""
     seed = time.time_ns() % 1_000_000
     print(f"seed: {seed}")  # noqa: T201 - pytest shows it with a failure
     random = Random(seed)
-    flood = Flood(broker.port)
     parts = kills + 2
     per_part = count // parts
     with consuming(database.url, broker) as consumer:
         for part in range(parts):
             first, last = part * per_part, (part + 1) * per_part if part < parts - 1 else count
-            sending = in_background(lambda first=first, last=last: flood.publish(messages(last - first, first=first)))  # type: ignore[misc]
+            sending = threading.Thread(target=publish_all, args=(broker.port, messages(last - first, first=first)))
+            sending.start()
             time.sleep(random.uniform(0, 0.3))
             if part == 1:
                 broker.stop()
@@ -110,7 +104,6 @@ def ordeal(database: OwnDatabase, broker: Broker, count: int, kills: int, away_s
             sending.join()
         await_stored(database.url, count, seconds=300)
         assert consumer.stop() == 0
-    flood.close()
 
 
 def test_nothing_is_lost_or_doubled_whatever_is_killed_or_stopped(own_database: OwnDatabase, broker: Broker) -> None:
@@ -127,12 +120,11 @@ def test_only_what_is_committed_is_acknowledged(
 ) -> None:
     """A lock keeps the store from committing: killed then, the consumer gets every message again."""
     with consuming(database_url, broker) as consumer:
-        flood = Flood(broker.port)
-        flood.publish(messages(100))
+        publish_all(broker.port, messages(100))
         await_stored(database_url, 100)
         with connection.transaction():
             connection.execute("LOCK TABLE meter_reading, vehicle_reading IN SHARE MODE")
-            flood.publish(messages(400, first=100))
+            publish_all(broker.port, messages(400, first=100))
             time.sleep(1)
             consumer.kill()
         await_nobody(connection)
@@ -140,7 +132,6 @@ def test_only_what_is_committed_is_acknowledged(
         consumer.start()
         await_stored(database_url, 500)
         assert consumer.stop() == 0
-        flood.close()
 
 
 def await_nobody(connection: psycopg.Connection) -> None:
@@ -153,25 +144,23 @@ def test_two_consumers_share_the_work_and_what_a_killed_one_had_waits_for_it(
     database_url: str, connection: psycopg.Connection, broker: Broker
 ) -> None:
     group = {"WATTLINE_MQTT_SHARE_GROUP": "g"}
-    flood = Flood(broker.port)
     with (
         consuming(database_url, broker, WATTLINE_MQTT_CLIENT_ID="one", **group) as one,
         consuming(database_url, broker, WATTLINE_MQTT_CLIENT_ID="two", **group) as two,
     ):
         with connection.transaction():
             connection.execute("LOCK TABLE meter_reading, vehicle_reading IN SHARE MODE")
-            flood.publish(messages(2_000))
+            publish_all(broker.port, messages(2_000))
             one.kill()
         # Mosquitto divides in turns, and what `one` had is nobody else's.
         share = await_standstill(connection)
         assert 0 < share < 2_000
-        flood.publish(messages(2_000, first=2_000))
+        publish_all(broker.port, messages(2_000, first=2_000))
         # Nor is what it is given while it is dead.
         assert share < await_standstill(connection) < share + 2_000
         one.start()
         await_stored(database_url, 4_000)
         assert (one.stop(), two.stop()) == (0, 0)
-    flood.close()
 
 
 def await_standstill(connection: psycopg.Connection) -> int:
@@ -191,10 +180,8 @@ def test_a_consumer_without_its_broker_waits_for_it(database_url: str, broker: B
         while "refused" not in consumer.log.read_text() and time.monotonic() < deadline:
             time.sleep(0.1)
         broker.start()
-        flood = Flood(broker.port)
-        flood.publish(messages(100))
+        publish_all(broker.port, messages(100))
         await_stored(database_url, 100)
-        flood.close()
         log = [json.loads(line) for line in consumer.log.read_text().splitlines()]
         assert any(line["event"] == "mqtt_away" and "refused" in line["reason"] for line in log)
         assert consumer.stop() == 0
@@ -205,10 +192,8 @@ def test_a_consumer_stopped_without_its_database_leaves_all_to_the_broker(
 ) -> None:
     with consuming(own_database.url, broker) as consumer:
         own_database.stop()
-        flood = Flood(broker.port)
         # More than Mosquitto would keep by default, and more than Wattline takes unacknowledged.
-        flood.publish(messages(45_000))
-        flood.close()
+        publish_all(broker.port, messages(45_000))
         assert consumer.stop() == 0
         own_database.start()
         consumer.start()
@@ -219,9 +204,7 @@ def test_a_consumer_stopped_without_its_database_leaves_all_to_the_broker(
 def test_serve_takes_readings_from_the_broker_too(database_url: str, broker: Broker) -> None:
     session = ConsumerProcess(database_url, broker)
     session.kill()  # the broker keeps what comes for its name
-    flood = Flood(broker.port)
-    flood.publish(messages(100))
-    flood.close()
+    publish_all(broker.port, messages(100))
     with serving(database_url, "--mqtt", WATTLINE_MQTT_URL=broker.url) as process:
         await_stored(database_url, 100)
         process.popen.terminate()

@@ -20,11 +20,10 @@ from app.ingest.insert import prepare_connection
 from app.ingest.kept import Wanted
 from app.ingest.quarantine import Source, keep_rejected
 from app.ingest.redrive import PAGE_ROWS, Redriven, redrive
-from app.ingest.writer import Writer
 from app.telemetry.reading import Stream
 from tests.e2e.test_cli import refusal
 from tests.fixtures.commands import command
-from tests.fixtures.readings import batch_of, counted, midnight, random_readings, store
+from tests.fixtures.readings import batch_of, counted, midnight, random_readings, store, writing
 from tests.fixtures.sending import meter, minutes_ago, stamp, vehicle
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -73,11 +72,8 @@ async def drive(url: str) -> Redriven:
 
 async def refuse_all(url: str, *readings: Any) -> None:
     """Sends readings of new devices to a writer that registers none."""
-    writer = Writer(url, queue_max_readings=200_000, new_devices_per_hour=0)
-    running = asyncio.create_task(writer.run())
-    receipt = await writer.store(batch_of(*readings), Source.HTTP)
-    writer.close()
-    await running
+    async with writing(url, new_devices_per_hour=0) as writer:
+        receipt = await writer.store(batch_of(*readings), Source.HTTP)
     assert len(receipt.rejected) == receipt.received == len(readings)
 
 

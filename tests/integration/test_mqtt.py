@@ -21,7 +21,7 @@ from app.ingest.mqtt import Consumer
 from app.main import create_writer, ingesting
 from app.settings import Settings
 from tests.fixtures.broker import Broker, await_published, publish, publishing
-from tests.fixtures.flood import Flood
+from tests.fixtures.flood import publish_all
 from tests.fixtures.sending import meter, minutes_ago, vehicle
 
 
@@ -64,6 +64,12 @@ async def await_rows(connection: psycopg.Connection, **expected: int) -> None:
     """Until the tables have so many rows each, and not one more."""
     await until(lambda: all(count(connection, table) >= rows for table, rows in expected.items()))
     assert {table: count(connection, table) for table in expected} == expected
+
+
+def of_meters(count: int) -> list[tuple[str, bytes]]:
+    """A message of each of M0, M1 and so on."""
+    at = minutes_ago(1)
+    return [(f"telemetry/meter/M{n}", json.dumps(meter(at, meter_id=f"M{n}")).encode()) for n in range(count)]
 
 
 def quarantined(connection: psycopg.Connection) -> list[tuple[Any, ...]]:
@@ -163,13 +169,9 @@ async def test_a_message_on_which_the_store_fails_goes_to_quarantine_and_stops_n
 ) -> None:
     """Such as a bug would do."""
     connection.execute("ALTER TABLE meter ADD CONSTRAINT bug CHECK (external_id != 'M3')")
-    messages = [
-        (f"telemetry/meter/M{n}", json.dumps(meter(minutes_ago(1), meter_id=f"M{n}")).encode()) for n in range(9)
-    ]
+    messages = of_meters(9)
     async with consuming_here(database_url, mqtt_url=broker.url):
-        flood = Flood(broker.port)
-        await asyncio.to_thread(flood.publish, messages)
-        flood.close()
+        await asyncio.to_thread(publish_all, broker.port, messages)
         await await_rows(connection, meter_reading=8, quarantine=1)
     assert quarantined(connection)[0][:2] == ("telemetry/meter/M3", "internal_error")
 
@@ -185,9 +187,7 @@ async def test_a_fault_that_passes_sends_nothing_to_quarantine(
     connection.execute("CREATE TRIGGER refuse BEFORE INSERT ON meter_state EXECUTE FUNCTION refuse()")
     batch = [meter(minutes_ago(1), meter_id=f"M{n}", pad="x" * 1_000) for n in range(100)]
     async with consuming_here(database_url, mqtt_url=broker.url) as here:
-        flood = Flood(broker.port)
-        await asyncio.to_thread(flood.publish, [("telemetry/meter/x", json.dumps(batch).encode())] * 2)
-        flood.close()
+        await asyncio.to_thread(publish_all, broker.port, [("telemetry/meter/x", json.dumps(batch).encode())] * 2)
         await until(lambda: here.has_logged("mqtt_store_waits"))
         await asyncio.to_thread(connection.execute, "DROP TRIGGER refuse ON meter_state")
         await await_rows(connection, meter_reading=100, quarantine=0)
@@ -208,16 +208,12 @@ async def test_of_what_is_too_much_for_a_slow_database_less_is_tried(
     connection.execute(
         "CREATE TRIGGER tire AFTER INSERT ON meter_state REFERENCING NEW TABLE AS new EXECUTE FUNCTION tire()"
     )
-    messages = [
-        (f"telemetry/meter/M{n}", json.dumps(meter(minutes_ago(1), meter_id=f"M{n}")).encode()) for n in range(3_000)
-    ]
+    messages = of_meters(3_000)
     async with consuming_here(database_url, mqtt_url=broker.url) as here:
         with connection.transaction():
             # So that what comes behind the first message makes one group.
             await asyncio.to_thread(connection.execute, "LOCK TABLE meter IN SHARE MODE")
-            flood = Flood(broker.port)
-            await asyncio.to_thread(flood.publish, messages)
-            flood.close()
+            await asyncio.to_thread(publish_all, broker.port, messages)
             await until(lambda: len(here.consumer._inbox) > 600)
         await await_rows(connection, meter_reading=3_000, quarantine=0)
         assert here.has_logged("mqtt_store_waits")
@@ -246,15 +242,11 @@ async def test_a_broker_that_has_to_wait_for_long_is_left_and_found_again(
 ) -> None:
     monkeypatch.setattr("app.ingest.mqtt.INBOX_BYTES", 10_000)
     monkeypatch.setattr("app.broker.LONGEST_HOLD_SECONDS", 0.5)
-    messages = [
-        (f"telemetry/meter/M{n}", json.dumps(meter(minutes_ago(1), meter_id=f"M{n}")).encode()) for n in range(200)
-    ]
+    messages = of_meters(200)
     async with consuming_here(database_url, mqtt_url=broker.url) as here:
         with connection.transaction():
             await asyncio.to_thread(connection.execute, "LOCK TABLE meter IN SHARE MODE")
-            flood = Flood(broker.port)
-            await asyncio.to_thread(flood.publish, messages)
-            flood.close()
+            await asyncio.to_thread(publish_all, broker.port, messages)
             await until(lambda: here.has_logged("mqtt_held_back"))
         await await_rows(connection, meter_reading=200, quarantine=0)
         assert "Keep alive" not in str(here.log)
@@ -280,16 +272,14 @@ async def test_large_messages_make_the_broker_wait(
     monkeypatch.setattr("app.ingest.mqtt.INBOX_BYTES", 100_000)
     batch = [meter(minutes_ago(1), meter_id=f"M{n}", pad="x" * 1_000) for n in range(100)]
     async with consuming_here(database_url, mqtt_url=broker.url) as here:
-        flood = Flood(broker.port)
         sending = asyncio.create_task(
-            asyncio.to_thread(flood.publish, [("telemetry/meter/x", json.dumps(batch).encode())] * 200)
+            asyncio.to_thread(publish_all, broker.port, [("telemetry/meter/x", json.dumps(batch).encode())] * 200)
         )
         most = 0
         while not sending.done() or here.consumer._inbox:
             most = max(most, here.consumer._inbox_bytes)
             await asyncio.sleep(0.001)
         await await_rows(connection, meter_reading=100, quarantine=0)
-        flood.close()
     assert most < 1_000_000
 
 
@@ -329,14 +319,12 @@ async def test_tls_with_client_certificate_and_password(
         "mqtt_cert_file": certificates / "client.pem",
         "mqtt_key_file": certificates / "client.key",
     }
-    flood = Flood(broker.port)
     for minute, (user, more) in enumerate([("user:p%40ss%2Fw%3Ard", {}), ("user", {"mqtt_password": "p@ss/w:rd"})], 1):
         async with consuming_here(database_url, mqtt_url=f"mqtts://{user}@127.0.0.1:{port}", **files, **more):
             messages = [("telemetry/meter/M1", json.dumps(meter(minutes_ago(minute))).encode())]
             # Many at once, for what TLS has read from the socket nobody else announces.
-            await asyncio.to_thread(flood.publish, 2_000 * messages)
+            await asyncio.to_thread(publish_all, broker.port, 2_000 * messages)
             await await_rows(connection, meter_reading=minute)
-    flood.close()
     right: dict[str, Any] = {"mqtt_url": f"mqtts://user@127.0.0.1:{port}", "mqtt_password": "p@ss/w:rd", **files}
     wrongs: list[dict[str, Any]] = [{"mqtt_password": "wrong"}, {"mqtt_ca_file": certificates / "client.pem"}]
     for wrong in wrongs:

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from random import Random
 from typing import Any, LiteralString
@@ -21,6 +21,7 @@ from app.ingest.quarantine import Source
 from app.ingest.receipt import Receipt
 from app.ingest.writer import TRANSIENT_ATTEMPTS, Writer
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
+from tests.fixtures.readings import writing
 
 SECOND_US = 1_000_000
 HOUR_US = 3_600 * SECOND_US
@@ -38,18 +39,6 @@ class Clock:
 @pytest.fixture(autouse=True)
 def _start() -> None:
     Clock.us = time.time_ns() // 1000 // SECOND_US * SECOND_US
-
-
-@asynccontextmanager
-async def writing(url: str, *, queue_max_readings: int = 200_000) -> AsyncIterator[Writer]:
-    """A writer that runs; at the end it is closed and has finished."""
-    new = Writer(url, queue_max_readings=queue_max_readings, new_devices_per_hour=None)
-    running = asyncio.create_task(new.run())
-    try:
-        yield new
-    finally:
-        new.close()
-        await running
 
 
 @pytest.fixture
