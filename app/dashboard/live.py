@@ -69,7 +69,7 @@ class Hub:
         self._closed = True
         if self._asking is not None:
             self._asking.cancel()
-        self._send_all_away()
+        self._send_away(list(self._listeners))
 
     async def listen(self, client: tuple[str, int] | None = None) -> AsyncGenerator[bytes, None]:
         """The events as they come, the latest first, until close() or until the listener is too slow.
@@ -110,27 +110,22 @@ class Hub:
             _log.exception("live_failed")
         finally:
             self._latest = b""
-            self._send_all_away()
+            self._send_away(list(self._listeners))
 
     def _tell(self, message: bytes) -> None:
         self._latest = message
-        for queue in list(self._listeners):
-            try:
-                queue.put_nowait(message)
-            except asyncio.QueueFull:
-                self._send_away(queue)
+        self._send_away([queue for queue in self._listeners if queue.full()])
+        for queue in self._listeners:
+            queue.put_nowait(message)
 
-    def _send_all_away(self) -> None:
-        for queue in list(self._listeners):
-            self._send_away(queue)
-
-    def _send_away(self, queue: asyncio.Queue[bytes | None]) -> None:
-        client = self._listeners.pop(queue)
-        while not queue.empty():
-            queue.get_nowait()
-        queue.put_nowait(None)
-        if client is not None:
-            asyncio.get_running_loop().call_later(_LAST_WORDS_S, cut_off, client)
+    def _send_away(self, queues: list[asyncio.Queue[bytes | None]]) -> None:
+        clients = set(filter(None, map(self._listeners.pop, queues)))
+        for queue in queues:
+            while not queue.empty():
+                queue.get_nowait()
+            queue.put_nowait(None)
+        if clients:
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, cut_off, clients)
 
 
 class News:

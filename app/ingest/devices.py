@@ -25,19 +25,14 @@ class DeviceIds:
 
     async def learn(self, connection: psycopg.AsyncConnection, batches: list[Batch]) -> None:
         """Makes the ids of all devices that the batches name known, registering new devices within the limit."""
-        for stream, names in self.unknown(batches).items():
-            if names:
-                async with transaction(connection):
-                    ids = await register(connection, stream, names, per_hour=self._new_per_hour)
-                known = self.meter if stream is Stream.METER else self.vehicle
-                known |= ids
-
-    def unknown(self, batches: list[Batch]) -> dict[Stream, set[str]]:
-        """The devices that the batches name and that have no id here."""
         meters = {reading.meter_id for batch in batches for reading in batch.meter}
         meters |= {reading.meter_id for batch in batches for reading in batch.vehicle if reading.meter_id}
         vehicles = {reading.vehicle_id for batch in batches for reading in batch.vehicle}
-        return {Stream.METER: meters - self.meter.keys(), Stream.VEHICLE: vehicles - self.vehicle.keys()}
+        for stream, known, named in ((Stream.METER, self.meter, meters), (Stream.VEHICLE, self.vehicle, vehicles)):
+            if unknown := named - known.keys():
+                async with transaction(connection):
+                    ids = await register(connection, stream, unknown, per_hour=self._new_per_hour)
+                known |= ids
 
     def reject_unknown(self, batch: Batch) -> None:
         """Moves the readings of devices beyond the limit to the batch's rejected ones."""

@@ -4,14 +4,13 @@ import asyncio
 import os
 import signal
 import socket
-import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from granian import Granian
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces
 from granian.log import LogLevels
 
 # Batches in flight are finished within it: a store transaction runs 5 s at most, and a group has few of them.
@@ -29,6 +28,7 @@ def run_server(url: str, host: str, port: int, *, mqtt: bool = False) -> None:
         interface=Interfaces.ASGI,
         workers=1,
         websockets=False,
+        http=HTTPModes.http1,  # over HTTP/2, all listeners behind a proxy would be one connection for cut_off()
         log_level=LogLevels.warning,
         workers_kill_timeout=STOP_SECONDS,
     )
@@ -62,14 +62,16 @@ def before_stop(close: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(close))
 
 
-def cut_off(client: tuple[str, int]) -> None:
-    """Ends this process's connection with that address, even where the other side does not read.
+def cut_off(clients: Collection[tuple[str, int]]) -> None:
+    """Ends this process's connections with those addresses, even where the other side does not read.
 
     The server has no limit for writing, and knows no way to end one connection.
     """
     for number in map(int, os.listdir("/dev/fd")):
-        with suppress(OSError):  # closed since, or not connected
-            if stat.S_ISSOCK(os.fstat(number).st_mode):
-                with socket.socket(fileno=os.dup(number)) as connection:
-                    if connection.getpeername()[:2] == client:
-                        connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # no socket, closed since, or not connected
+            connection = socket.socket(fileno=number)
+            try:
+                if connection.getpeername()[:2] in clients:
+                    connection.shutdown(socket.SHUT_RDWR)
+            finally:
+                connection.detach()

@@ -144,6 +144,49 @@ async def test_without_its_decoder_an_import_ends_with_one_line_and_goes_on_late
 
 
 @on_plain
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_import_that_waits_for_standard_input_is_ended_with_its_decoder(number: int, database_url: str) -> None:
+    process = start(database_url, "-", stdin=subprocess.PIPE)
+    assert process.stdin
+    process.stdin.write(as_csv(list(history(20, midnight(3)))))
+    process.stdin.flush()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (decoders := children.read_text().split()):
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(number)
+    assert process.wait(timeout=5) != 0
+    ends = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in decoders):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    process.communicate()
+
+
+@on_plain
+def test_nothing_in_the_folder_of_the_command_is_imported(
+    database_url: str, connection: psycopg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for foreign in ("csv.py", "app.py"):
+        (tmp_path / foreign).write_text("raise SystemExit('foreign code')")
+    (tmp_path / "h.csv").write_bytes(as_csv(list(history(20, midnight(3)))))
+    monkeypatch.chdir(tmp_path)
+    assert summary(run(database_url, "h.csv")[1]) == (20, 20, 0, 0)
+
+
+@on_plain
+def test_a_database_that_refuses_new_devices_is_told_in_one_line(
+    database_url: str, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    connection.execute("ALTER TABLE meter ADD CONSTRAINT none CHECK (external_id <> 'M1')")
+    (tmp_path / "h.csv").write_bytes(as_csv(list(history(20, midnight(3)))))
+    status, _, errors = run(database_url, tmp_path / "h.csv")
+    assert status == 1
+    (line,) = errors.splitlines()
+    assert "the database refuses what follows line 0: " in line
+
+
+@on_plain
 def test_a_file_that_has_grown_goes_on_and_one_that_differs_is_read_anew(
     database_url: str, connection: psycopg.Connection, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """However the lines of a file are grouped, each becomes the same reading, or is rejected for the same reason."""
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.ingest.check import Rejected
+from app.ingest.history.decoder import rows_of_file
 from app.ingest.history.file import Block, HistoryFile
-from app.ingest.history.rows import rows_of_file
 from app.telemetry.instant import EPOCH_US
 from tests.fixtures.files import FIELDS
 
+FLOATS = ["kwhConsumedAc", "voltage"]
 NOW_US = EPOCH_US + 800_000_000_000_000
 # Of each field of FIELDS: values that are right, and some that are wrong or written otherwise.
 ids = st.sampled_from(["", "M1", "null", "Null", "V.2", "no id", '"M1"', " M1 ", "x" * 65, "a\\b", "é"])
@@ -74,6 +76,16 @@ def test_lines_of_csv_do_not_touch_each_other(lines: list[str]) -> None:
     encoded = [line.encode() for line in lines]
     head = ",".join(FIELDS) + "\n"
     assert decoded(head, encoded, together=True) == decoded(head, encoded, together=False)
+
+
+@given(st.sampled_from(FLOATS), st.floats(allow_nan=False) | st.sampled_from(["1e999", "-1e999", "1" + 400 * "0", "7"]))
+def test_a_number_in_csv_is_what_it_is_in_an_object(field: str, number: float | str) -> None:
+    text = str(number).replace("inf", "1e999")
+    line = {"timestamp": "2025-05-01T12:00:00Z", "meterId": "M1", "kwhConsumedAc": "1", field: text}
+    members = ",".join(f'"{name}":{value if name in FLOATS else json.dumps(value)}' for name, value in line.items())
+    *accepted, rejected = decoded(",".join(line) + "\n", [",".join(line.values()).encode()], together=True)
+    *expected, refused = decoded("{}\n", [b"{" + members.encode() + b"}"], together=True)
+    assert (accepted, [reason[:4] for reason in rejected]) == (expected, [reason[:4] for reason in refused])
 
 
 @given(ndjson_lines)

@@ -10,8 +10,8 @@ import pytest
 
 from app.errors import SetupError
 from app.ingest.history import file as file_module
+from app.ingest.history.decoder import rows_of_file
 from app.ingest.history.file import MAX_LINE_BYTES, HistoryFile
-from app.ingest.history.rows import rows_of_file
 from tests.fixtures.readings import midnight
 from tests.fixtures.sending import stamp
 

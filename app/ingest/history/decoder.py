@@ -1,14 +1,16 @@
 """A file read and decoded to rows, in a process of its own: with the storing in one, Python would be the bottleneck.
 
-The two processes exchange messages over a pipe. The decoding one ends when there is nobody at its other end.
+The two processes exchange messages over a pipe. The decoding one ends with the other, however that ends.
 """
 
 import gc
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import repeat
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -19,8 +21,11 @@ import msgspec
 
 from app.errors import SetupError
 from app.ingest.check import Rejected
+from app.ingest.history.columns import Columns
+from app.ingest.history.csv_lines import CsvRows
 from app.ingest.history.file import HistoryFile
-from app.ingest.history.rows import rows_of_file
+from app.ingest.history.ndjson_lines import NdjsonRows
+from app.ingest.history.rows import BOM, Rows
 from app.telemetry.instant import EPOCH_US, instant
 from app.telemetry.reading import Stream
 
@@ -88,13 +93,18 @@ class Decoder:
         with theirs:
             # In a session of its own, Ctrl-C reaches only the process that can go on from where it stopped.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "app.ingest.history.decoder", str(theirs.fileno())],
+                # -P: nothing in the folder where the command is typed is imported.
+                [sys.executable, "-P", "-m", "app.ingest.history.decoder", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
 
     def open(self, name: str, mapping: Mapping[str, str]) -> Opened:
         """Begins with a file, `-` for standard input."""
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise SetupError(f"The name of the file is not UTF-8: {name!a}.") from None
         opened: Opened = self._ask("open", name, dict(mapping))
         return opened
 
@@ -118,13 +128,16 @@ class Decoder:
             self._pipe.send_bytes(_encode((method, arguments)))
             answer = _ANSWER.decode(self._pipe.recv_bytes())
         except (EOFError, OSError):
-            raise SetupError("The process that decodes has ended; the same command goes on from there.") from None
+            raise SetupError(
+                "The process that decodes has ended; the same command goes on where this one stopped."
+            ) from None
         if isinstance(answer, _Refused):
             raise SetupError(answer.message)
         return answer
 
-    def close(self) -> None:
-        self._pipe.close()
+    def kill(self) -> None:
+        """Ends it at once: it only reads, and may be waiting for standard input. Who waits for it gets SetupError."""
+        self._process.kill()
         self._process.wait()
 
 
@@ -134,9 +147,12 @@ class _Answers:
     def __init__(self) -> None:
         self._meter: dict[str | None, int | None] = {None: None}
         self._vehicle: dict[str, int] = {}
+        self._before = ExitStack()
 
     def open(self, name: str, mapping: dict[str, str]) -> Opened:
+        self._before.close()
         self._file = file = HistoryFile(name)
+        self._before.callback(file.close)
         self._rows = rows_of_file(file.name, file.head, mapping)
         return Opened(file.name, file.head, file.size)
 
@@ -193,13 +209,34 @@ class _Answers:
         return decoded
 
 
+def rows_of_file(file: str, head: bytes, mapping: Mapping[str, str]) -> Rows:
+    """CSV or NDJSON, as the first character says. Raises SetupError for columns that make no reading."""
+    columns = Columns(mapping)
+    if head.removeprefix(BOM).lstrip().startswith(b"{"):
+        return NdjsonRows(file, columns)
+    return CsvRows(file, head, columns)
+
+
 def _since_2000(all_us: list[int]) -> Iterator[int]:
     return map(sub, all_us, repeat(EPOCH_US))
+
+
+def _end_with_parent() -> None:
+    """A process that waits for standard input does not learn from the pipe that nobody is left at its other end."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _serve(pipe: Connection) -> None:
     # A block makes 75,000 rows and drops them again: nothing in which to look for circles.
     gc.set_threshold(1_000_000)
+    _end_with_parent()
     answers = _Answers()
     with suppress(EOFError, ConnectionError):
         while True:

@@ -49,10 +49,9 @@ QUARANTINED_ROWS = 10_000
 class Importer:
     """Imports files, one after the other, over one connection.
 
-    `tell` is called after each block with its file, how many bytes of it are read, the journal and that of the
-    start; `pause` before each new attempt
-    with the seconds until then. `reject` takes the rejected rows, each with its line and that line's number;
-    without it they go to quarantine.
+    `tell` is called after each block with its file, how many bytes of it are read, the journal and that of the start;
+    `pause` before each new attempt with the seconds until then. `reject` takes the rejected rows, each with its line
+    and that line's number; without it they go to quarantine.
     """
 
     def __init__(
@@ -87,16 +86,26 @@ class Importer:
                     ids = await self._retried(_register, decoded.unknown)
                     decoded = await _in_thread(self._decoder.go_on, ids)
                 coming = _in_thread(self._decoder.decode, oldest_us)
-                done = await self._store(file, decoded, done)
+                if self._reject and decoded.rejected_lines:
+                    rejected = zip(decoded.rejected_lines, decoded.rejected, strict=True)
+                    self._reject(file, [(number, line, reading) for (number, line), reading in rejected])
+                done = await self._retried(self._store, decoded, done)
                 ignored = decoded.ignored
                 self._tell(file, decoded.read_bytes, done, before)
+        except journal.OtherImport:
+            raise SetupError(f"{file.name} is being imported by another process, too.") from None
+        except psycopg.Error as error:
+            told = " ".join(str(error).split())
+            raise SetupError(f"{file.name}: the database refuses what follows line {done.lines}: {told}") from error
         finally:
+            if not coming.done():
+                self._decoder.kill()
             await asyncio.gather(coming, return_exceptions=True)
         return before, done, ignored
 
     async def close(self) -> None:
         """Ends the connection and the process that decodes."""
-        self._decoder.close()
+        self._decoder.kill()
         if self._connection is not None:
             await self._connection.close()
 
@@ -113,18 +122,7 @@ class Importer:
                 raise SetupError("Standard input begins like an earlier import, then differs: save it to a file.")
         raise AssertionError
 
-    async def _store(self, file: Opened, decoded: Decoded, before: Journal) -> Journal:
-        if self._reject and decoded.rejected_lines:
-            rejected = zip(decoded.rejected_lines, decoded.rejected, strict=True)
-            self._reject(file, [(number, line, reading) for (number, line), reading in rejected])
-        try:
-            return await self._retried(self._store_block, decoded, before)
-        except journal.OtherImport:
-            raise SetupError(f"{file.name} is being imported by another process, too.") from None
-        except psycopg.Error as error:
-            raise SetupError(f"{file.name}: the database refuses what follows line {before.lines}: {error}") from error
-
-    async def _store_block(self, connection: insert.Connection, decoded: Decoded, before: Journal) -> Journal:
+    async def _store(self, connection: insert.Connection, decoded: Decoded, before: Journal) -> Journal:
         now = await journal.load(connection, before)
         if now.position == decoded.end.position:
             return now  # committed, but the answer was lost with the connection
@@ -233,10 +231,11 @@ def _in_thread(
 
 async def _register(connection: insert.Connection, unknown: Mapping[Stream, set[str]]) -> dict[Stream, dict[str, int]]:
     """The ids of these devices, new ones without limit."""
-    ids: dict[Stream, dict[str, int]] = {}
+    ids: dict[Stream, dict[str, int]] = {stream: {} for stream in unknown}
     for stream, names in unknown.items():
-        async with insert.transaction(connection):
-            ids[stream] = await register(connection, stream, names, per_hour=None)
+        if names:
+            async with insert.transaction(connection):
+                ids[stream] = await register(connection, stream, names, per_hour=None)
     return ids
 
 
