@@ -95,8 +95,7 @@ class Importer:
         except journal.OtherImport:
             raise SetupError(f"{file.name} is being imported by another process, too.") from None
         except psycopg.Error as error:
-            told = " ".join(str(error).split())
-            raise SetupError(f"{file.name}: the database refuses what follows line {done.lines}: {told}") from error
+            raise SetupError(f"{file.name}: the database refuses what follows line {done.lines}: {error}") from error
         finally:
             if not coming.done():
                 self._decoder.kill()
