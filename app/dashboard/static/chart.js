@@ -120,10 +120,16 @@ function traces({ lines }) {
       text: details,
     };
     const drawn = { ...common, y, mode: "lines", line: { color: color(of), width: x.length > 500 ? 1.25 : 1.75 } };
-    if (fill) Object.assign(drawn, { fill: "tozeroy", fillcolor: color(`${of}-soft`) });
     const dots = { ...common, y: alone, mode: "markers", marker: { color: color(of), size: 4 }, hoverinfo: "skip", hovertemplate: null };
-    return alone ? [drawn, dots] : [drawn];
+    const area = fill && { ...ground(x, y), mode: "lines", line: { width: 0 }, fill: "tozeroy", fillcolor: color(`${of}-soft`), hoverinfo: "skip" };
+    return [drawn, area, alone && dots].filter(Boolean);
   });
+}
+
+// The library fills across a gap, so there the outline goes along the ground.
+function ground(x, y) {
+  const points = x.flatMap((t, i) => (y[i] == null ? [[x[i - 1] ?? t, 0], [x[i + 1] ?? t, 0]] : [[t, y[i]]]));
+  return { x: points.map(([t]) => local(t)), y: points.map(([, value]) => value) };
 }
 
 // Times of a day, with the date below where it begins; then days.
