@@ -2,11 +2,13 @@
 
 import { ask } from "./api.js";
 import { el } from "./dom.js";
-import { age, count, fixed, kwh, moment, percent } from "./format.js";
+import { age, count, fixed, moment, percent } from "./format.js";
 import { live } from "./live.js";
-import { link } from "./state.js";
+import { change, link, read } from "./state.js";
 
 const SHOWN = 50;
+const AGAIN_MS = 60_000;
+const UNJUDGED_MS = 5_000;
 const KINDS = {
   low_efficiency: ["warn", "▼", "Low efficiency"],
   impossible_efficiency: ["bad", "▲", "Impossible efficiency"],
@@ -15,6 +17,8 @@ const KINDS = {
   no_data: ["warn", "○", "No data"],
 };
 
+const INSTANT = /\d{4}-\d\d-\d\dT[\d:.]+Z/;
+
 // efficiencyRatio -> "Efficiency", "85.1 %": the unit is the last word of the name.
 function evidenceOf([name, value]) {
   const words = name.replace(/([A-Z])/g, " $1").toLowerCase().split(" ");
@@ -22,19 +26,19 @@ function evidenceOf([name, value]) {
   const plain = words.slice(0, -1).join(" ");
   const title = (text) => text.charAt(0).toUpperCase() + text.slice(1).replace(/^(Ac|Dc|ac|dc)\b/, (code) => code.toUpperCase());
   if (unit === "ratio") return [title(plain), `${percent(value)} %`];
-  if (unit === "kwh") return [title(plain).replace(/^(Ac|Dc)/, (code) => code.toUpperCase()), `${kwh(value)} kWh`];
+  if (unit === "kwh") return [title(plain).replace(/^(Ac|Dc)/, (code) => code.toUpperCase()), `${fixed(value, 3)} kWh`];
   if (unit === "minutes") return [title(plain || "minutes"), `${count(value)} min`];
-  if (typeof value === "string" && /^\d{4}-\d\d-\d\dT/.test(value)) return [title(words.join(" ")), moment(value)];
+  if (typeof value === "string" && INSTANT.test(value)) return [title(words.join(" ")), moment(value)];
   if (typeof value === "number") return [title(words.join(" ")), fixed(value, Number.isInteger(value) ? 0 : 3)];
   return [title(words.join(" ")), Array.isArray(value) ? value.join(", ") : String(value ?? "–")];
 }
 
 const ORDER = ["efficiencyRatio", "acKwh", "dcKwh", "lossKwh", "minutes", "pairedMinutes", "sharedMinutes"];
 
-// The numbers in this order, then what else there is.
+// The numbers in this order, then what else there is; nothing of minutes that there were not.
 function ordered(evidence) {
   const place = ([name]) => (ORDER.includes(name) ? ORDER.indexOf(name) : ORDER.length + ["from", "to"].indexOf(name));
-  return Object.entries(evidence).sort((a, b) => place(a) - place(b));
+  return Object.entries(evidence).filter(([, value]) => value !== 0).sort((a, b) => place(a) - place(b));
 }
 
 function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt, text, evidence }) {
@@ -48,30 +52,53 @@ function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt
     { class: "alert", "data-state": closedAt ? "none" : state },
     el("p", { class: "head" }, el("strong", {}, el("span", { "aria-hidden": "true" }, shape), ` ${name}`), el("span", { class: "when" }, age(openedAt), " · ", when)),
     el("p", {}, el("a", { href: link(stream, deviceId) }, deviceId), others.map((id, i) => [i ? ", " : stream === "meter" ? " with " : " at ", el("a", { href: link(other, id) }, id)])),
-    el("p", { class: "text" }, text),
-    numbers.length ? el("dl", { class: "evidence" }, numbers.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)))) : null,
+    el("p", { class: "text" }, text.replace(INSTANT, moment)),
+    numbers.length ? el("dl", { class: "evidence", "aria-label": "When it opened" }, el("div", { class: "at", "aria-hidden": "true" }, "When it opened:"), numbers.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)))) : null,
   );
 }
+
+const wantsClosed = () => read().parameters.has("closed");
 
 export function alertsPanel(parameters = {}) {
   const list = el("ol", { class: "alerts" });
   const note = el("p", { class: "note" }, "Loading");
-  const box = el("input", { type: "checkbox", id: "closed", onchange: load });
+  const box = el("input", { type: "checkbox", id: "closed", onchange: () => change({ closed: box.checked ? "1" : null }) });
   const switched = el("label", { class: "switch", for: "closed" }, box, " closed ones too");
+  const amount = el("span", { class: "note" });
+  const beyond = el("a", { class: "skip", href: "#", onclick: pass }, "Skip the alerts");
   const scroll = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Alerts, newest first" }, list);
-  const element = el("section", { class: "card panel alerts-panel", "aria-labelledby": "alerts-title" }, el("div", { class: "title" }, el("h2", { id: "alerts-title" }, "Alerts"), switched), note, scroll);
+  const element = el("section", { class: "card panel alerts-panel", "aria-labelledby": "alerts-title" }, el("div", { class: "title" }, el("h2", { id: "alerts-title" }, "Alerts", amount), switched, beyond), note, scroll);
 
   let asking = null;
+  let timer;
+  let withClosed = false;
+  let shown = ""; // a list that is the same stays, with where the keyboard is
+
+  // To what follows: each alert has links to stop at.
+  function pass(event) {
+    event.preventDefault(); // the hash is the view
+    const next = element.nextElementSibling?.querySelector("button, input, a, [tabindex]");
+    (next ?? document.querySelector(".foot a")).focus();
+  }
 
   async function load() {
     asking?.abort();
-    asking = new AbortController();
+    clearTimeout(timer);
+    const mine = (asking = new AbortController());
+    let wait = AGAIN_MS;
     try {
-      const open = box.checked ? null : true;
-      const { alerts } = await ask("analytics/alerts", { ...parameters, open, limit: SHOWN }, asking.signal);
-      list.replaceChildren(...alerts.map(item));
-      const closed = box.checked ? "" : " open";
-      note.textContent = alerts.length === 0 ? `There are no${closed} alerts.` : alerts.length === SHOWN ? `The newest ${SHOWN}${closed} alerts.` : "";
+      withClosed = box.checked = wantsClosed();
+      const open = withClosed ? null : true;
+      const { asOf, alerts } = await ask("analytics/alerts", { ...parameters, open, limit: SHOWN }, mine.signal);
+      if (!asOf) wait = UNJUDGED_MS;
+      const next = JSON.stringify(alerts);
+      if (shown !== next) list.replaceChildren(...alerts.map(item));
+      shown = next;
+      const closed = withClosed ? "" : " open";
+      const still = alerts.filter(({ closedAt }) => !closedAt).length;
+      amount.textContent = still ? ` ${count(still)}${alerts.length === SHOWN ? " or more" : ""} open` : "";
+      const none = asOf ? `There are no${closed} alerts.` : "Nothing has been judged yet.";
+      note.textContent = alerts.length === 0 ? none : alerts.length === SHOWN ? `The newest ${SHOWN}${closed} alerts.` : "";
       note.hidden = !note.textContent;
       scroll.hidden = alerts.length === 0;
     } catch (error) {
@@ -79,6 +106,7 @@ export function alertsPanel(parameters = {}) {
       note.hidden = false;
       note.textContent = `The alerts could not be loaded. ${error.message}`;
     }
+    if (asking === mine) timer = setTimeout(load, wait);
   }
 
   live.addEventListener("alerts", load);
@@ -86,8 +114,11 @@ export function alertsPanel(parameters = {}) {
   load();
   return {
     element,
+    update: () => wantsClosed() !== withClosed && load(),
     leave() {
       asking?.abort();
+      asking = null;
+      clearTimeout(timer);
       live.removeEventListener("alerts", load);
       live.removeEventListener("again", load);
     },

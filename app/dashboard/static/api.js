@@ -11,7 +11,10 @@ export class Problem extends Error {
 export async function ask(path, parameters = {}, signal = undefined) {
   const given = Object.entries(parameters).filter(([, value]) => value != null);
   const query = new URLSearchParams(given).toString();
-  const response = await fetch(`/v1/${path}${query && "?"}${query}`, { signal });
+  const response = await fetch(`/v1/${path}${query && "?"}${query}`, { signal }).catch((error) => {
+    // What browsers say of it differs, and is for programmers.
+    throw error.name === "AbortError" ? error : new Problem(0, { detail: "The service does not answer." });
+  });
   if (!response.ok) throw new Problem(response.status, await response.json().catch(() => ({})));
   return response.json();
 }

@@ -2,7 +2,7 @@
 
 import { el, setText } from "./dom.js";
 import { moment } from "./format.js";
-import { RANGES, choose, range, zoom } from "./state.js";
+import { MAX_SECONDS, RANGES, choose, fault, range, show, zoom } from "./state.js";
 
 const NAMES = { "1h": "1 hour", "24h": "24 hours", "7d": "7 days" };
 
@@ -10,6 +10,18 @@ const localInput = (seconds) => {
   const offset = new Date(1000 * seconds).getTimezoneOffset() * 60;
   return new Date(1000 * (seconds - offset)).toISOString().slice(0, 16);
 };
+
+// A click elsewhere and Esc close what is open.
+addEventListener("click", ({ target }) => {
+  const open = document.querySelector(".custom[open]");
+  if (open && !open.contains(target)) open.open = false;
+});
+addEventListener("keydown", ({ key }) => {
+  const open = document.querySelector(".custom[open]");
+  if (key !== "Escape" || !open) return;
+  open.open = false;
+  open.firstChild.focus();
+});
 
 export function rangeControls() {
   const presets = Object.keys(RANGES).map((name) =>
@@ -21,9 +33,8 @@ export function rangeControls() {
   const submit = (event) => {
     event.preventDefault();
     const ends = [from, to].map((input) => new Date(input.value).getTime() / 1000);
-    const fits = ends[1] - ends[0] >= 300 && from.valueAsNumber > Date.UTC(1900, 0, 2) && to.valueAsNumber < Date.UTC(2199, 11, 31);
-    setText(wrong, fits ? "" : "The end must lie at least five minutes after the start.");
-    if (fits) zoom(...ends);
+    setText(wrong, fault(...ends));
+    if (!wrong.textContent) show(...ends);
   };
   const form = el("form", { onsubmit: submit }, from, el("span", { "aria-hidden": "true" }, "–"), to, el("button", { type: "submit" }, "Show"), wrong);
   const custom = el("details", { class: "custom" }, el("summary", {}, "Choose"), form);
@@ -36,11 +47,15 @@ export function rangeControls() {
     step("Zoom out", "−", ({ from, to }) => zoom(from - (to - from) / 2, to + (to - from) / 2)),
   ];
   const shown = el("span", { class: "shown" });
-  const element = el("div", { class: "controls", role: "group", "aria-label": "Range of time" }, el("div", { class: "segments" }, presets, custom), el("div", { class: "segments" }, steps), shown);
+  const refused = el("span", { class: "wrong", role: "alert" });
+  const element = el("div", { class: "controls", role: "group", "aria-label": "Range of time" }, el("div", { class: "segments" }, presets, custom), el("div", { class: "segments" }, steps), shown, refused);
   function update() {
     const now = range();
     for (const preset of presets) preset.setAttribute("aria-pressed", preset.dataset.range === now.name);
     custom.classList.toggle("chosen", now.name === null);
+    setText(refused, now.wrong && `${now.wrong} These are the last ${NAMES[now.name]}.`);
+    steps[1].disabled = now.to >= Date.now() / 1000 - 1;
+    steps[3].disabled = now.to - now.from >= MAX_SECONDS;
     setText(shown, `${moment(1000 * now.from)} – ${now.name ? "now" : moment(1000 * now.to)}`);
     if (!custom.open) {
       from.value = localInput(now.from);

@@ -48,6 +48,7 @@ export function showDevice(main, kind, id) {
   let timer;
   let restAt = 0; // pairing and mappings cost more than a series
   let hasState = false;
+  let isShown = false; // what the address asks for
 
   // At once for a new range; for the same one only when its last answers are there.
   async function load() {
@@ -67,11 +68,12 @@ export function showDevice(main, kind, id) {
     try {
       const series = await ask(`${device(kind, id)}/series`, bounds, signal);
       wrong.textContent = "";
+      isShown = true;
       showSeries(series, now);
     } catch (error) {
       if (error.name === "AbortError") return;
       wrong.textContent = error.message;
-      grid.hidden = numbers.element.hidden = error.code === "unknown_device";
+      grid.hidden = numbers.element.hidden = !isShown || error.code === "unknown_device";
       return;
     }
     if (Date.now() < restAt) return;
@@ -177,11 +179,16 @@ export function showDevice(main, kind, id) {
     restAt = 0;
     load();
   };
+  const update = () => {
+    alerts.update();
+    isShown = false;
+    all();
+  };
   live.addEventListener("again", all);
   live.addEventListener("states", onStates);
   all();
   return {
-    update: all,
+    update,
     leave() {
       asking?.abort();
       asking = null;

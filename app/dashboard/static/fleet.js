@@ -5,7 +5,7 @@ import { ask } from "./api.js";
 import { chart } from "./chart.js";
 import { rangeControls } from "./controls.js";
 import { devicesPanel } from "./devices.js";
-import { el } from "./dom.js";
+import { el, setText } from "./dom.js";
 import { figures } from "./figures.js";
 import { clock, count, fixed, kwh, moment, percent, rate } from "./format.js";
 import { connection, live } from "./live.js";
@@ -35,10 +35,20 @@ export function showFleet(main) {
   const charts = el("div", { class: "charts" }, energy.figure, efficiency.figure);
   const grid = el("div", { class: "grid" }, charts, alerts.element, list.element);
   const empty = emptyDatabase();
-  main.append(el("h1", { class: "visually-hidden" }, "Fleet"), el("div", { class: "top" }, controls.element), empty, numbers.element, grid);
+  const wrong = el("p", { class: "wrong", role: "alert" });
+  main.append(el("h1", { class: "visually-hidden" }, "Fleet"), el("div", { class: "top" }, controls.element), empty, wrong, numbers.element, grid);
 
   let series = null;
   let asking = null;
+  let asked = "";
+
+  // Whether the address asks for another range than before: not when it tells of a search or a sort.
+  function isOther() {
+    const { name, from, to } = range();
+    const before = asked;
+    asked = name ?? `${from} ${to}`;
+    return asked !== before;
+  }
 
   async function load() {
     asking?.abort();
@@ -47,10 +57,21 @@ export function showFleet(main) {
     try {
       const next = await ask("analytics/fleet/series", { from: iso(from), to: iso(name ? to + AHEAD_SECONDS : to) }, asking.signal);
       series = next;
+      setText(wrong, "");
       show();
     } catch (error) {
-      if (error.name !== "AbortError") numbers.set("ac", "–", "", error.message, "bad");
+      if (error.name === "AbortError") return;
+      setText(wrong, `The series could not be loaded. ${error.message}`);
+      if (!series) clear();
     }
+  }
+
+  // Nothing of another range under this one.
+  function clear() {
+    for (const key of ["ac", "dc", "loss", "efficiency"]) numbers.set(key, "–");
+    const span = { from: range().from, to: range().to, lines: [], summary: "" };
+    energy.draw(span);
+    efficiency.draw(span);
   }
 
   function show() {
@@ -116,13 +137,18 @@ export function showFleet(main) {
   live.addEventListener("connection", showNow);
   live.addEventListener("again", load);
   const timer = setInterval(again, AGAIN_MS);
+  isOther();
   load();
   showNow();
   return {
     update() {
       controls.update();
       list.update();
-      load();
+      alerts.update();
+      if (isOther()) {
+        series = null;
+        load();
+      }
     },
     leave() {
       asking?.abort();

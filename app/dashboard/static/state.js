@@ -3,6 +3,8 @@
 export const RANGES = { "1h": 3600, "24h": 86400, "7d": 7 * 86400 };
 const DEFAULT_RANGE = "24h";
 const MIN_SECONDS = 300;
+// A series has at most 1,500 buckets, of which the widest are days.
+export const MAX_SECONDS = 1498 * 86400;
 // The calendar of the service's questions.
 const EARLIEST = Date.UTC(1900, 0, 2) / 1000;
 const LATEST = Date.UTC(2199, 11, 31) / 1000;
@@ -43,23 +45,39 @@ export function change(changes, { replace = false } = {}) {
   else location.hash = hash;
 }
 
-// The range in seconds since 1970. A named one moves along with the clock.
+// The range in seconds since 1970. A named one moves along with the clock. `wrong` says what the address asks for in vain.
 export function range() {
   const { parameters } = read();
   const now = Date.now() / 1000;
   const [from, to] = ["from", "to"].map((name) => Date.parse(parameters.get(name)) / 1000);
-  if (from >= EARLIEST && to <= LATEST && to - from >= 60) return { name: null, from, to };
-  const wanted = parameters.get("range");
-  const name = Object.hasOwn(RANGES, wanted) ? wanted : DEFAULT_RANGE;
-  return { name, from: now - RANGES[name], to: now };
+  const isWanted = parameters.has("from") || parameters.has("to");
+  const problem = isWanted ? fault(from, to) : "";
+  if (isWanted && !problem) return { name: null, from, to, wrong: "" };
+  const wanted = parameters.get("range") ?? DEFAULT_RANGE;
+  const isKnown = Object.hasOwn(RANGES, wanted);
+  const name = isKnown ? wanted : DEFAULT_RANGE;
+  const wrong = problem || (isKnown ? "" : "There is no such range.");
+  return { name, from: now - RANGES[name], to: now, wrong };
 }
 
+// Why there is no such range, in a sentence; else nothing.
+export function fault(from, to) {
+  if (!(from >= EARLIEST && to <= LATEST)) return "A range needs two times between 1900 and 2199.";
+  if (to - from < 60) return "The end of a range must lie after its start.";
+  return to - from > MAX_SECONDS ? `A range has at most ${Math.floor(MAX_SECONDS / 86400).toLocaleString("en")} days.` : "";
+}
+
+// As wide as that if possible, and not beyond now: there is nothing to see.
 export function zoom(from, to) {
-  const middle = (from + to) / 2;
-  const half = Math.max(to - from, MIN_SECONDS) / 2;
+  const span = Math.min(Math.max(to - from, MIN_SECONDS), MAX_SECONDS);
+  const end = Math.min((from + to + span) / 2, Math.max(Date.now() / 1000, range().to));
+  const start = Math.max(end - span, EARLIEST);
+  show(start, start + span);
+}
+
+export function show(from, to) {
   const iso = (seconds) => new Date(1000 * Math.round(seconds)).toISOString().replace(".000", "");
-  const ends = [Math.max(middle - half, EARLIEST), Math.min(middle + half, LATEST)];
-  change({ from: iso(ends[0]), to: iso(ends[1]), range: null });
+  change({ from: iso(from), to: iso(to), range: null });
 }
 
 export function choose(name) {
