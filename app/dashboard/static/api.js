@@ -8,15 +8,25 @@ export class Problem extends Error {
   }
 }
 
-export async function ask(path, parameters = {}, signal = undefined) {
+export async function ask(path, parameters, signal) {
+  return (await answer(path, parameters, signal)).json();
+}
+
+// What comes line by line.
+export async function lines(path, parameters, signal) {
+  const text = await (await answer(path, parameters, signal, "application/x-ndjson")).text();
+  return text.split("\n").filter(Boolean).map(JSON.parse);
+}
+
+async function answer(path, parameters, signal, accept = "application/json") {
   const given = Object.entries(parameters).filter(([, value]) => value != null);
   const query = new URLSearchParams(given).toString();
-  const response = await fetch(`/v1/${path}${query && "?"}${query}`, { signal }).catch((error) => {
+  const response = await fetch(`/v1/${path}${query && "?"}${query}`, { signal, headers: { Accept: accept } }).catch((error) => {
     // What browsers say of it differs, and is for programmers.
     throw error.name === "AbortError" ? error : new Problem(0, { detail: "The service does not answer." });
   });
   if (!response.ok) throw new Problem(response.status, await response.json().catch(() => ({})));
-  return response.json();
+  return response;
 }
 
 export function device(kind, id) {

@@ -59,6 +59,7 @@ export function chart(title, { tall = false } = {}) {
   }
 
   function draw(next) {
+    next.isEmpty = !next.lines.some(({ y }) => y.some((value) => value != null));
     if (next.summary !== summary.textContent) summary.textContent = next.summary;
     if (values.open) fill(next);
     if (next.lines.length > 1 && !legend.firstChild) {
@@ -138,13 +139,14 @@ const TICKS = [
   { dtickrange: [86_400_000, null], value: "%-d %b\n%Y" },
 ];
 
-function layout({ from, to, low, yMin, yMax, percent }) {
+function layout({ from, to, low, yMin, yMax, percent, isEmpty }) {
   const ink = color("muted");
   const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
   const size = Math.round(0.8 * rem);
   const axis = { gridcolor: color("grid"), linecolor: color("line"), zeroline: false, tickfont: { color: ink, size } };
-  const shapes = low == null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: low, y1: low, line: { color: color("warn"), width: 1.5, dash: "dash" } }];
+  const shapes = low == null || isEmpty ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: low, y1: low, line: { color: color("warn"), width: 1.5, dash: "dash" } }];
   const annotations = low == null ? [] : [{ xref: "paper", x: 0, xanchor: "left", y: low, yanchor: "top", text: `low below ${+low.toFixed(2)} %`, showarrow: false, font: { color: color("warn"), size } }];
+  if (isEmpty) annotations.splice(0, 1, { xref: "paper", yref: "paper", x: 0.5, y: 0.5, text: "Nothing to show in this range", showarrow: false, font: { color: ink, size } });
   return {
     margin: Object.fromEntries(Object.entries(MARGIN).map(([side, width]) => [side, width * rem])),
     paper_bgcolor: "transparent",
@@ -156,7 +158,7 @@ function layout({ from, to, low, yMin, yMax, percent }) {
     dragmode: "zoom",
     selectdirection: "h",
     xaxis: { ...axis, type: "date", range: [local(from), local(to)], showgrid: false, ticks: "outside", tickcolor: color("line"), nticks: 8, tickformatstops: TICKS, hoverformat: "%-d %b, %H:%M" },
-    yaxis: { ...axis, fixedrange: true, rangemode: "tozero", ...(yMin == null ? {} : { range: [yMin, yMax] }), ticksuffix: percent ? " %" : "", separatethousands: true, nticks: 6 },
+    yaxis: { ...axis, visible: !isEmpty, fixedrange: true, rangemode: "tozero", ...(yMin == null ? {} : { range: [yMin, yMax] }), ticksuffix: percent ? " %" : "", separatethousands: true, nticks: 6 },
     shapes,
     annotations,
   };

@@ -1,15 +1,15 @@
 // One vehicle or one meter: its figures, its series, its minutes, its mappings, its alerts.
 
 import { alertsPanel } from "./alerts.js";
-import { ask, device } from "./api.js";
+import { ask, device, lines } from "./api.js";
 import { chart } from "./chart.js";
 import { rangeControls } from "./controls.js";
 import { el } from "./dom.js";
 import { figures } from "./figures.js";
-import { efficiencyAxis, peak } from "./fleet.js";
+import { beyondAxis, efficiencyAxis, peak } from "./fleet.js";
 import { age, count, fixed, kwh, moment, percent } from "./format.js";
 import { connection, live } from "./live.js";
-import { PER, devicePower, energyMinutes, line, sum } from "./series.js";
+import { MARGIN_SECONDS, PER, SECONDS, devicePower, energyMinutes, line, sum, trim } from "./series.js";
 import { link, range } from "./state.js";
 import { strip } from "./strip.js";
 import { VERDICTS } from "./verdict.js";
@@ -18,8 +18,11 @@ const LOW = Number(document.documentElement.dataset.lowEfficiency);
 const AGAIN_MS = 10_000;
 const REST_MS = 60_000;
 const PROVING_MINUTES = 15;
+// As far as the service pairs at once.
+const PAIRED_SECONDS = 90 * 86400;
+const TOO_LONG = "Only for ranges of at most 90 days.";
 const NAMES = {
-  vehicle: { dc: "DC to the battery", efficiency: "Efficiency", loss: "Lost", soc: "Charge", temperature: "Battery", readings: "Readings" },
+  vehicle: { dc: "DC to the battery", efficiency: "Efficiency", loss: "Lost", soc: "Average charge", temperature: "Average of the battery", readings: "Readings" },
   meter: { ac: "AC from the grid", peak: "Highest power", voltage: "Voltage", readings: "Readings" },
 };
 
@@ -35,7 +38,8 @@ export function showDevice(main, kind, id) {
     : { power: chart("Power", { tall: true }), voltage: chart("Voltage") };
   const minutes = strip();
   const history = el("div", { class: "place" });
-  const mappings = el("section", { class: "card panel", "aria-labelledby": "mapping" }, el("div", { class: "title" }, el("h2", { id: "mapping" }, "Mapping history")), history);
+  const named = el("p", { class: "note" });
+  const mappings = el("section", { class: "card panel", "aria-labelledby": "mapping" }, el("div", { class: "title" }, el("h2", { id: "mapping" }, "Mapping history")), isVehicle ? named : null, history);
   const alerts = alertsPanel({ [`${kind}Id`]: id });
   const [first, ...others] = Object.values(charts).map(({ figure }) => figure);
   const left = el("div", { class: "charts" }, first, isVehicle ? minutes.figure : null, others);
@@ -48,6 +52,7 @@ export function showDevice(main, kind, id) {
   let timer;
   let restAt = 0; // pairing and mappings cost more than a series
   let hasState = false;
+  let latest = null; // the end of the last bucket
   let isShown = false; // what the address asks for
 
   // At once for a new range; for the same one only when its last answers are there.
@@ -66,9 +71,10 @@ export function showDevice(main, kind, id) {
     const bounds = { from: iso(now.from), to: iso(now.to) };
     controls.update();
     try {
-      const series = await ask(`${device(kind, id)}/series`, bounds, signal);
+      const series = await ask(`${device(kind, id)}/series`, { ...bounds, from: iso(now.from - MARGIN_SECONDS) }, signal);
       wrong.textContent = "";
       isShown = true;
+      latest = series.columns.t.length ? series.columns.t.at(-1) + SECONDS[series.bucket] : null;
       showSeries(series, now);
     } catch (error) {
       if (error.name === "AbortError") return;
@@ -77,15 +83,17 @@ export function showDevice(main, kind, id) {
       return;
     }
     if (Date.now() < restAt) return;
-    await Promise.all([showMappings(signal), ...(isVehicle ? [showPerformance(bounds, signal), showMinutes(now, bounds, signal)] : [])]);
+    await Promise.all([showMappings(signal), ...(isVehicle ? [showPerformance(now, bounds, signal), showMinutes(now, signal), showNamed(signal)] : [])]);
     if (!signal.aborted) restAt = Date.now() + REST_MS;
   }
 
   function showSeries({ columns, bucket }, now) {
     grid.hidden = numbers.element.hidden = false;
     const span = { from: now.from, to: now.to, ofDevice: true };
-    const of = (name, scale = 1) => line(columns.t, columns[name].map((value) => (value == null ? null : scale * value)), bucket, span);
-    const power = devicePower(columns, isVehicle ? "dcKwh" : "acKwh", bucket);
+    const of = (name) => line(columns.t, columns[name], bucket, span);
+    columns.power = devicePower(columns, isVehicle ? "dcKwh" : "acKwh", bucket);
+    trim(columns, now.from - SECONDS[bucket] + 1);
+    const { power } = columns;
     const watts = line(columns.t, power, bucket, span);
     const shown = isVehicle ? ["DC to the battery", "dc", "DC"] : ["AC from the grid", "ac", "AC"];
     charts.power.draw({
@@ -93,14 +101,14 @@ export function showDevice(main, kind, id) {
       lines: [{ name: shown[0], unit: "kW", digits: 2, color: shown[1], fill: isVehicle, ...watts }],
       summary: `Average ${bucket === "1m" ? "over ten minutes" : `by ${PER[bucket]}`}, kW. ${peak(shown[2], watts)}`,
     });
-    if (!hasState) seen.textContent = columns.t.length && bucket === "1m" ? `Last reading${now.name ? "" : " of this range"} ${moment(1000 * columns.t.at(-1))}` : "";
+    if (!hasState) seen.replaceChildren(...lastSeen(columns, bucket, now));
     numbers.set("readings", count(sum(columns.readings)), "", columns.t.length ? `in ${count(columns.t.length)} ${PER[bucket]}s` : "none in this range");
     const plain = (chart, name, column, unit, color, more = {}) =>
       chart.draw({ ...span, lines: [{ name, unit, digits: 1, color, ...of(column) }], summary: `Average by ${PER[bucket]}, ${unit}.`, ...more });
     if (!isVehicle) {
       numbers.set("ac", kwh(sum(columns.acKwh)), "kWh");
       const most = watts.y.reduce((best, value) => Math.max(best, value ?? 0), 0);
-      numbers.set("peak", watts.y.length ? fixed(most, 1) : "–", "kW");
+      numbers.set("peak", watts.y.length ? fixed(most, 1) : "–", "kW", `over ${{ "1m": "ten minutes", "1h": "an hour", "1d": "a day" }[bucket]}`);
       const [lowest, highest] = extremes(columns, "Voltage");
       numbers.set("voltage", mean(columns, "avgVoltage"), "V", lowest == null ? "" : `${fixed(lowest, 1)} to ${fixed(highest, 1)} V`);
       plain(charts.voltage, "Voltage", "avgVoltage", "V", "ac", around(columns.avgVoltage, 5));
@@ -118,19 +126,20 @@ export function showDevice(main, kind, id) {
       low: 100 * LOW,
       percent: true,
       ...efficiencyAxis(ratio.y),
-      summary: `Over the paired minutes of ${bucket === "1m" ? "the hour before each minute" : `each ${PER[bucket]}`}, where they have the energy of ${PROVING_MINUTES} at full power.`,
+      summary: `${beyondAxis(ratio.y)}Over the paired minutes of ${bucket === "1m" ? "the hour before each minute" : `each ${PER[bucket]}`}, where they have the energy of ${PROVING_MINUTES} at full power.`,
     });
   }
 
-  async function showPerformance(bounds, signal) {
+  async function showPerformance(now, bounds, signal) {
     try {
+      if (now.to - now.from > PAIRED_SECONDS) throw new Error(TOO_LONG);
       const { totalDcDelivery, efficiencyRatio, energyLossKwh, totalAcConsumption, avgSoc, avgBatteryTemp, status, coverage } = await ask(`analytics/performance/${encodeURIComponent(id)}`, bounds, signal);
       const [state, , word] = VERDICTS[status];
       numbers.set("dc", kwh(totalDcDelivery), "kWh");
       numbers.set("efficiency", percent(efficiencyRatio), "%", `${word}; ${count(coverage.paired)} minutes paired`, state);
       numbers.set("loss", kwh(energyLossKwh), "kWh", `of ${kwh(totalAcConsumption)} kWh AC, paired`);
-      numbers.set("soc", fixed(avgSoc, 1), "%", "average");
-      numbers.set("temperature", fixed(avgBatteryTemp, 1), "°C", "average");
+      numbers.set("soc", fixed(avgSoc, 1), "%", "of the range");
+      numbers.set("temperature", fixed(avgBatteryTemp, 1), "°C", "of the range");
     } catch (error) {
       if (error.name === "AbortError") return;
       for (const key of ["dc", "loss", "soc", "temperature"]) numbers.set(key, "–");
@@ -138,12 +147,26 @@ export function showDevice(main, kind, id) {
     }
   }
 
-  async function showMinutes(now, bounds, signal) {
+  async function showMinutes(now, signal) {
     try {
-      const { columns } = await ask(`${device(kind, id)}/coverage`, bounds, signal);
+      if (now.to - now.from > PAIRED_SECONDS) throw new Error(TOO_LONG);
+      const [from, to] = [now.from, now.to].map((end) => iso(60 * Math.floor(end / 60)));
+      const { columns } = await ask(`${device(kind, id)}/coverage`, { from, to }, signal);
       minutes.draw({ from: now.from, to: now.to, columns });
     } catch (error) {
       if (error.name !== "AbortError") minutes.fail(error.message);
+    }
+  }
+
+  // The meters that its latest readings name: of the hour that ends with the last bucket.
+  async function showNamed(signal) {
+    if (!latest) return named.replaceChildren();
+    try {
+      const readings = await lines(`${device(kind, id)}/readings`, { from: iso(latest - 3600), to: iso(latest) }, signal);
+      const meters = [...new Set(readings.map(({ meterId }) => meterId).filter(Boolean))];
+      named.replaceChildren(...(meters.length ? ["Its latest readings name ", ...meters.flatMap((meter, i) => [i ? ", " : "", el("a", { href: link("meter", meter) }, meter)]), "."] : []));
+    } catch (error) {
+      if (error.name !== "AbortError") named.replaceChildren();
     }
   }
 
@@ -156,7 +179,7 @@ export function showDevice(main, kind, id) {
       );
       const head = el("tr", {}, [isVehicle ? "Meter" : "Vehicle", "From", "To"].map((name) => el("th", { scope: "col" }, name)));
       history.replaceChildren(
-        all.length ? el("table", {}, el("caption", { class: "visually-hidden" }, "Mapping history, newest first"), el("thead", {}, head), el("tbody", {}, rows)) : el("p", { class: "note" }, isVehicle ? "None: its readings name its meter, or it has none." : "None: no vehicle is mapped to it; those that name it in their readings need no mapping."),
+        all.length ? el("table", {}, el("caption", { class: "visually-hidden" }, "Mapping history, newest first"), el("thead", {}, head), el("tbody", {}, rows)) : el("p", { class: "note" }, isVehicle ? "No mapping." : "None: no vehicle is mapped to it; those that name it in their readings need no mapping."),
       );
     } catch (error) {
       if (error.name === "AbortError") return;
@@ -169,7 +192,7 @@ export function showDevice(main, kind, id) {
     if (!state) return;
     hasState = true;
     if (range().name && !asking) load();
-    seen.replaceChildren("Last seen ", age(state.lastUpdated), state.soc == null ? "" : `, charge ${fixed(state.soc, 1)} %`);
+    seen.replaceChildren(...seenAt(state.lastUpdated, state.soc));
   };
   const again = () => {
     if (connection.state === "live" && range().name) load();
@@ -201,6 +224,17 @@ export function showDevice(main, kind, id) {
 }
 
 const iso = (seconds) => new Date(1000 * seconds).toISOString();
+
+const seenAt = (instant, soc) => ["Last seen ", age(instant), soc == null ? "" : `, charge ${fixed(soc, 1)} %`];
+
+// As far as a series tells: the last reading of an hour or a day is somewhere in it.
+function lastSeen({ t, avgSoc }, bucket, { name }) {
+  if (!t.length) return ["No readings in this range"];
+  const last = t.at(-1);
+  if (bucket === "1m" && name) return seenAt(iso(last), avgSoc?.at(-1));
+  const of = name ? "Last seen" : "Last reading of this range";
+  return [bucket === "1m" ? `${of} ${moment(1000 * last)}` : `${of} within the ${PER[bucket]} from ${moment(1000 * last)}`];
+}
 
 function mean(columns, name) {
   const known = columns[name].map((value, i) => [value, columns.readings[i]]).filter(([value]) => value != null);

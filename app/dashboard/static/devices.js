@@ -10,11 +10,18 @@ import { VERDICTS, verdict } from "./verdict.js";
 
 const AGAIN_MS = 60_000;
 const AGO_MS = 1_000;
+const UNJUDGED_MS = 5_000;
+const WORST_FIRST = "efficiency";
 
-const SEEN = { key: "seen", name: "Last seen", numeric: true, value: (row) => Date.parse(row.lastUpdated), cell: (row) => ago(row.lastUpdated) };
+// As the service counts devices that report.
+export const SILENT_MINUTES = 10;
+const isSilent = ({ lastUpdated }) => Date.now() - Date.parse(lastUpdated) > SILENT_MINUTES * 60_000;
+const silent = (text) => el("span", { class: "verdict", "data-state": "warn" }, el("span", { "aria-hidden": "true" }, "○"), ` ${text}`);
+
+const SEEN = { key: "seen", name: "Last seen", numeric: true, value: (row) => Date.parse(row.lastUpdated), cell: (row) => (isSilent(row) ? silent(ago(row.lastUpdated)) : ago(row.lastUpdated)) };
 const EFFICIENCY = [
-  { key: "efficiency", name: "Efficiency, 24 h", numeric: true, value: (row) => row.efficiency, cell: (row) => efficient(row) },
-  { key: "status", name: "Status", wide: true, value: (row) => row.status, cell: (row) => verdict(row.status) },
+  { key: "efficiency", name: "Efficiency, 24 h", hint: "Of the last 24 whole hours", numeric: true, value: (row) => (row.status === "insufficient_data" ? null : row.efficiency), cell: (row) => efficient(row) },
+  { key: "status", name: "Status", wide: true, value: (row) => row.status, cell: (row) => (isSilent(row) ? silent("silent") : verdict(row.status)) },
 ];
 
 function efficient({ efficiency, status }) {
@@ -52,6 +59,8 @@ const missing = (value) => value == null || Number.isNaN(value);
 export function devicesPanel(kind) {
   const columns = columnsOf(kind);
   const rows = new Map();
+  let isJudged = true;
+  let soon;
   const note = el("p", { class: "note", role: "status" }, "Loading");
   const table = virtualTable(kind === "vehicle" ? "Vehicles" : "Meters", columns, (key) => {
     const { by, descending } = sorting();
@@ -65,23 +74,26 @@ export function devicesPanel(kind) {
   const leaving = new AbortController();
 
   function sorting() {
-    const wanted = read().parameters.get("sort") ?? "id";
+    const wanted = read().parameters.get("sort") ?? WORST_FIRST;
     const by = wanted.replace(/^-/, "");
-    return columns.some(({ key }) => key === by) ? { by, descending: wanted.startsWith("-") } : { by: "id", descending: false };
+    return columns.some(({ key }) => key === by) ? { by, descending: wanted.startsWith("-") } : { by: WORST_FIRST, descending: false };
   }
 
   function arrange() {
     const search = (read().parameters.get("q") ?? "").trim().toLowerCase();
     const { by, descending } = sorting();
     const { value } = columns.find(({ key }) => key === by);
-    const found = [...rows.values()].filter((row) => row.id.toLowerCase().includes(search));
+    const onlySilent = read().parameters.has("silent");
+    const found = [...rows.values()].filter((row) => row.id.toLowerCase().includes(search) && !(onlySilent && !isSilent(row)));
     found.sort((a, b) => {
       const [x, y] = [value(a), value(b)];
       if (missing(x) !== missing(y)) return missing(x) ? 1 : -1; // last, whichever way
       return (descending ? -1 : 1) * compare(x, y) || order.compare(a.id, b.id);
     });
     table.show(found, { by, descending });
-    setText(note, search ? `${count(found.length)} of ${count(rows.size)}` : count(rows.size));
+    const all = search || onlySilent ? `${count(found.length)} of ${count(rows.size)}` : count(rows.size);
+    const words = onlySilent ? " silent; who never reported is in no list" : isJudged ? "" : "; no efficiency has been judged yet";
+    setText(note, `${all}${words}`);
   }
 
   function take(states) {
@@ -114,7 +126,10 @@ export function devicesPanel(kind) {
 
   async function loadEfficiency() {
     try {
-      const { ranking } = await ask("analytics/efficiency", { by: kind, worst: 100_000 }, leaving.signal);
+      const { asOf, ranking } = await ask("analytics/efficiency", { by: kind, worst: 100_000 }, leaving.signal);
+      isJudged = asOf !== null;
+      clearTimeout(soon);
+      if (!isJudged) soon = setTimeout(loadEfficiency, UNJUDGED_MS);
       const of = new Map(ranking.map((one) => [one.id, one]));
       for (const row of rows.values()) {
         const { efficiencyRatio = null, status = null } = of.get(row.id) ?? {};
@@ -145,6 +160,7 @@ export function devicesPanel(kind) {
       stopObserving();
       live.removeEventListener("states", onStates);
       live.removeEventListener("again", load);
+      clearTimeout(soon);
       timers.forEach(clearInterval);
     },
   };

@@ -17,7 +17,8 @@ export function figures(label, names) {
       const tile = tiles[key];
       setText(tile.value, value);
       setText(tile.unit, value === "–" ? "" : unit);
-      setText(tile.note, note);
+      if (typeof note === "string") setText(tile.note, note);
+      else if (note.parentNode !== tile.note) tile.note.replaceChildren(note);
       tile.tile.dataset.state = state;
     },
   };

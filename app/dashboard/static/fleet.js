@@ -4,10 +4,10 @@ import { alertsPanel } from "./alerts.js";
 import { ask } from "./api.js";
 import { chart } from "./chart.js";
 import { rangeControls } from "./controls.js";
-import { devicesPanel } from "./devices.js";
+import { SILENT_MINUTES, devicesPanel } from "./devices.js";
 import { el, setText } from "./dom.js";
 import { figures } from "./figures.js";
-import { clock, count, fixed, kwh, moment, percent, rate } from "./format.js";
+import { clock, count, fixed, kwhDigits, moment, percent, rate } from "./format.js";
 import { connection, live } from "./live.js";
 import { PER, line, merge, power, sum, trim } from "./series.js";
 import { change, range, read } from "./state.js";
@@ -35,6 +35,7 @@ export function showFleet(main) {
   const charts = el("div", { class: "charts" }, energy.figure, efficiency.figure);
   const grid = el("div", { class: "grid" }, charts, alerts.element, list.element);
   const empty = emptyDatabase();
+  const silentLink = el("button", { type: "button", class: "link", onclick: () => (change({ silent: "1" }), list.element.scrollIntoView({ block: "nearest" })) });
   const wrong = el("p", { class: "wrong", role: "alert" });
   main.append(el("h1", { class: "visually-hidden" }, "Fleet"), el("div", { class: "top" }, controls.element), empty, wrong, numbers.element, grid);
 
@@ -99,16 +100,19 @@ export function showFleet(main) {
       low: 100 * LOW,
       percent: true,
       ...efficiencyAxis(ratio.y),
-      summary: bucket === "1m" ? "All DC over all AC, of the hour before each minute." : `All DC over all AC, by ${PER[bucket]}.`,
+      summary: `${beyondAxis(ratio.y)}All DC over all AC, ${bucket === "1m" ? "of the hour before each minute" : `by ${PER[bucket]}`}.`,
     });
   }
 
   function totals(columns) {
     const [ac, dc] = [sum(columns.acKwh), sum(columns.dcKwh)];
     const ratio = ac > 0 ? dc / ac : null;
-    numbers.set("ac", kwh(ac), "kWh");
-    numbers.set("dc", kwh(dc), "kWh");
-    numbers.set("loss", kwh(ac - dc), "kWh", ac > 0 ? `${percent((ac - dc) / ac)} % of AC` : "");
+    // With the digits of the greater, so that what is shown adds up.
+    const digits = kwhDigits(Math.max(ac, dc));
+    const rounded = (value) => Number(value.toFixed(digits));
+    numbers.set("ac", fixed(ac, digits), "kWh");
+    numbers.set("dc", fixed(dc, digits), "kWh");
+    numbers.set("loss", fixed(rounded(ac) - rounded(dc), digits), "kWh", ac > 0 ? `${percent((ac - dc) / ac)} % of AC` : "");
     const low = ratio != null && ratio < LOW;
     numbers.set("efficiency", percent(ratio), "%", low ? `below ${percent(LOW, 0)} %` : "all DC over all AC", low ? "warn" : "");
   }
@@ -120,7 +124,8 @@ export function showFleet(main) {
     empty.hidden = expected > 0;
     grid.hidden = numbers.element.hidden = controls.element.hidden = expected === 0;
     const silent = expected - reporting;
-    numbers.set("devices", count(reporting), `of ${count(expected)}`, silent ? `${count(silent)} silent for 10 minutes` : "none is silent", silent ? "warn" : "");
+    if (silent) setText(silentLink, `${count(silent)} silent for ${SILENT_MINUTES} minutes`);
+    numbers.set("devices", count(reporting), `of ${count(expected)}`, silent ? silentLink : "none is silent", silent ? "warn" : "");
     const age = lagSeconds == null ? "freshness unknown" : `complete up to ${clock(asOf, true)}`;
     numbers.set("rate", rate(readingsPerSecond), "per second", state === "live" ? age : `as of ${clock(connection.since, true)}`);
   }
@@ -164,7 +169,8 @@ export function showFleet(main) {
 const iso = (seconds) => new Date(1000 * seconds).toISOString();
 
 export function peak(what, { x, y }) {
-  if (!y.some((value) => value != null)) return "No readings in this range.";
+  if (!y.some((value) => value != null)) return "No readings in this range, or a single one.";
+  if (!y.some((value) => value)) return "Nothing flowed.";
   const most = y.reduce((best, value, i) => (value > (y[best] ?? -Infinity) ? i : best), 0);
   const last = y.length - 1;
   return `${what} at most ${fixed(y[most], 1)} kW, ${moment(1000 * x[most])}; last ${fixed(y[last], 1)} kW, ${moment(1000 * x[last])}.`;
@@ -177,12 +183,21 @@ export function efficiencyAxis(percents) {
   return { yMin: Math.max(-2, Math.min(100 * LOW - 8, at(0.01) - 2)), yMax: Math.min(150, Math.max(100, at(0.99) + 2)) };
 }
 
+// What the axis leaves out, in words.
+export function beyondAxis(percents) {
+  const { yMin, yMax } = efficiencyAxis(percents);
+  const known = percents.filter((value) => value != null);
+  const number = known.filter((value) => value < yMin || value > yMax).length;
+  return number ? `${count(number)} of ${count(known.length)} points lie beyond the axis: Values has them. ` : "";
+}
+
 function deviceList() {
   const search = el("input", { type: "search", placeholder: "Search", "aria-label": "Search by name", spellcheck: "false", autocomplete: "off" });
   const tabs = ["vehicle", "meter"].map((kind) =>
     el("button", { type: "button", "data-kind": kind, onclick: () => change({ list: kind === "meter" ? "meters" : null, sort: null }) }, kind === "vehicle" ? "Vehicles" : "Meters"),
   );
-  const title = el("div", { class: "title" }, el("h2", { class: "visually-hidden" }, "Devices"), el("div", { class: "segments", role: "group", "aria-label": "List" }, tabs), search);
+  const silent = el("button", { type: "button", class: "quiet", onclick: () => change({ silent: read().parameters.has("silent") ? null : "1" }) }, "Silent only");
+  const title = el("div", { class: "title" }, el("h2", { class: "visually-hidden" }, "Devices"), el("div", { class: "segments", role: "group", "aria-label": "List" }, tabs), search, silent);
   const place = el("div", { class: "place" });
   const element = el("section", { class: "card panel list" }, title, place);
   let panel = null;
@@ -196,6 +211,7 @@ function deviceList() {
     const { parameters } = read();
     const kind = parameters.get("list") === "meters" ? "meter" : "vehicle";
     if (search.value !== (parameters.get("q") ?? "")) search.value = parameters.get("q") ?? "";
+    silent.setAttribute("aria-pressed", parameters.has("silent"));
     for (const tab of tabs) tab.setAttribute("aria-pressed", tab.dataset.kind === kind);
     if (kind === shownKind) {
       panel.update();

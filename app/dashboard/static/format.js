@@ -10,8 +10,12 @@ function number(value, digits) {
 
 export function kwh(value) {
   if (value == null) return NONE;
+  return number(value, kwhDigits(value));
+}
+
+export function kwhDigits(value) {
   const size = Math.abs(value);
-  return number(value, size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : 3);
+  return size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : 3;
 }
 
 export function fixed(value, digits) {

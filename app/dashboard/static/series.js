@@ -5,6 +5,9 @@ export const PER = { "1m": "minute", "1h": "hour", "1d": "day" };
 // A device that reports each two minutes has no gap; README: gaps of up to five minutes are covered.
 const COVERED_SECONDS = 300;
 const AROUND_SECONDS = 300;
+const CADENCE_SECONDS = 3600;
+// Of a device, so much more is asked before a range, for the power at its start.
+export const MARGIN_SECONDS = 600;
 
 // Average power in kW of each bucket.
 export function power(columns, name, bucket) {
@@ -12,20 +15,48 @@ export function power(columns, name, bucket) {
 }
 
 // Of one device. A reading holds what flowed since the one before, at any second of its minute: single minutes would
-// show the beat of two clocks. So in minutes it is the average over the ten around each.
+// show the beat of two clocks. So in minutes it is the energy of the readings within five minutes, over the time that so
+// many take; what one takes is known of the two hours around. The first after a gap has the time since the one before.
 export function devicePower(columns, name, bucket) {
-  const energy = columns[name];
-  const { t } = columns;
   if (bucket !== "1m") return power(columns, name, bucket);
-  let first = 0;
-  let last = 0;
-  return t.map((at, i) => {
-    if (i > 0 && t[i] - t[i - 1] > COVERED_SECONDS) first = last = i;
-    while (at - t[first] > AROUND_SECONDS) first++;
-    while (last + 1 < t.length && t[last + 1] - at <= AROUND_SECONDS && t[last + 1] - t[last] <= COVERED_SECONDS) last++;
-    if (first === last) return (energy[i] * 3600) / SECONDS[bucket];
-    return (sum(energy.slice(first + 1, last + 1)) * 3600) / (t[last] - t[first]);
+  const { t, readings } = columns;
+  const energies = before(columns[name]);
+  const counts = before(readings);
+  const near = (at, seconds, start, end) => [first(t, at - seconds, start, end), first(t, at + seconds + 1, start, end)];
+  return runs(t).flatMap(({ start, end }) => {
+    const since = start > 0 ? t[start] - t[start - 1] : null;
+    const lone = since && (columns[name][start] * 3600) / since;
+    if (end - start === 1) return [lone];
+    return t.slice(start, end).map((at) => {
+      const [from, to] = near(at, CADENCE_SECONDS, start + 1, end);
+      const seconds = (t[to - 1] - t[from - 1]) / (counts[to] - counts[from]);
+      const [low, high] = near(at, AROUND_SECONDS, start + 1, end);
+      return ((energies[high] - energies[low]) * 3600) / (seconds * (counts[high] - counts[low]));
+    });
   });
+}
+
+// Without a gap between them, as [start, end) of their places.
+function runs(t) {
+  const starts = t.flatMap((at, i) => (i === 0 || at - t[i - 1] > COVERED_SECONDS ? [i] : []));
+  return starts.map((start, i) => ({ start, end: starts[i + 1] ?? t.length }));
+}
+
+// The sums of what stands before each place.
+function before(values) {
+  let total = 0;
+  return [0, ...values.map((value) => (total += value ?? 0))];
+}
+
+// The first place in [start, end) whose time is no less.
+function first(t, least, start, end) {
+  let [low, high] = [start, end];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (t[middle] < least) low = middle + 1;
+    else high = middle;
+  }
+  return low;
 }
 
 // The energy of the hour that ends with a minute, told in minutes at the greatest power of that hour.
@@ -36,7 +67,7 @@ export function energyMinutes({ t, dcKwh }, power, last) {
     energy += dcKwh[i];
     greatest = Math.max(greatest, power[i]);
   }
-  return (60 * energy) / greatest;
+  return greatest && (60 * energy) / greatest;
 }
 
 // Points of finished buckets in [from, to], with a null wherever buckets are missing. `alone` are the points without a

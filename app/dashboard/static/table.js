@@ -9,11 +9,11 @@ const BEYOND = 12;
 export function virtualTable(caption, columns, onSort) {
   const top = el("tr", { class: "space", "aria-hidden": "true" }, el("td"));
   const bottom = el("tr", { class: "space", "aria-hidden": "true" }, el("td"));
-  const heads = columns.map(({ key, name, numeric, wide }) =>
+  const heads = columns.map(({ key, name, hint, numeric, wide }) =>
     el(
       "th",
       { scope: "col", class: [numeric && "numeric", wide && "wide"].filter(Boolean).join(" ") || null, "data-key": key },
-      el("button", { type: "button", onclick: () => onSort(key) }, el("span", {}, name), el("span", { class: "arrow", "aria-hidden": "true" })),
+      el("button", { type: "button", title: hint, onclick: () => onSort(key) }, el("span", {}, name), el("span", { class: "arrow", "aria-hidden": "true" })),
     ),
   );
   const body = el("tbody", {}, top, bottom);
@@ -67,8 +67,10 @@ export function virtualTable(caption, columns, onSort) {
     columns.forEach(({ cell }, i) => {
       const content = cell(row);
       const place = line.children[i];
-      if (typeof content === "string") setText(place, content);
-      else if (place.dataset.shown !== content.textContent) {
+      if (typeof content === "string") {
+        setText(place, content);
+        delete place.dataset.shown;
+      } else if (place.dataset.shown !== content.textContent) {
         place.replaceChildren(content);
         place.dataset.shown = content.textContent;
       }
