@@ -56,7 +56,8 @@ export function rangeControls() {
     setText(refused, now.wrong && `${now.wrong} These are the last ${NAMES[now.name]}.`);
     steps[1].disabled = now.to >= Date.now() / 1000 - 1;
     steps[3].disabled = now.to - now.from >= MAX_SECONDS;
-    setText(shown, `${moment(1000 * now.from)} – ${now.name ? "now" : moment(1000 * now.to)}`);
+    const [start, end] = [now.from, now.to].map((end) => moment(1000 * end));
+    setText(shown, `${start} – ${now.name ? "now" : start.includes(",") && !end.includes(",") ? `today, ${end}` : end}`);
     if (!custom.open) {
       from.value = localInput(now.from);
       to.value = localInput(now.to);

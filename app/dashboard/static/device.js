@@ -52,6 +52,7 @@ export function showDevice(main, kind, id) {
   let timer;
   let restAt = 0; // pairing and mappings cost more than a series
   let hasState = false;
+  let delivered = null;
   let latest = null; // the end of the last bucket
   let isShown = false; // what the address asks for
 
@@ -74,7 +75,7 @@ export function showDevice(main, kind, id) {
       const series = await ask(`${device(kind, id)}/series`, { ...bounds, from: iso(now.from - MARGIN_SECONDS) }, signal);
       wrong.textContent = "";
       isShown = true;
-      latest = series.columns.t.length ? series.columns.t.at(-1) + SECONDS[series.bucket] : null;
+      latest = series.columns.t.length ? Math.min(series.columns.t.at(-1) + SECONDS[series.bucket], Date.now() / 1000) : null;
       showSeries(series, now);
     } catch (error) {
       if (error.name === "AbortError") return;
@@ -106,7 +107,7 @@ export function showDevice(main, kind, id) {
     const plain = (chart, name, column, unit, color, more = {}) =>
       chart.draw({ ...span, lines: [{ name, unit, digits: 1, color, ...of(column) }], summary: `Average by ${PER[bucket]}, ${unit}.`, ...more });
     if (!isVehicle) {
-      numbers.set("ac", kwh(sum(columns.acKwh)), "kWh");
+      numbers.set("ac", columns.t.length ? kwh(sum(columns.acKwh)) : "–", "kWh");
       const most = watts.y.reduce((best, value) => Math.max(best, value ?? 0), 0);
       numbers.set("peak", watts.y.length ? fixed(most, 1) : "–", "kW", `over ${{ "1m": "ten minutes", "1h": "an hour", "1d": "a day" }[bucket]}`);
       const [lowest, highest] = extremes(columns, "Voltage");
@@ -114,6 +115,7 @@ export function showDevice(main, kind, id) {
       plain(charts.voltage, "Voltage", "avgVoltage", "V", "ac", around(columns.avgVoltage, 5));
       return;
     }
+    delivered = columns.t.length ? sum(columns.dcKwh) : null;
     plain(charts.soc, "State of charge", "avgSoc", "%", "dc", { yMin: 0, yMax: 102, percent: true });
     plain(charts.temperature, "Battery temperature", "avgBatteryTemp", "°C", "efficiency", around(columns.avgBatteryTemp, 2));
     // Less compares two clocks: a charge that tapers off has many minutes at its end, with the energy of few.
@@ -142,7 +144,9 @@ export function showDevice(main, kind, id) {
       numbers.set("temperature", fixed(avgBatteryTemp, 1), "°C", "of the range");
     } catch (error) {
       if (error.name === "AbortError") return;
-      for (const key of ["dc", "loss", "soc", "temperature"]) numbers.set(key, "–");
+      if (error.message === TOO_LONG) numbers.set("dc", kwh(delivered), "kWh");
+      else numbers.set("dc", "–");
+      for (const key of ["loss", "soc", "temperature"]) numbers.set(key, "–");
       numbers.set("efficiency", "–", "", error.code === "no_charging_data" ? "No charging data in this range." : error.message);
     }
   }

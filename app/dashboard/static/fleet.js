@@ -83,8 +83,8 @@ export function showFleet(main) {
     if (now.name) trim(columns, now.from - 60);
     totals(columns);
     const span = { from: now.from, to: now.to };
-    const ac = line(columns.t, power(columns, "acKwh", bucket), bucket, span);
-    const dc = line(columns.t, power(columns, "dcKwh", bucket), bucket, span);
+    const ac = line(columns.t, power(columns, "acKwh", bucket, columns.meterReadings), bucket, span);
+    const dc = line(columns.t, power(columns, "dcKwh", bucket, columns.vehicleReadings), bucket, span);
     energy.draw({
       ...span,
       lines: [
@@ -105,14 +105,15 @@ export function showFleet(main) {
   }
 
   function totals(columns) {
-    const [ac, dc] = [sum(columns.acKwh), sum(columns.dcKwh)];
-    const ratio = ac > 0 ? dc / ac : null;
+    const [ac, dc] = [columns.acKwh, columns.dcKwh].map((values) => (values.some((value) => value != null) ? sum(values) : null));
+    const ratio = ac > 0 && dc != null ? dc / ac : null;
     // With the digits of the greater, so that what is shown adds up.
     const digits = kwhDigits(Math.max(ac, dc));
-    const rounded = (value) => Number(value.toFixed(digits));
+    const rounded = (value) => Number((value ?? 0).toFixed(digits));
+    const loss = ac == null && dc == null ? null : rounded(ac) - rounded(dc);
     numbers.set("ac", fixed(ac, digits), "kWh");
     numbers.set("dc", fixed(dc, digits), "kWh");
-    numbers.set("loss", fixed(rounded(ac) - rounded(dc), digits), "kWh", ac > 0 ? `${percent((ac - dc) / ac)} % of AC` : "");
+    numbers.set("loss", fixed(loss, digits), "kWh", ac > 0 ? `${percent((ac - dc) / ac)} % of AC` : "");
     const low = ratio != null && ratio < LOW;
     numbers.set("efficiency", percent(ratio), "%", low ? `below ${percent(LOW, 0)} %` : "all DC over all AC", low ? "warn" : "");
   }

@@ -9,16 +9,18 @@ const CADENCE_SECONDS = 3600;
 // Of a device, so much more is asked before a range, for the power at its start.
 export const MARGIN_SECONDS = 600;
 
-// Average power in kW of each bucket.
-export function power(columns, name, bucket) {
-  return columns[name].map((energy) => (energy == null ? null : (energy * 3600) / SECONDS[bucket]));
+// Average power in kW of each bucket. Where the data begin within an hour or a day, that one would be a dip: it is left out.
+export function power(columns, name, bucket, counts) {
+  const begin = columns[name].findIndex((energy) => energy != null);
+  const isPart = bucket !== "1m" && counts[begin] < 0.8 * counts[begin + 1];
+  return columns[name].map((energy, i) => (energy == null || (isPart && i === begin) ? null : (energy * 3600) / SECONDS[bucket]));
 }
 
 // Of one device. A reading holds what flowed since the one before, at any second of its minute: single minutes would
 // show the beat of two clocks. So in minutes it is the energy of the readings within five minutes, over the time that so
 // many take; what one takes is known of the two hours around. The first after a gap has the time since the one before.
 export function devicePower(columns, name, bucket) {
-  if (bucket !== "1m") return power(columns, name, bucket);
+  if (bucket !== "1m") return power(columns, name, bucket, columns.readings);
   const { t, readings } = columns;
   const energies = before(columns[name]);
   const counts = before(readings);
