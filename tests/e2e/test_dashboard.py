@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ pytestmark = needs_chromium
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 WITHIN_MS = 3_000
+NONE = "\N{EN DASH}"
 
 
 def send(process: Process, readings: Reading | list[Reading]) -> None:
@@ -45,6 +47,19 @@ def line_pieces(page: Page, chart: int = 0) -> int:
     """Into how many pieces the first line of a chart is cut."""
     path = page.locator(".plot").nth(chart).locator(".scatterlayer .trace").first.locator("path.js-line")
     return sum((part.get_attribute("d") or "").count("M") for part in path.all())
+
+
+def is_filled(page: Page, share: float) -> bool:
+    """Whether the area of the first chart covers the ground at this share of its width."""
+    found = page.locator(".plot").first.evaluate(
+        """(plot, share) => {
+            const { width, height } = plot.querySelector(".nsewdrag").getBBox();
+            const point = new DOMPoint(share * width, height - 3);
+            return [...plot.querySelectorAll(".scatterlayer .js-fill")].some((area) => area.isPointInFill(point));
+        }""",
+        share,
+    )
+    return bool(found)
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +156,14 @@ def test_5_000_vehicles_are_searched_and_sorted_and_the_address_restores_the_vie
 @on_plain
 def test_gaps_are_drawn_as_gaps(example: Process, browser: Browser) -> None:
     there = [minute for minute in range(60, 120) if not 80 <= minute < 100]
-    send(example, [meter(minutes_ago(minute), 0.2, meter_id="G1") for minute in there])
+    for device in meter, vehicle:
+        send(example, [device(minutes_ago(minute), 0.2, **{f"{device.__name__}_id": "G1"}) for minute in there])
     ends = [stamp(minutes_ago(minute)) for minute in (150, 30)]
     query = f"from={ends[0]}&to={ends[1]}"
     with opened(browser, f"{example.base_url}/#/fleet?{query}") as page:
         drawn(page)
         assert line_pieces(page) == 2
+        assert [is_filled(page, share) for share in (0.35, 0.5, 0.65)] == [True, False, True]
         page.goto(f"{example.base_url}/#/meter/G1?{query}")
         expect(figure(page, "ac")).to_have_text("8.000")
         drawn(page)
@@ -154,6 +171,17 @@ def test_gaps_are_drawn_as_gaps(example: Process, browser: Browser) -> None:
         page.get_by_text("Values").first.click()
         values = page.get_by_role("region", name="Power: values").locator("tbody tr")
         expect(values).to_have_count(len(there))  # they come once the browser tells that it is open
+
+
+@on_plain
+def test_a_meters_highest_power_is_not_the_beat_of_two_clocks(example: Process, browser: Browser) -> None:
+    begin = minutes_ago(150)
+    send(example, [meter(begin + timedelta(seconds=85 * n), 0.17, meter_id="B1") for n in range(100)])
+    query = f"from={stamp(minutes_ago(120))}&to={stamp(minutes_ago(60))}"
+    with opened(browser, f"{example.base_url}/#/meter/B1?{query}") as page:
+        peak = figure(page, "peak")
+        expect(peak).not_to_have_text(NONE)
+        assert float(peak.inner_text()) == pytest.approx(0.17 * 3600 / 85, abs=0.15)
 
 
 @on_plain
@@ -174,6 +202,45 @@ def test_dragging_zooms_and_back_returns(example: Process, browser: Browser) -> 
         expect(page.get_by_text("Average by hour, kW.")).to_be_visible()
         page.get_by_role("button", name="Zoom in").click()
         expect(page).to_have_url(re.compile("from="))
+
+
+@on_plain
+def test_a_range_that_fails_leaves_nothing_of_the_one_before(example: Process, browser: Browser) -> None:
+    with opened(browser, f"{example.base_url}/#/fleet?range=24h") as page:
+        drawn(page)
+        expect(figure(page, "ac")).not_to_have_text(NONE)
+        page.route("**/fleet/series?**", lambda route: route.fulfill(status=503, json={"detail": "The store is busy."}))
+        page.get_by_role("button", name="7 days").click()
+        expect(page.get_by_text("The store is busy.")).to_be_visible()
+        for name in "ac", "dc", "loss", "efficiency":
+            expect(figure(page, name)).to_have_text(NONE)
+        expect(page.get_by_text("Nothing to show in this range")).to_have_count(2)
+        page.goto(f"{example.base_url}/#/fleet?from=2022-10-20T00:00:00Z&to=2026-11-20T00:00:00Z")
+        zoom_out = page.get_by_role("button", name="Zoom out")
+        zoom_out.click()
+        expect(zoom_out).to_be_disabled()
+        page.unroute("**/fleet/series?**")
+        page.reload()
+        expect(page.get_by_text("Average by day, kW.")).to_be_visible()
+
+
+@on_plain
+def test_what_is_not_judged_is_not_called_fine(example: Process, browser: Browser) -> None:
+    shown = {"efficiencyRatio": 0.0, "status": "insufficient_data"}
+    ranking = [{"id": "V2", "efficiencyRatio": 0.9, "status": "ok"}, {"id": "V1", **shown}]
+    with opened(browser, example.base_url) as page:
+        page.route("**/analytics/alerts?**", lambda route: route.fulfill(json={"asOf": None, "alerts": []}))
+        page.route(
+            "**/analytics/efficiency?**",
+            lambda route: route.fulfill(json={"asOf": stamp(minutes_ago(0)), "ranking": ranking}),
+        )
+        page.reload()
+        expect(page.get_by_text("Nothing has been judged yet.")).to_be_visible()
+        # The worst comes first, but for the one of which too little is known.
+        expect(page.locator("tr[data-id]").first).to_have_attribute("data-id", "V2")
+        page.get_by_role("button", name="silent for 10 minutes").click()
+        expect(page.get_by_text("who never reported is in no list")).to_be_visible()
+        expect(page.locator("tr[data-id=V2]")).to_contain_text("silent")
 
 
 @on_plain
@@ -199,6 +266,8 @@ def test_nothing_that_an_address_says_becomes_html(example: Process, browser: Br
         with opened(browser, f"{example.base_url}/#/{path}") as page:
             expect(page.locator("#status-text")).to_contain_text("Live")
             assert page.locator("img").count() == 0
+            if path.startswith("fleet"):
+                expect(page.get_by_text("There is no such range. These are the last 24 hours.")).to_be_visible()
 
 
 def faults(page: Page) -> list[str]:
@@ -221,6 +290,7 @@ def test_axe_finds_no_serious_fault(theme: str, example: Process, browser: Brows
         assert page.evaluate("document.documentElement.dataset.theme") == theme
         page.get_by_text("Values").first.click()
         page.get_by_text("Choose").click()
+        page.get_by_role("button", name="24 hours").hover()
         assert faults(page) == []
         page.goto(f"{example.base_url}/#/vehicle/V1")
         drawn(page)
