@@ -157,7 +157,7 @@ function layout({ from, to, low, yMin, yMax, percent, isEmpty }) {
     hoverlabel: { bgcolor: color("surface"), bordercolor: color("line"), font: { color: color("ink") } },
     dragmode: "zoom",
     selectdirection: "h",
-    xaxis: { ...axis, type: "date", range: [local(from), local(to)], showgrid: false, ticks: "outside", tickcolor: color("line"), nticks: 8, tickformatstops: TICKS, hoverformat: "%-d %b, %H:%M" },
+    xaxis: { ...axis, type: "date", range: [local(from), local(to)], showgrid: false, ticks: "outside", tickcolor: color("line"), nticks: innerWidth < 640 ? 4 : 8, tickangle: 0, tickformatstops: TICKS, hoverformat: "%-d %b, %H:%M" },
     yaxis: { ...axis, visible: !isEmpty, fixedrange: true, rangemode: "tozero", ...(yMin == null ? {} : { range: [yMin, yMax] }), ticksuffix: percent ? " %" : "", separatethousands: true, nticks: 6 },
     shapes,
     annotations,
