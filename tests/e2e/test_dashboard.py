@@ -241,6 +241,9 @@ def test_what_is_not_judged_is_not_called_fine(example: Process, browser: Browse
         page.get_by_role("button", name="silent for 10 minutes").click()
         expect(page.get_by_text("who never reported is in no list")).to_be_visible()
         expect(page.locator("tr[data-id=V2]")).to_contain_text("silent")
+        page.get_by_label("closed ones too").check()
+        expect(page).to_have_url(re.compile("silent=1.*closed=1"))
+        expect(page.get_by_role("checkbox")).to_be_checked()
 
 
 @on_plain

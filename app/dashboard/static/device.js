@@ -139,9 +139,9 @@ export function showDevice(main, kind, id) {
       const [state, , word] = VERDICTS[status];
       numbers.set("dc", kwh(totalDcDelivery), "kWh");
       numbers.set("efficiency", percent(efficiencyRatio), "%", `${word}; ${count(coverage.paired)} minutes paired`, state);
-      numbers.set("loss", kwh(energyLossKwh), "kWh", `of ${kwh(totalAcConsumption)} kWh AC, paired`);
-      numbers.set("soc", fixed(avgSoc, 1), "%", "of the range");
-      numbers.set("temperature", fixed(avgBatteryTemp, 1), "°C", "of the range");
+      numbers.set("loss", coverage.paired ? kwh(energyLossKwh) : "–", "kWh", coverage.paired ? `of ${kwh(totalAcConsumption)} kWh AC, paired` : "");
+      numbers.set("soc", fixed(avgSoc, 1), "%", avgSoc == null ? "" : "of the range");
+      numbers.set("temperature", fixed(avgBatteryTemp, 1), "°C", avgBatteryTemp == null ? "" : "of the range");
     } catch (error) {
       if (error.name === "AbortError") return;
       if (error.message === TOO_LONG) numbers.set("dc", kwh(delivered), "kWh");
