@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { el } from "./dom.js";
-import { age, count, fixed, moment, percent } from "./format.js";
+import { age, count, fixed, moment } from "./format.js";
 import { live } from "./live.js";
 import { change, link, read } from "./state.js";
 
@@ -19,13 +19,12 @@ const KINDS = {
 
 const INSTANT = /\d{4}-\d\d-\d\dT[\d:.]+Z/;
 
-// efficiencyRatio -> "Efficiency", "85.1 %": the unit is the last word of the name.
+// lossKwh -> "Loss", "5.162 kWh": the unit is the last word of the name.
 function evidenceOf([name, value]) {
   const words = name.replace(/([A-Z])/g, " $1").toLowerCase().split(" ");
   const unit = words.at(-1);
   const plain = words.slice(0, -1).join(" ");
   const title = (text) => text.charAt(0).toUpperCase() + text.slice(1).replace(/^(Ac|Dc|ac|dc)\b/, (code) => code.toUpperCase());
-  if (unit === "ratio") return [title(plain), `${percent(value)} %`];
   if (unit === "kwh") return [title(plain).replace(/^(Ac|Dc)/, (code) => code.toUpperCase()), `${fixed(value, 3)} kWh`];
   if (unit === "minutes") return [title(plain || "minutes"), `${count(value)} min`];
   if (typeof value === "string" && INSTANT.test(value)) return [title(words.join(" ")), moment(value)];
@@ -33,11 +32,12 @@ function evidenceOf([name, value]) {
   return [title(words.join(" ")), Array.isArray(value) ? value.join(", ") : String(value ?? "–")];
 }
 
-const ORDER = ["efficiencyRatio", "acKwh", "dcKwh", "lossKwh", "minutes", "pairedMinutes", "sharedMinutes"];
+const ORDER = ["acKwh", "dcKwh", "lossKwh", "minutes", "pairedMinutes", "sharedMinutes"];
 
-// The numbers in this order, then what else there is; nothing of minutes that there were not.
-function ordered(evidence) {
-  const place = ([name]) => (ORDER.includes(name) ? ORDER.indexOf(name) : ORDER.length + ["from", "to"].indexOf(name));
+// The numbers in this order, then what else there is; nothing of minutes that there were not, nor the ratio, which the
+// sentence has.
+function ordered({ from, to, efficiencyRatio, ...evidence }) {
+  const place = ([name]) => (ORDER.includes(name) ? ORDER.indexOf(name) : ORDER.length);
   return Object.entries(evidence).filter(([, value]) => value !== 0).sort((a, b) => place(a) - place(b));
 }
 
@@ -45,6 +45,7 @@ function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt
   const [state, shape, name] = KINDS[kind] ?? ["warn", "●", kind];
   const when = closedAt ? el("span", {}, "closed ", age(closedAt)) : "open";
   const numbers = ordered(evidence).map(evidenceOf);
+  const opening = `When it opened${evidence.from ? `, ${moment(evidence.from)} – ${moment(evidence.to)}` : ""}`;
   const other = stream === "meter" ? "vehicle" : "meter";
   const others = stream === "meter" ? vehicleIds : meterIds;
   return el(
@@ -53,7 +54,8 @@ function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt
     el("p", { class: "head" }, el("strong", {}, el("span", { "aria-hidden": "true" }, shape), ` ${name}`), el("span", { class: "when" }, age(openedAt), " · ", when)),
     el("p", {}, el("a", { href: link(stream, deviceId) }, deviceId), others.map((id, i) => [i ? ", " : stream === "meter" ? " with " : " at ", el("a", { href: link(other, id) }, id)])),
     el("p", { class: "text" }, text.replace(INSTANT, moment)),
-    numbers.length ? el("dl", { class: "evidence", "aria-label": "When it opened" }, el("div", { class: "at", "aria-hidden": "true" }, "When it opened:"), numbers.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)))) : null,
+    numbers.length ? el("p", { class: "opening" }, `${opening}:`) : null,
+    numbers.length ? el("dl", { class: "evidence" }, numbers.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)))) : null,
   );
 }
 
