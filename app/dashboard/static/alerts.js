@@ -45,7 +45,7 @@ function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt
   const [state, shape, name] = KINDS[kind] ?? ["warn", "●", kind];
   const when = closedAt ? el("span", {}, "closed ", age(closedAt)) : "open";
   const numbers = ordered(evidence).map(evidenceOf);
-  const opening = `When it opened${evidence.from ? `, ${moment(evidence.from)} – ${moment(evidence.to)}` : ""}`;
+  const opening = `When it opened${evidence.from ? `, since ${moment(evidence.from)}` : ""}`;
   const other = stream === "meter" ? "vehicle" : "meter";
   const others = stream === "meter" ? vehicleIds : meterIds;
   return el(
