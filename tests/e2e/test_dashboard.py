@@ -15,6 +15,8 @@ import httpx
 import psycopg
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from tests.fixtures.browser import browser, drawn, needs_chromium, opened
 from tests.fixtures.database import Server
@@ -205,13 +207,20 @@ def test_dragging_zooms_and_back_returns(example: Process, browser: Browser) -> 
 
 
 @on_plain
-def test_a_range_that_fails_leaves_nothing_of_the_one_before(example: Process, browser: Browser) -> None:
+def test_a_range_that_fails_leaves_nothing_of_the_one_before(
+    server: Server, example: Process, browser: Browser
+) -> None:
     with opened(browser, f"{example.base_url}/#/fleet?range=24h") as page:
         drawn(page)
         expect(figure(page, "ac")).not_to_have_text(NONE)
-        page.route("**/fleet/series?**", lambda route: route.fulfill(status=503, json={"detail": "The store is busy."}))
-        page.get_by_role("button", name="7 days").click()
-        expect(page.get_by_text("The store is busy.")).to_be_visible()
+        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+            name = str(conninfo_to_dict(example.database_url)["dbname"])
+            allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}").format
+            connection.execute(allow(sql.Identifier(name), sql.SQL("false")))
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            page.get_by_role("button", name="7 days").click()
+            expect(page.locator("main").get_by_text(re.compile("database")).first).to_be_visible(timeout=15_000)
+            connection.execute(allow(sql.Identifier(name), sql.SQL("true")))
         for name in "ac", "dc", "loss", "efficiency":
             expect(figure(page, name)).to_have_text(NONE)
         expect(page.get_by_text("Nothing to show in this range")).to_have_count(2)
@@ -219,23 +228,31 @@ def test_a_range_that_fails_leaves_nothing_of_the_one_before(example: Process, b
         zoom_out = page.get_by_role("button", name="Zoom out")
         zoom_out.click()
         expect(zoom_out).to_be_disabled()
-        page.unroute("**/fleet/series?**")
         page.reload()
         expect(page.get_by_text("Average by day, kW.")).to_be_visible()
 
 
+# Of V1 too little to judge it.
+JUDGED = """
+    INSERT INTO efficiency_hour
+    SELECT id, date_trunc('hour', now()) - INTERVAL '3 hours', 1, ac, dc, 60, 60, 0, 0, 0, 0, 0, 0, 60
+    FROM (VALUES ('V1', 100000, 0), ('V2', 10000000, 9000000)) AS hour (external_id, ac, dc)
+    JOIN vehicle USING (external_id)
+    ON CONFLICT DO NOTHING;
+    UPDATE installation SET judged_as_of = now();
+"""
+
+
 @on_plain
 def test_what_is_not_judged_is_not_called_fine(example: Process, browser: Browser) -> None:
-    shown = {"efficiencyRatio": 0.0, "status": "insufficient_data"}
-    ranking = [{"id": "V2", "efficiencyRatio": 0.9, "status": "ok"}, {"id": "V1", **shown}]
+    with psycopg.connect(example.database_url, autocommit=True) as connection:
+        with connection.transaction():
+            connection.execute("UPDATE installation SET judged_as_of = NULL")
+        with connection.transaction(), opened(browser, example.base_url) as page:
+            connection.execute("SELECT FROM installation FOR UPDATE")  # the service cannot judge meanwhile
+            expect(page.get_by_text("Nothing has been judged yet.")).to_be_visible()
+        connection.execute(JUDGED)
     with opened(browser, example.base_url) as page:
-        page.route("**/analytics/alerts?**", lambda route: route.fulfill(json={"asOf": None, "alerts": []}))
-        page.route(
-            "**/analytics/efficiency?**",
-            lambda route: route.fulfill(json={"asOf": stamp(minutes_ago(0)), "ranking": ranking}),
-        )
-        page.reload()
-        expect(page.get_by_text("Nothing has been judged yet.")).to_be_visible()
         # The worst comes first, but for the one of which too little is known.
         expect(page.locator("tr[data-id]").first).to_have_attribute("data-id", "V2")
         page.get_by_role("button", name="silent for 10 minutes").click()
