@@ -5,6 +5,8 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from enum import EnumMeta
+from types import NoneType
 from typing import Any, get_args
 
 import structlog
@@ -218,22 +220,29 @@ def _first_fault(request: Request[Any, Any, Any], error: HTTPException) -> str:
             signatures += [provider.parsed_fn_signature for provider in handler.resolve_dependencies().values()]
             parameter = {name: of for each in signatures for name, of in each.parameters.items()}[key]
             name = getattr(parameter.kwarg_definition, "name", None) or key
-            return f"{name}: {_in_words(message, options=get_args(parameter.annotation))}"
+            return f"{name}: {_in_words(message, options=_options(parameter.annotation))}"
         case _:
             return error.detail
 
 
-def _in_words(message: str, *, options: tuple[object, ...]) -> str:
+def _options(annotation: object) -> list[str]:
+    """The values of a Literal or an enum, or of such a one that may be absent."""
+    options = [option for option in get_args(annotation) or [annotation] if option is not NoneType]
+    return [str(value) for option in options for value in (option if isinstance(option, EnumMeta) else [option])]
+
+
+def _in_words(message: str, *, options: list[str]) -> str:
     """What is wrong with a parameter, for one who does not know Python's names for types."""
     if message.startswith("Invalid enum value"):
-        return f"Expected one of {', '.join(map(str, options))}."
+        return f"Expected one of {', '.join(options)}."
     for theirs, ours in _WORDS.items():
         message = message.replace(theirs, ours)
-    return message
+    return f"{message.rstrip(' .')}."
 
 
 _WORDS = {
     "Invalid RFC3339 encoded datetime": "Write times as 2026-02-10T14:47:25Z; the + of another zone is %2B in a URL.",
+    "Expected `bool | null`, got `str`": "Expected true or false.",
     "Expected `int | null`, got `str`": "Expected a whole number.",
     "Expected `int`, got `str`": "Expected a whole number.",
     "Expected `int` ": "Expected a number ",

@@ -90,6 +90,23 @@ async def test_a_parameter_that_is_wrong_is_named(client: httpx.AsyncClient) -> 
         assert name in refused["detail"], refused
 
 
+async def test_what_is_wrong_with_a_parameter_is_said_without_names_of_types(client: httpx.AsyncClient) -> None:
+    for path, query, detail in (
+        ("alerts", "open=yes", "open: Expected true or false."),
+        (
+            "alerts",
+            "kind=foo",
+            "kind: Expected one of low_efficiency, impossible_efficiency, frozen_meter, frozen_vehicle, no_data.",
+        ),
+        ("alerts", "limit=0", "limit: Expected a number >= 1."),
+        ("efficiency", "by=fleet", "by: Expected one of vehicle, meter."),
+        ("fleet/series", "bucket=1s", "bucket: Expected one of 1m, 1h, 1d, auto."),
+        ("fleet/series", "hours=1.5", "hours: Expected a whole number."),
+    ):
+        refused = problem(await client.get(f"/v1/analytics/{path}?{query}"), 400, "invalid_parameter")
+        assert refused["detail"] == detail
+
+
 async def test_request_ids_are_returned_when_sane_and_replaced_when_hostile(client: httpx.AsyncClient) -> None:
     for path in "/health/live", "/nowhere", TELEMETRY:
         for sane in "a", "trace.1:2_3-4", "x" * 64:
