@@ -157,7 +157,7 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
     writer = create_writer(url, settings)
     consumer = Consumer(settings, writer) if mqtt else None
     hub = Hub(pool)
-    rankings = Rankings(pool, settings.low_efficiency)
+    rankings = Rankings(pool, settings)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:

@@ -1,6 +1,6 @@
 """How efficient the vehicles, or the meters, of the fleet are, worst first: from the hours that the evaluator keeps."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -10,11 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.analytics.efficiency import ENOUGH_AC_MILLIWH, Status, efficiency_ratio, judge
 from app.analytics.pairing import Pairing
 from app.analytics.performance import Coverage
-from app.analytics.window import Window
+from app.analytics.window import CALENDAR_HOURS, Window, window_of
 from app.database import driver_connection
+from app.settings import Settings
 
 By: TypeAlias = Literal["vehicle", "meter"]
-_HOUR = timedelta(hours=1)
+_HOUR, _TICK = timedelta(hours=1), timedelta(microseconds=1)
 _MAX_KEPT = 16
 
 
@@ -40,20 +41,18 @@ class Totals(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class EfficiencyRanking(msgspec.Struct, frozen=True, rename="camel"):
-    """Whole hours in [from, to). Readings committed before `as_of` are in, where their hour was over."""
+    """Whole hours in [from, to). Readings committed before `as_of` are in, where they lie before `judged_to`.
+
+    Hours from then on have not been judged, so nothing is known of them; null: of none.
+    """
 
     by: By
     from_: datetime = msgspec.field(name="from")
     to: datetime
     as_of: datetime | None
+    judged_to: datetime | None
     totals: Totals
     ranking: list[Ranked]
-
-
-def whole_hours(window: Window) -> Window:
-    """The hours that the window touches."""
-    start, end = (at.replace(minute=0, second=0, microsecond=0) for at in window)
-    return Window(start, end if end == window.end else end + _HOUR)
 
 
 class Rankings:
@@ -62,18 +61,25 @@ class Rankings:
     A ranking sums 24 rows of every device, 120,000 in all with 5,000 vehicles: 25 ms, and each open dashboard asks.
     """
 
-    def __init__(self, pool: AsyncEngine, low_efficiency: float) -> None:
+    def __init__(self, pool: AsyncEngine, settings: Settings) -> None:
         self._pool = pool
-        self._low_efficiency = low_efficiency
+        self._settings = settings
         self._as_of: datetime | None = None
         self._kept: dict[tuple[By, Window, int], EfficiencyRanking] = {}
 
-    async def fetch(self, by: By, window: Window, *, worst: int) -> EfficiencyRanking:
-        """The worst devices in service over whole hours; first those of which enough is known to judge them."""
+    async def fetch(self, by: By, start: datetime | None, end: datetime | None, *, worst: int) -> EfficiencyRanking:
+        """The worst devices in service over the hours that the range touches, else over the last 24 that are judged.
+
+        First come those of which enough is known to judge them. Raises InvalidTimeRange.
+        """
+        now = datetime.now(UTC)
         async with driver_connection(self._pool) as connection:
             ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
             if as_of is None or as_of != self._as_of or len(self._kept) >= _MAX_KEPT:
                 self._as_of, self._kept = as_of, {}
+            judged_to = as_of and _floor(as_of - timedelta(minutes=self._settings.pairing_gap_minutes))
+            window = window_of(start, end or judged_to or _floor(now), None, now=now, max_hours=CALENDAR_HOURS)
+            window = Window(_floor(window.start), _floor(window.end + _HOUR - _TICK))
             key = by, window, worst
             if (kept := self._kept.get(key)) is not None:
                 return kept
@@ -81,11 +87,16 @@ class Rankings:
             bounds = {"by": by, "from": window.start, "to": window.end, "worst": worst, "enough": ENOUGH_AC_MILLIWH}
             rows = await (await connection.execute(statement, bounds)).fetchall()
         _, *totals = rows[0]
-        ranked = [_ranked(self._low_efficiency, *row) for row in rows[1:]]
-        ranking = EfficiencyRanking(by, *window, as_of, _totals(*totals[:2]), ranked)
+        ranked = [_ranked(self._settings.low_efficiency, *row) for row in rows[1:]]
+        ranking = EfficiencyRanking(by, *window, as_of, judged_to, _totals(*totals[:2]), ranked)
         if as_of == self._as_of:
             self._kept[key] = ranking
         return ranking
+
+
+def _floor(at: datetime) -> datetime:
+    """The UTC hour that it lies in; the database's own zone may be half an hour off."""
+    return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
 def _totals(ac: int, dc: int) -> Totals:

@@ -60,5 +60,5 @@ def window_of(
     if not (start >= _EARLIEST and end <= _LATEST):
         raise InvalidTimeRange("`from` and `to` must lie between the years 1900 and 2200.")
     if not timedelta(0) < end - start <= timedelta(hours=max_hours):
-        raise InvalidTimeRange(f"`to` (else 5 minutes from now) must lie after `from`, by at most {max_hours:,} hours.")
+        raise InvalidTimeRange(f"`to`, or what stands for it, must lie after `from`, by at most {max_hours:,} hours.")
     return Window(start, end)

@@ -258,10 +258,27 @@ async def test_the_ranking_begins_with_the_worst_of_whom_enough_is_known(
     csv = await client.get("/v1/analytics/efficiency", params=window, headers={"Accept": "text/csv"})
     assert csv.text.splitlines()[0] == "id,efficiencyRatio,acKwh,dcKwh,lossKwh,minutes,paired,shared,unpaired,status"
     assert len(csv.text.splitlines()) == 6
+    assert (csv.headers["Wattline-As-Of"], csv.headers["Wattline-Judged-To"]) == (answer["asOf"], answer["judgedTo"])
     empty = (await client.get("/v1/analytics/efficiency")).json()
     assert (empty["ranking"], empty["totals"]["efficiencyRatio"]) == ([], None)
     problem(await client.get("/v1/analytics/efficiency?worst=0"), 400, "invalid_parameter")
     problem(await client.get("/v1/analytics/efficiency?to=2026-01-01T00:00:00"), 400, "invalid_time_range")
+
+
+async def test_a_ranking_ends_with_the_last_hour_that_is_judged_unless_it_is_asked_for_more(
+    client: httpx.AsyncClient, connection: psycopg.Connection
+) -> None:
+    async def ranking(**window: str) -> Any:
+        return (await client.get("/v1/analytics/efficiency", params=window)).json()
+
+    # In the future, where the service's own evaluator does not interfere.
+    for judged, judged_to in ("11:04:59.9", "10:00"), ("11:05", "11:00"), ("11:59", "11:00"):
+        connection.execute("UPDATE installation SET judged_as_of = %s", [f"2099-11-20T{judged}+00:00"])
+        end = f"2099-11-20T{judged_to}:00Z"
+        answer = await ranking()
+        assert (answer["from"], answer["to"], answer["judgedTo"]) == (end.replace("20T", "19T"), end, end)
+        later = await ranking(to="2099-11-20T12:00:00Z")
+        assert (later["to"], later["judgedTo"]) == ("2099-11-20T12:00:00Z", end)
 
 
 async def test_a_ranking_stays_until_hours_have_been_judged_anew(

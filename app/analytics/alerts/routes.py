@@ -1,7 +1,7 @@
 """Alerts and the ranking over HTTP."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -14,8 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.alerts.answer import AlertPage, Wanted, fetch_alerts
 from app.analytics.alerts.judge import Kind
-from app.analytics.ranking import By, EfficiencyRanking, Rankings, whole_hours
-from app.analytics.window import CALENDAR_HOURS, window_of
+from app.analytics.ranking import By, EfficiencyRanking, Rankings
 from app.csv_rows import CSV, csv_rows, prefers_csv, stamp
 from app.database import driver_connection, translated_errors
 from app.errors import InvalidTimeRange
@@ -80,19 +79,16 @@ async def get_efficiency(
         datetime | None, QueryParameter(name="from", description="Start of the hours; else 24 before their end.")
     ] = None,
     end: Annotated[
-        datetime | None, QueryParameter(name="to", description="Their end; else that of the last whole hour.")
+        datetime | None, QueryParameter(name="to", description="Their end; else that of the last hour that is judged.")
     ] = None,
 ) -> Response[EfficiencyRanking]:
     """The efficiency of the fleet and of its worst devices, by whole hours; as CSV where `Accept` prefers text/csv."""
-    now = datetime.now(UTC)
-    window = window_of(
-        start, end or now.replace(minute=0, second=0, microsecond=0), None, now=now, max_hours=CALENDAR_HOURS
-    )
     with translated_errors():
-        answer = await rankings.fetch(by, whole_hours(window), worst=worst)
+        answer = await rankings.fetch(by, start, end, worst=worst)
     headers = {"Vary": "Accept"}
     if not prefers_csv(request):
         return Response(answer, headers=headers)
+    headers["Wattline-Judged-To"] = "" if answer.judged_to is None else stamp(answer.judged_to)
     coverage = ("minutes", "paired", "shared", "unpaired")
     rows = (
         [*(one[name] for name in _RANKED_COLUMNS), *(one["coverage"][name] for name in coverage), one["status"]]
