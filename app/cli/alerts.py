@@ -5,7 +5,7 @@ import msgspec
 
 from app.analytics.alerts.answer import Wanted, fetch_alerts
 from app.analytics.alerts.judge import Kind
-from app.cli.common import on_database, table
+from app.cli.common import counted, on_database, table
 from app.csv_rows import stamp
 
 MOST = 10_000
@@ -14,7 +14,9 @@ MOST = 10_000
 @click.command()
 @click.option("--open", "is_open", is_flag=True, help="Only those that are open.")
 @click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Only those of one kind.")
-@click.option("--device", help="Only those of this meter or vehicle.")
+@click.option(
+    "--device", help="Only those that concern this meter or vehicle: its own, and those that name it at the other end."
+)
 @click.option("--json", "as_json", is_flag=True, help="As the API answers.")
 def alerts(kind: str | None, device: str | None, *, is_open: bool, as_json: bool) -> None:
     """List the alerts of devices in service, newest first. The database must be running."""
@@ -29,5 +31,5 @@ def alerts(kind: str | None, device: str | None, *, is_open: bool, as_json: bool
     ]
     if rows:
         click.echo("\n".join(table(("kind", "device", "opened", "closed", "what"), rows)))
-    judged = f"; judged up to {stamp(found.as_of)}" if found.as_of else ""
-    click.echo(f"{'The newest ' if len(rows) == MOST else ''}{len(rows)} alerts{judged}.")
+    judged = f"judged up to {stamp(found.as_of)}" if found.as_of else "no hour has been judged yet"
+    click.echo(f"{'The newest ' if len(rows) == MOST else ''}{counted(len(rows), 'alert')}; {judged}.")

@@ -1,7 +1,7 @@
 """Alerts: what each fault of the field is called, that order changes nothing, and that noise raises none."""
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -11,11 +11,14 @@ import psycopg
 import pytest
 
 from app.analytics.alerts import evaluator
+from app.analytics.alerts.answer import answer_of
+from app.analytics.alerts.judge import EVIDENCE
 from app.settings import Settings
 from app.simulator.charging import DAY_US, HOUR_US
 from app.simulator.fleet import Fleet
 from app.telemetry.reading import MeterReading
 from tests.fixtures.alerts import judge_all, judge_once, standing_alerts
+from tests.fixtures.commands import command
 from tests.fixtures.database import Server
 from tests.fixtures.readings import Reading, Rows, meter_reading, midnight, store, vehicle_reading
 from tests.fixtures.sending import map_vehicle, problem, send, stamp
@@ -104,9 +107,11 @@ async def test_what_each_fault_is_called(
     assert (alert["openedAt"], alert["closedAt"]) == (opened, None)
     assert alert["evidence"]["efficiencyRatio"] == pytest.approx(0.8, abs=1e-4)
     assert (alert["evidence"]["minutes"], alert["evidence"]["pairedMinutes"]) == (60, 60)
-    assert alert["text"].endswith("within 24 hours: efficiency 80.0 %.")
+    assert alert["text"].endswith("in the 24 hours before the alert opened: efficiency 80.0 %.")
     about = (await client.get("/v1/analytics/alerts", params={"vehicleId": "still-meter", "open": True})).json()
     assert [one["kind"] for one in about["alerts"]] == ["no_data", "frozen_meter", "impossible_efficiency"]
+    everything = (await client.get("/v1/analytics/alerts", params={"limit": 1000})).json()["alerts"]
+    assert {name for one in everything for name in one["evidence"]} == set(EVIDENCE)
 
 
 async def test_an_alert_closes_when_a_day_is_better_and_is_retracted_when_the_data_say_otherwise(
@@ -154,12 +159,48 @@ async def test_silence_is_told_while_it_lasts(
     assert [(one["kind"], one["deviceId"]) for one in told] == [("no_data", "M1"), ("no_data", "V1")]
     assert datetime.fromisoformat(told[0]["openedAt"]) == at + 10 * MINUTE
     assert datetime.fromisoformat(told[0]["evidence"]["lastSeen"]) == at
+    assert told[0]["text"] == f"Nothing from the meter M1 since {stamp(at.replace(microsecond=0))}."
 
     await send(client, {"meterId": "M1", "timestamp": stamp(datetime.now().astimezone()), "kwhConsumedAc": 0.1})
     await judge_all(database_url)
     assert [one["deviceId"] for one in (await client.get("/v1/analytics/alerts")).json()["alerts"]] == ["V1"]
     log = "SELECT transition, stream FROM alert_transition ORDER BY id"
     assert connection.execute(log.encode()).fetchall()[2:] == [("closed", "meter")]
+
+
+def test_a_silence_that_is_over_is_told_in_the_past_tense() -> None:
+    opened, closed = datetime(2026, 2, 10, 14, 10, tzinfo=UTC), datetime(2026, 2, 10, 15, 0, 1, 500_000, tzinfo=UTC)
+    answer = answer_of("no_data", "meter", "M1", opened, closed, {"lastSeen": "2026-02-10T14:00:00.250000Z"}, [])
+    assert answer.text == "The meter M1 was silent from 2026-02-10T14:00:00Z to 2026-02-10T15:00:01Z."
+
+
+async def test_alerts_concern_a_device_at_either_end_and_of_none_that_is_not_known(
+    database_url: str, client: httpx.AsyncClient
+) -> None:
+    await store(database_url, *session(midnight(3), 120, "V", efficiency=0.8, meter_id="M"))
+
+    def listed(*arguments: str) -> str:
+        return command("alerts", *arguments, DATABASE_URL=database_url).stdout
+
+    await judge_all(database_url)
+    for device in "V", "M":
+        assert "low_efficiency" in listed("--device", device)
+    assert listed("--device", "M", "--json") == (await client.get("/v1/analytics/alerts?meterId=M")).text + "\n"
+    # A vehicle is no meter.
+    for query, detail in (
+        ("vehicleId=nonsense", "There is no vehicle nonsense."),
+        ("meterId=V", "There is no meter V."),
+        ("meterId=M&vehicleId=M", "There is no vehicle M."),
+    ):
+        refused = problem(await client.get(f"/v1/analytics/alerts?{query}"), 404, "unknown_device")
+        assert refused["detail"] == detail
+    refused = command("alerts", "--device", "nonsense", DATABASE_URL=database_url)
+    assert (refused.returncode, refused.stderr) == (1, "wattline: There is no device nonsense.\n")
+
+
+def test_the_command_says_when_nothing_has_been_judged_yet(database_url: str) -> None:
+    told = command("alerts", DATABASE_URL=database_url).stdout
+    assert told == "0 alerts; no hour has been judged yet.\n"
 
 
 async def test_a_mapping_into_the_past_is_judged(
@@ -210,7 +251,12 @@ async def test_alerts_come_in_pages_and_as_csv(
 
     csv = await client.get("/v1/analytics/alerts?meterId=M3", headers={"Accept": "text/csv"})
     header, row = csv.text.splitlines()
-    assert header == "id,kind,stream,deviceId,meterIds,vehicleIds,openedAt,closedAt,text,lastSeen"
+    assert header == (
+        "id,kind,stream,deviceId,meterIds,vehicleIds,openedAt,closedAt,text,efficiencyRatio,acKwh,dcKwh,lossKwh,"
+        "minutes,pairedMinutes,sharedMinutes,frozenMinutes,from,to,lastSeen"
+    )
+    empty = await client.get("/v1/analytics/alerts?open=false", headers={"Accept": "text/csv"})
+    assert empty.text.splitlines() == [header]
     assert row.startswith(f"no_data/meter/M3/{stamp(midnight(2) + 10 * MINUTE)},no_data,meter,M3,M3,,")
     for query in ("after=nonsense", "after=a/b/c/2026-01-01T00:00:00", "limit=0", "kind=none", "open=perhaps"):
         problem(await client.get(f"/v1/analytics/alerts?{query}"), 400, "invalid_parameter")

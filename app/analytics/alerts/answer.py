@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 
 from app.analytics.alerts.judge import Kind
 from app.csv_rows import stamp
-from app.errors import InvalidParameter
+from app.errors import InvalidParameter, UnknownDevice
 from app.telemetry.reading import Stream
 
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -40,7 +40,7 @@ class AlertPage(msgspec.Struct, frozen=True, rename="camel"):
 class Wanted(NamedTuple):
     """Which alerts; None: whichever. Those that were open at some time in [start, end).
 
-    They concern a vehicle or a meter that their evidence names, too; of a device are those that it raised.
+    They concern a vehicle or a meter that their evidence names, too; `device_id` is that of either.
     """
 
     is_open: bool | None = None
@@ -55,8 +55,10 @@ class Wanted(NamedTuple):
 
 
 async def fetch_alerts(connection: AsyncConnection[tuple[Any, ...]], wanted: Wanted) -> AlertPage:
-    """The alerts of devices in service. Raises InvalidParameter when `after` is no alert's id."""
+    """The alerts of devices in service. Raises UnknownDevice, and InvalidParameter when `after` is no alert's id."""
     parameters = {**wanted._asdict(), **_position(wanted.after)}
+    for stream, name in await (await connection.execute(_UNKNOWN, parameters)).fetchall():
+        raise UnknownDevice(f"There is no {stream} {name}.")
     ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
     rows = await (await connection.execute(_ALERTS, parameters)).fetchall()
     return AlertPage(as_of, [answer_of(*row) for row in rows])
@@ -83,22 +85,25 @@ def answer_of(
         vehicle_ids=vehicles,
         opened_at=opened,
         closed_at=closed,
-        text=_text(Kind(kind), stream, device_id, ", ".join(others), numbers),
+        text=_text(Kind(kind), stream, device_id, ", ".join(others), closed, numbers),
         evidence=numbers,
     )
 
 
-def _text(kind: Kind, stream: str, device: str, others: str, evidence: Mapping[str, Any]) -> str:
+def _text(
+    kind: Kind, stream: str, device: str, others: str, closed: datetime | None, evidence: Mapping[str, Any]
+) -> str:
     match kind:
         case Kind.LOW_EFFICIENCY:
             return (
                 f"{evidence['lossKwh']:.2f} of {evidence['acKwh']:.2f} kWh AC from {others} did not reach {device} "
-                f"within 24 hours: efficiency {100 * evidence['efficiencyRatio']:.1f} %."
+                f"in the 24 hours before the alert opened: efficiency {100 * evidence['efficiencyRatio']:.1f} %."
             )
         case Kind.IMPOSSIBLE_EFFICIENCY:
             return (
                 f"{device} took {evidence['dcKwh']:.2f} kWh DC of {evidence['acKwh']:.2f} kWh AC from {others} "
-                f"within 24 hours: efficiency {100 * evidence['efficiencyRatio']:.1f} % is impossible."
+                f"in the 24 hours before the alert opened: "
+                f"efficiency {100 * evidence['efficiencyRatio']:.1f} % is impossible."
             )
         case Kind.FROZEN_METER:
             return (
@@ -111,7 +116,14 @@ def _text(kind: Kind, stream: str, device: str, others: str, evidence: Mapping[s
                 f"or more, while it took {evidence['acKwh']:.2f} kWh AC from {others}."
             )
         case Kind.NO_DATA:
-            return f"Nothing from the {stream} {device} since {evidence['lastSeen']}."
+            last_seen = _to_the_second(datetime.fromisoformat(evidence["lastSeen"]))
+            if closed is None:
+                return f"Nothing from the {stream} {device} since {last_seen}."
+            return f"The {stream} {device} was silent from {last_seen} to {_to_the_second(closed)}."
+
+
+def _to_the_second(at: datetime) -> str:
+    return stamp(at.replace(microsecond=0))
 
 
 def _position(after: str | None) -> dict[str, Any]:
@@ -125,6 +137,16 @@ def _position(after: str | None) -> dict[str, Any]:
     return {"after_kind": kind, "after_stream": stream, "after_name": name, "after_opened": at}
 
 
+# Of the devices that are asked for, those that are not known under that name today.
+_UNKNOWN = """
+    SELECT coalesce(stream, 'device'), name
+    FROM (VALUES ('vehicle', %(vehicle_id)s::text), ('meter', %(meter_id)s), (NULL, %(device_id)s))
+        AS asked (stream, name)
+    WHERE name IS NOT NULL
+        AND NOT EXISTS (SELECT FROM device
+                        WHERE external_id = name AND device.stream = coalesce(asked.stream, device.stream))
+"""
+
 # An alert is also a vehicle's, or a meter's, when its evidence names that device at the other end.
 _ALERTS = """
     WITH page AS (
@@ -136,7 +158,11 @@ _ALERTS = """
             AND (%(kind)s::text IS NULL OR alert.kind = %(kind)s)
             AND (%(start)s::timestamptz IS NULL OR alert.closed IS NULL OR alert.closed > %(start)s)
             AND (%(end)s::timestamptz IS NULL OR alert.opened < %(end)s)
-            AND (%(device_id)s::text IS NULL OR device.external_id = %(device_id)s)
+            AND (%(device_id)s::text IS NULL
+                 OR device.external_id = %(device_id)s
+                 OR alert.evidence -> 'others' @> to_jsonb(
+                     (SELECT id FROM device AS other
+                      WHERE other.stream <> alert.stream AND external_id = %(device_id)s)))
             AND (%(vehicle_id)s::text IS NULL
                  OR (alert.stream = 'vehicle' AND device.external_id = %(vehicle_id)s)
                  OR (alert.stream = 'meter' AND alert.evidence -> 'others' @> to_jsonb(

@@ -31,6 +31,12 @@ class Kind(StrEnum):
     NO_DATA = "no_data"
 
 
+EVIDENCE = (
+    *("efficiencyRatio", "acKwh", "dcKwh", "lossKwh", "minutes", "pairedMinutes", "sharedMinutes"),
+    *("frozenMinutes", "from", "to", "lastSeen"),
+)
+"""What the evidence of an alert may tell, of all kinds together."""
+
 KINDS = {
     Stream.VEHICLE: (Kind.LOW_EFFICIENCY, Kind.IMPOSSIBLE_EFFICIENCY, Kind.FROZEN_VEHICLE),
     Stream.METER: (Kind.FROZEN_METER,),

@@ -13,7 +13,7 @@ from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.alerts.answer import AlertPage, Wanted, fetch_alerts
-from app.analytics.alerts.judge import Kind
+from app.analytics.alerts.judge import EVIDENCE, Kind
 from app.analytics.ranking import By, EfficiencyRanking, Rankings
 from app.csv_rows import CSV, csv_rows, prefers_csv, stamp
 from app.database import driver_connection, translated_errors
@@ -25,7 +25,11 @@ _ALERT_COLUMNS = ("id", "kind", "stream", "deviceId", "meterIds", "vehicleIds", 
 _RANKED_COLUMNS = ("id", "efficiencyRatio", "acKwh", "dcKwh", "lossKwh")
 
 
-@get("/v1/analytics/alerts", tags=["analytics"], responses=_PROBLEMS)
+@get(
+    "/v1/analytics/alerts",
+    tags=["analytics"],
+    responses=problems({400: PARAMETER, 404: "The vehicle or meter is not known.", 503: AWAY}),
+)
 async def get_alerts(
     request: Request[Any, Any, Any],
     pool: NamedDependency[AsyncEngine],
@@ -60,13 +64,12 @@ async def get_alerts(
     if not prefers_csv(request):
         return Response(answer, headers=headers)
     documents = msgspec.to_builtins(answer.alerts)
-    evidence = sorted({name for one in documents for name in one["evidence"]})
     rows = (
         [" ".join(one[name]) if name.endswith("Ids") else one[name] for name in _ALERT_COLUMNS]
-        + [one["evidence"].get(name) for name in evidence]
+        + [one["evidence"].get(name) for name in EVIDENCE]
         for one in documents
     )
-    return _csv_answer("alerts", [*_ALERT_COLUMNS, *evidence], rows, headers, answer.as_of)
+    return _csv_answer("alerts", [*_ALERT_COLUMNS, *EVIDENCE], rows, headers, answer.as_of)
 
 
 @get("/v1/analytics/efficiency", tags=["analytics"], responses=_PROBLEMS)
