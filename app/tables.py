@@ -51,7 +51,9 @@ def _device_table(name: str) -> Table:
         Column("registered_at", Moment, nullable=False, server_default=func.now()),
         Column("retired_at", Moment),
         Index(None, "registered_at"),
-        CheckConstraint("external_id ~ '^[A-Za-z0-9._:-]{1,64}$'", name="external_id"),
+        CheckConstraint(
+            "external_id ~ '^[A-Za-z0-9._:-]{1,64}$' AND external_id NOT IN ('.', '..')", name="external_id"
+        ),
     )
 
 

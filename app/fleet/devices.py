@@ -126,7 +126,9 @@ async def rename(connection: psycopg.AsyncConnection, stream: Stream, old: str, 
                 sql.SQL("UPDATE {} SET external_id = %s WHERE id = %s").format(sql.Identifier(stream)), [new, device]
             )
         except psycopg.errors.CheckViolation:
-            raise SetupError("An id is 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_', ':' and '-'.") from None
+            raise SetupError(
+                "An id is 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_', ':' and '-', but neither '.' nor '..'."
+            ) from None
         await connection.execute("DELETE FROM former_name WHERE stream = %s AND external_id = %s", [stream, new])
         await connection.execute("INSERT INTO former_name VALUES (%s, %s, %s)", [stream, old, device])
 

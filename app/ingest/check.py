@@ -22,7 +22,7 @@ MAX_AGE_US = 7 * 24 * 3600 * 1_000_000
 REJECTIONS = {
     "malformed": "The reading is not an object, or the field has a wrong type or format.",
     "missing_field": "The field is required.",
-    "invalid_id": "An id is 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_', ':' and '-'.",
+    "invalid_id": "An id is 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_', ':' and '-', but neither '.' nor '..'.",
     "timestamp_without_zone": "The timestamp names no time zone.",
     "in_the_future": "The timestamp lies more than 5 minutes ahead.",
     "too_old": "The timestamp lies more than 7 days back.",
@@ -85,7 +85,8 @@ class Wire(msgspec.Struct, rename="camel", gc=False):
     battery_temp: float | None = None
 
 
-is_id = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_ID_CHARACTERS}}}").fullmatch
+# No path of a URL ends with `.` or `..`: clients take them for this folder and the one above.
+is_id = re.compile(rf"(?!\.\.?$)[A-Za-z0-9._:-]{{1,{MAX_ID_CHARACTERS}}}").fullmatch
 
 
 class Refused(Exception):

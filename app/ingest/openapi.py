@@ -13,7 +13,9 @@ from litestar.openapi.spec import (
     Schema,
 )
 
-_ID = Schema(type=OpenAPIType.STRING, pattern="^[A-Za-z0-9._:-]{1,64}$", description="The device's own name.")
+_ID = Schema(
+    type=OpenAPIType.STRING, pattern=r"^(?!\.\.?$)[A-Za-z0-9._:-]{1,64}$", description="The device's own name."
+)
 _TIMESTAMP = Schema(
     type=OpenAPIType.STRING,
     format=OpenAPIFormat.DATE_TIME,

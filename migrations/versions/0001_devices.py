@@ -31,7 +31,9 @@ def upgrade() -> None:
                 "registered_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now(), index=True
             ),
             sa.Column("retired_at", sa.DateTime(timezone=True)),
-            sa.CheckConstraint("external_id ~ '^[A-Za-z0-9._:-]{1,64}$'", name="external_id"),
+            sa.CheckConstraint(
+                "external_id ~ '^[A-Za-z0-9._:-]{1,64}$' AND external_id NOT IN ('.', '..')", name="external_id"
+            ),
         )
 
     # What devices were called before they were renamed: readings under these names are still theirs.

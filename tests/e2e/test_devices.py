@@ -8,6 +8,7 @@ import httpx
 import psycopg
 import pytest
 
+from app.ingest.check import REJECTIONS
 from app.settings import Settings
 from tests.e2e.test_cli import refusal
 from tests.fixtures.commands import command
@@ -151,9 +152,7 @@ async def test_a_name_means_one_device(database_url: str, client: httpx.AsyncCli
         (rename("A", "D"), "There is no meter A; it is called C now."),
         (rename("X", "D"), "There is no meter X."),
         (rename("B", "D", "vehicle"), "There is no vehicle B."),
-        (rename("B", "a b"), "An id is 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_', ':' and '-'."),
-        (rename("B", "x" * 65), "An id is 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_', ':' and '-'."),
-        (rename("B", ""), "An id is 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_', ':' and '-'."),
+        *((rename("B", name), REJECTIONS["invalid_id"]) for name in ("a b", "x" * 65, "", ".", "..")),
         (("device", "retire", "A", "--stream", "meter"), "There is no meter A; it is called C now."),
     ):
         assert refusal(command(*arguments, DATABASE_URL=database_url)) == reason

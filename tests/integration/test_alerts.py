@@ -107,7 +107,7 @@ async def test_what_each_fault_is_called(
     assert (alert["openedAt"], alert["closedAt"]) == (opened, None)
     assert alert["evidence"]["efficiencyRatio"] == pytest.approx(0.8, abs=1e-4)
     assert (alert["evidence"]["minutes"], alert["evidence"]["pairedMinutes"]) == (60, 60)
-    assert alert["text"].endswith("in the 24 hours before the alert opened: efficiency 80.0 %.")
+    assert alert["text"].endswith("in the 24 hours before this alert: efficiency 80.0 %.")
     about = (await client.get("/v1/analytics/alerts", params={"vehicleId": "still-meter", "open": True})).json()
     assert [one["kind"] for one in about["alerts"]] == ["no_data", "frozen_meter", "impossible_efficiency"]
     everything = (await client.get("/v1/analytics/alerts", params={"limit": 1000})).json()["alerts"]
@@ -194,8 +194,8 @@ async def test_alerts_concern_a_device_at_either_end_and_of_none_that_is_not_kno
     ):
         refused = problem(await client.get(f"/v1/analytics/alerts?{query}"), 404, "unknown_device")
         assert refused["detail"] == detail
-    refused = command("alerts", "--device", "nonsense", DATABASE_URL=database_url)
-    assert (refused.returncode, refused.stderr) == (1, "wattline: There is no device nonsense.\n")
+    of_command = command("alerts", "--device", "nonsense", DATABASE_URL=database_url)
+    assert (of_command.returncode, of_command.stderr) == (1, "wattline: There is no device nonsense.\n")
 
 
 def test_the_command_says_when_nothing_has_been_judged_yet(database_url: str) -> None:

@@ -138,6 +138,7 @@ async def test_what_is_no_mapping_is_a_400(shared_client: httpx.AsyncClient) -> 
         {"meterId": "M1"},
         {"vehicleId": "a b", "meterId": "M1"},
         {"vehicleId": "", "meterId": "M1"},
+        {"vehicleId": "wrong", "meterId": ".."},
         {"vehicleId": "wrong", "meterId": "x" * 65},
         {"vehicleId": "wrong\n", "meterId": "M1"},
         {"vehicleId": "wrong", "meterId": "M\u0661"},

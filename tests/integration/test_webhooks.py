@@ -126,7 +126,7 @@ async def test_each_transition_is_told_once_signed_and_as_the_alert_is_answered(
         "vehicleIds": ["V1"],
         "openedAt": "2026-02-10T14:00:00Z",
         "closedAt": "2026-02-10T17:00:00Z",
-        "text": "8.00 of 40.00 kWh AC from M1, M2 did not reach V1 in the 24 hours before the alert opened: "
+        "text": "8.00 of 40.00 kWh AC from M1, M2 did not reach V1 in the 24 hours before this alert: "
         "efficiency 80.0 %.",
         "evidence": {"efficiencyRatio": 0.8, "acKwh": 40.0, "dcKwh": 32.0, "lossKwh": 8.0},
     }

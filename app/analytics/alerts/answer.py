@@ -97,12 +97,12 @@ def _text(
         case Kind.LOW_EFFICIENCY:
             return (
                 f"{evidence['lossKwh']:.2f} of {evidence['acKwh']:.2f} kWh AC from {others} did not reach {device} "
-                f"in the 24 hours before the alert opened: efficiency {100 * evidence['efficiencyRatio']:.1f} %."
+                f"in the 24 hours before this alert: efficiency {100 * evidence['efficiencyRatio']:.1f} %."
             )
         case Kind.IMPOSSIBLE_EFFICIENCY:
             return (
                 f"{device} took {evidence['dcKwh']:.2f} kWh DC of {evidence['acKwh']:.2f} kWh AC from {others} "
-                f"in the 24 hours before the alert opened: "
+                f"in the 24 hours before this alert: "
                 f"efficiency {100 * evidence['efficiencyRatio']:.1f} % is impossible."
             )
         case Kind.FROZEN_METER:
