@@ -177,6 +177,7 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
             "settings": Provide(lambda: settings, sync_to_thread=False),
         },
         lifespan=[lifespan],
+        before_request=refuse_unknown_parameters,
         exception_handlers={Exception: answer_problem},
         openapi_config=OPENAPI,
         logging_config=None,
@@ -185,6 +186,19 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
     app.openapi_schema.components.schemas |= READINGS
     # Around the router, not inside: what it refuses is logged too.
     return log_requests(app)
+
+
+async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
+    """A call that takes parameters takes no others: a misspelt one would be answered as if it were not there."""
+    if not request.scope["query_string"]:
+        return
+    path = (request.app.openapi_schema.paths or {}).get(request.scope["path_template"])
+    operation = getattr(path, request.method.lower(), None)
+    known = [
+        parameter.name for parameter in getattr(operation, "parameters", None) or [] if parameter.param_in == "query"
+    ]
+    if known and (unknown := sorted(request.query_params.keys() - known)):
+        raise InvalidParameter(f"{', '.join(unknown)}: There is no such parameter, but {', '.join(known)}.")
 
 
 def answer_problem(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:

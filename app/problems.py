@@ -7,7 +7,7 @@ from litestar.types.internal_types import PathParameterDefinition
 
 from app.errors import Problem
 
-PARAMETER = "A parameter is not valid."
+PARAMETER = "A parameter is not valid, or not known."
 AWAY = "The database is away or busy; ask again after `Retry-After`."
 
 # Further paths of a route, by their last word.

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import PurePosixPath
 from typing import Annotated
 
-from litestar import Response, get
+from litestar import Response, get, route
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter
 

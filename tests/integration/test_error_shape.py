@@ -90,6 +90,27 @@ async def test_a_parameter_that_is_wrong_is_named(client: httpx.AsyncClient) -> 
         assert name in refused["detail"], refused
 
 
+async def test_a_parameter_that_a_call_does_not_know_is_refused(client: httpx.AsyncClient) -> None:
+    for path, query, detail in (
+        ("/v1/analytics/efficiency", "hours=1", "hours: There is no such parameter, but by, worst, from, to."),
+        (PERFORMANCE, "Hours=1&From=x&to=", "From, Hours: There is no such parameter, but from, to, hours."),
+        (MAPPING, "vehicle_id=V1", "vehicle_id: There is no such parameter, but vehicleId, meterId."),
+        # Of a dependency.
+        (
+            "/v1/analytics/fleet/series",
+            "bucket=1h&from=2026-01-01T00:00:00Z&Z=1",
+            "Z: There is no such parameter, but from, to, hours, bucket, maxPoints.",
+        ),
+    ):
+        assert problem(await client.get(f"{path}?{query}"), 400, "invalid_parameter")["detail"] == detail
+    for hostile in "%FF", "%00", "%ED%A0%80", "x" * 4_000, "":
+        problem(await client.get(f"{PERFORMANCE}?{hostile}=1"), 400, "invalid_parameter")
+    # What takes none is asked with some by probes and gateways of the field.
+    for path in "/health/live", "/metrics", "/v1/analytics/freshness", "/":
+        assert (await client.get(f"{path}?t=1")).status_code == httpx.codes.OK
+    assert (await client.post(f"{TELEMETRY}?token=1", json=meter(minutes_ago(1)))).status_code == httpx.codes.OK
+
+
 async def test_what_is_wrong_with_a_parameter_is_said_without_names_of_types(client: httpx.AsyncClient) -> None:
     for path, query, detail in (
         ("alerts", "open=yes", "open: Expected true or false."),
