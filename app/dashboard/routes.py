@@ -5,7 +5,7 @@ from html import escape
 from pathlib import PurePosixPath
 from typing import Annotated
 
-from litestar import Response, get, route
+from litestar import HttpMethod, Response, route
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter
 
@@ -22,7 +22,11 @@ _SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Accept-Encoding", **_SAFE}
 
 
-@get("/", include_in_schema=False, media_type="text/html")
+# Those who watch a service ask by HEAD.
+_READ = [HttpMethod.GET, HttpMethod.HEAD]
+
+
+@route("/", http_method=_READ, include_in_schema=False, media_type="text/html")
 async def get_page(settings: NamedDependency[Settings]) -> Response[str]:
     """The dashboard."""
     page = (STATIC / "index.html").read_text(encoding="utf-8")
@@ -32,7 +36,7 @@ async def get_page(settings: NamedDependency[Settings]) -> Response[str]:
     return Response(page, headers={"Cache-Control": "no-cache", "Content-Security-Policy": _POLICY, **_SAFE})
 
 
-@get("/dashboard/{folder:str}/{name:str}", include_in_schema=False, sync_to_thread=True)
+@route("/dashboard/{folder:str}/{name:str}", http_method=_READ, include_in_schema=False, sync_to_thread=True)
 def get_asset(
     folder: FromPath[str],
     name: FromPath[str],

@@ -92,9 +92,8 @@ async def fetch_devices(
 async def retire(connection: psycopg.AsyncConnection, stream: Stream, name: str, *, undo: bool) -> None:
     """Takes the device out of service, until it measures something later than now, or puts it back.
 
-    Raises SetupError for an unknown device.
+    Its open alerts are logged as closed, or as opened again. Raises SetupError for an unknown device.
     """
-    device = await _named(connection, stream, name)
     if undo:
         statement = "UPDATE {device} SET retired_at = NULL WHERE id = %s"
     else:
@@ -103,12 +102,34 @@ async def retire(connection: psycopg.AsyncConnection, stream: Stream, name: str,
             UPDATE {device} SET retired_at = greatest(now(), (SELECT ts FROM {state} WHERE {state}.{key} = id))
             WHERE id = %s
         """
-    await connection.execute(
-        sql.SQL(statement).format(
-            device=sql.Identifier(stream), state=sql.Identifier(f"{stream}_state"), key=sql.Identifier(f"{stream}_id")
-        ),
-        [device],
+    update = sql.SQL(statement).format(
+        device=sql.Identifier(stream), state=sql.Identifier(f"{stream}_state"), key=sql.Identifier(f"{stream}_id")
     )
+    async with connection.transaction():
+        # Transitions of alerts are made under this lock: webhooks rely on their order.
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('wattline alerts'))")
+        device = await _named(connection, stream, name)
+        await connection.execute(_LOG_ALERTS, {"stream": stream, "device": device, "undo": undo})
+        await connection.execute(update, [device])
+
+
+# Of a device that is not retired (or not in service) already. The alerts themselves stay, for they follow from the
+# readings; but for a silence, which is found anew.
+_LOG_ALERTS = """
+    WITH concerned AS (
+        SELECT stream, id AS device_id FROM device
+        WHERE stream = %(stream)s AND id = %(device)s AND (retired_at IS NOT NULL) = %(undo)s
+    ), silence AS (
+        DELETE FROM alert USING concerned
+        WHERE kind = 'no_data' AND (alert.stream, alert.device_id) = (concerned.stream, concerned.device_id)
+    )
+    INSERT INTO alert_transition (transition, kind, stream, device_id, opened, closed, evidence)
+    SELECT CASE WHEN %(undo)s THEN 'opened' ELSE 'closed' END, kind, stream, device_id, opened,
+           CASE WHEN NOT %(undo)s THEN now() END, evidence
+    FROM alert JOIN concerned USING (stream, device_id)
+    WHERE closed IS NULL
+    ORDER BY kind, opened
+"""
 
 
 async def rename(connection: psycopg.AsyncConnection, stream: Stream, old: str, new: str) -> None:

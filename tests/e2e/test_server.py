@@ -20,6 +20,7 @@ import httpx
 import psycopg
 import pytest
 
+from app.dashboard.assets import BASE
 from app.embedded import running
 from app.migrate import migrate
 from tests.fixtures.database import available_engines
@@ -61,6 +62,19 @@ def gzip_bomb(mebibytes: int) -> bytes:
 def zstd_bomb(mebibytes: int) -> bytes:
     frame: bytes = zstd.compress(bytes(128 * MIB))
     return frame * (mebibytes // 128)
+
+
+@on_one_engine
+def test_the_page_and_its_files_answer_head_as_get_without_a_body(server_process: Process) -> None:
+    with httpx.Client(base_url=server_process.base_url) as browser:
+        for path in "/", f"{BASE}/style.css":
+            # On one connection: a body that was sent after all would be taken for the next answer.
+            head, get = browser.head(path), browser.get(path)
+            assert (head.status_code, head.content, get.status_code) == (200, b"", 200)
+            passing = {"date", "x-request-id"}
+            assert {name: value for name, value in head.headers.items() if name not in passing} == {
+                name: value for name, value in get.headers.items() if name not in passing
+            }
 
 
 @on_one_engine

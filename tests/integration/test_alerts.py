@@ -168,6 +168,37 @@ async def test_silence_is_told_while_it_lasts(
     assert connection.execute(log.encode()).fetchall()[2:] == [("closed", "meter")]
 
 
+async def test_who_retires_a_device_closes_its_alerts_for_those_who_were_told(
+    database_url: str, connection: psycopg.Connection, client: httpx.AsyncClient
+) -> None:
+    await store(database_url, *session(midnight(3), 120, "V", efficiency=0.8, meter_id="M"))
+    await judge_all(database_url)
+
+    def told(*retire: str) -> list[tuple[str, str]]:
+        """The transitions of the vehicle that this causes; each closed one, and no other, says when."""
+        last = connection.execute("SELECT max(id) FROM alert_transition").fetchone()
+        if retire:
+            assert command("device", *retire, "V", "--stream", "vehicle", DATABASE_URL=database_url).returncode == 0
+        rows = connection.execute(
+            """
+            SELECT transition, kind, closed IS NOT NULL FROM alert_transition
+            WHERE id > %s AND stream = 'vehicle' ORDER BY id
+            """,
+            last,
+        ).fetchall()
+        assert all(is_closed == (transition == "closed") for transition, _, is_closed in rows)
+        return [(transition, kind) for transition, kind, _ in rows]
+
+    assert told("retire") == [("closed", "low_efficiency"), ("closed", "no_data")]
+    assert told("retire") == []
+    assert (await client.get("/v1/analytics/alerts?open=true&vehicleId=V&kind=low_efficiency")).json()["alerts"] == []
+    assert told("retire", "--undo") == [("opened", "low_efficiency")]
+    assert told("retire", "--undo") == []
+    await judge_all(database_url)
+    log = "SELECT transition, kind FROM alert_transition WHERE stream = 'vehicle' ORDER BY id DESC LIMIT 1"
+    assert connection.execute(log.encode()).fetchone() == ("opened", "no_data")
+
+
 def test_a_silence_that_is_over_is_told_in_the_past_tense() -> None:
     opened, closed = datetime(2026, 2, 10, 14, 10, tzinfo=UTC), datetime(2026, 2, 10, 15, 0, 1, 500_000, tzinfo=UTC)
     answer = answer_of("no_data", "meter", "M1", opened, closed, {"lastSeen": "2026-02-10T14:00:00.250000Z"}, [])
