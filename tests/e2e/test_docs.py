@@ -24,7 +24,7 @@ ADDRESS = "http://127.0.0.1:8000"
 PROGRAMS = ".venv/bin/"
 
 # What depends on engine, version and moment: of these the type is compared, or null.
-VARIES = {"asOf", "materializedThrough", "lagSeconds", "readingsPerSecond"} | {
+VARIES = {"asOf", "judgedTo", "materializedThrough", "lagSeconds", "readingsPerSecond"} | {
     "version",
     "engine",
     "postgresql",
