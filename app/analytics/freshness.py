@@ -80,5 +80,5 @@ _AGGREGATES = select(
 _DEVICES = text(f"""
     SELECT count(*) FILTER (WHERE ts > now() - INTERVAL '{REPORTING_MINUTES} minutes'), count(*)
     FROM device
-    WHERE retired_at IS NULL
+    WHERE in_service
 """)  # noqa: S608

@@ -1,10 +1,12 @@
 """How efficient the vehicles, or the meters, of the fleet are, worst first: from the hours that the evaluator keeps."""
 
+import asyncio
+import time
 from datetime import UTC, datetime, timedelta
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
-from psycopg import sql
+from psycopg import AsyncConnection, sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.efficiency import ENOUGH_AC_MILLIWH, Status, efficiency_ratio, judge
@@ -16,7 +18,9 @@ from app.settings import Settings
 
 By: TypeAlias = Literal["vehicle", "meter"]
 _HOUR, _TICK = timedelta(hours=1), timedelta(microseconds=1)
-_MAX_KEPT = 16
+# While hours wait to be judged, nothing says that some have been.
+_KEPT_SECONDS = 60
+Connection: TypeAlias = AsyncConnection[tuple[Any, ...]]
 
 
 class Ranked(msgspec.Struct, frozen=True, rename="camel"):
@@ -56,42 +60,56 @@ class EfficiencyRanking(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Rankings:
-    """The rankings of a process, each kept until hours have been judged anew: about a minute.
+    """The rankings of the fleet. Those of the last 24 hours are kept until hours have been judged anew: about a minute.
 
-    A ranking sums 24 rows of every device, 120,000 in all with 5,000 vehicles: 25 ms, and each open dashboard asks.
+    They sum 24 rows of every device, 120,000 in all with 5,000 vehicles: 25 ms, and each open dashboard asks.
     """
 
     def __init__(self, pool: AsyncEngine, settings: Settings) -> None:
         self._pool = pool
         self._settings = settings
-        self._as_of: datetime | None = None
-        self._kept: dict[tuple[By, Window, int], EfficiencyRanking] = {}
+        self._kept: dict[By, tuple[float, EfficiencyRanking]] = {}
+        self._one_at_a_time = asyncio.Lock()
 
     async def fetch(self, by: By, start: datetime | None, end: datetime | None, *, worst: int) -> EfficiencyRanking:
         """The worst devices in service over the hours that the range touches, else over the last 24 that are judged.
 
         First come those of which enough is known to judge them. Raises InvalidTimeRange.
         """
+        if start or end:
+            async with driver_connection(self._pool) as connection:
+                return await self._rank(connection, await _judged_as_of(connection), by, start, end, worst)
+        async with self._one_at_a_time, driver_connection(self._pool) as connection:
+            as_of = await _judged_as_of(connection)
+            until, ranking = self._kept.get(by, (0.0, None))
+            if ranking is None or ranking.as_of != as_of or time.monotonic() > until:
+                ranking = await self._rank(connection, as_of, by, None, None, None)
+                self._kept[by] = time.monotonic() + _KEPT_SECONDS, ranking
+        return msgspec.structs.replace(ranking, ranking=ranking.ranking[:worst])
+
+    async def _rank(
+        self,
+        connection: Connection,
+        as_of: datetime | None,
+        by: By,
+        start: datetime | None,
+        end: datetime | None,
+        worst: int | None,
+    ) -> EfficiencyRanking:
         now = datetime.now(UTC)
-        async with driver_connection(self._pool) as connection:
-            ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
-            if as_of is None or as_of != self._as_of or len(self._kept) >= _MAX_KEPT:
-                self._as_of, self._kept = as_of, {}
-            judged_to = as_of and _floor(as_of - timedelta(minutes=self._settings.pairing_gap_minutes))
-            window = window_of(start, end or judged_to or _floor(now), None, now=now, max_hours=CALENDAR_HOURS)
-            window = Window(_floor(window.start), _floor(window.end + _HOUR - _TICK))
-            key = by, window, worst
-            if (kept := self._kept.get(key)) is not None:
-                return kept
-            statement = _RANKING.format(id=sql.Identifier(f"{by}_id"))
-            bounds = {"by": by, "from": window.start, "to": window.end, "worst": worst, "enough": ENOUGH_AC_MILLIWH}
-            rows = await (await connection.execute(statement, bounds)).fetchall()
-        _, *totals = rows[0]
-        ranked = [_ranked(self._settings.low_efficiency, *row) for row in rows[1:]]
-        ranking = EfficiencyRanking(by, *window, as_of, judged_to, _totals(*totals[:2]), ranked)
-        if as_of == self._as_of:
-            self._kept[key] = ranking
-        return ranking
+        judged_to = as_of and _floor(as_of - timedelta(minutes=self._settings.pairing_gap_minutes))
+        window = window_of(start, end or judged_to or _floor(now), None, now=now, max_hours=CALENDAR_HOURS)
+        window = Window(_floor(window.start), _floor(window.end + _HOUR - _TICK))
+        statement = _RANKING.format(id=sql.Identifier(f"{by}_id"))
+        bounds = {"by": by, "from": window.start, "to": window.end, "worst": worst, "enough": ENOUGH_AC_MILLIWH}
+        (_, *totals), *rows = await (await connection.execute(statement, bounds)).fetchall()
+        ranked = [_ranked(self._settings.low_efficiency, *row) for row in rows]
+        return EfficiencyRanking(by, *window, as_of, judged_to, _totals(*totals[:2]), ranked)
+
+
+async def _judged_as_of(connection: Connection) -> datetime | None:
+    ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
+    return as_of  # type: ignore[no-any-return]
 
 
 def _floor(at: datetime) -> datetime:
@@ -131,7 +149,7 @@ _RANKING = sql.SQL("""
             GROUP BY {id}
         ) AS summed
         JOIN device USING (id)
-        WHERE stream = %(by)s AND retired_at IS NULL
+        WHERE stream = %(by)s AND in_service
     )
     SELECT NULL, coalesce(sum(ac), 0)::bigint, coalesce(sum(dc), 0)::bigint, 0, 0, 0, false FROM known
     UNION ALL
@@ -139,5 +157,5 @@ _RANKING = sql.SQL("""
      FROM known
      ORDER BY ac >= %(enough)s AND 2 * paired >= paired + shared + unpaired DESC,
               dc::float8 / nullif(ac, 0), external_id
-     LIMIT %(worst)s)
+     LIMIT %(worst)s::integer)
 """)

@@ -76,11 +76,12 @@ async def fetch_devices(
     cursor = connection.cursor(row_factory=class_row(Device))
     await cursor.execute(
         """
-        SELECT stream, external_id, registered_at, ts AS latest_ts, milliwh AS latest_milliwh, retired_at
+        SELECT stream, external_id, registered_at, ts AS latest_ts, milliwh AS latest_milliwh,
+               CASE WHEN NOT in_service THEN retired_at END AS retired_at
         FROM device
         WHERE stream = coalesce(%(stream)s, stream)
-            AND (retired_at IS NOT NULL OR NOT %(retired)s)
-            AND (%(silent)s::integer IS NULL OR retired_at IS NULL
+            AND NOT (in_service AND %(retired)s)
+            AND (%(silent)s::integer IS NULL OR in_service
                  AND coalesce(ts < now() - make_interval(mins => %(silent)s), true))
         ORDER BY stream, external_id
         """,
@@ -118,7 +119,7 @@ async def retire(connection: psycopg.AsyncConnection, stream: Stream, name: str,
 _LOG_ALERTS = """
     WITH concerned AS (
         SELECT stream, id AS device_id FROM device
-        WHERE stream = %(stream)s AND id = %(device)s AND (retired_at IS NOT NULL) = %(undo)s
+        WHERE stream = %(stream)s AND id = %(device)s AND in_service <> %(undo)s
     ), silence AS (
         DELETE FROM alert USING concerned
         WHERE kind = 'no_data' AND (alert.stream, alert.device_id) = (concerned.stream, concerned.device_id)

@@ -74,6 +74,7 @@ _QUEUE = """
     WHERE webhooks_queued IS DISTINCT FROM newest.id
 """
 
+# Devices are looked up as in the answer of alerts.
 _TAKE = """
     WITH first AS (
         SELECT DISTINCT ON (kind, stream, device_id, opened) id, next_at

@@ -12,16 +12,15 @@ _STREAMS = "stream IN ('meter', 'vehicle')"
 
 
 def upgrade() -> None:
-    # Every device with its newest reading. `retired_at` is NULL while it is in service: never retired, or it has
-    # measured something since.
+    # Every device with its newest reading. In service is one that was never retired, or has measured something since.
     op.execute("""
-        CREATE VIEW device (stream, id, external_id, registered_at, ts, milliwh, retired_at) AS
-        SELECT 'meter'::text, id, external_id, registered_at, ts, ac_milliwh,
-               CASE WHEN ts > retired_at THEN NULL ELSE retired_at END
+        CREATE VIEW device (stream, id, external_id, registered_at, ts, milliwh, retired_at, in_service) AS
+        SELECT 'meter'::text, id, external_id, registered_at, ts, ac_milliwh, retired_at,
+               retired_at IS NULL OR coalesce(ts > retired_at, false)
         FROM meter LEFT JOIN meter_state ON meter_id = id
         UNION ALL
-        SELECT 'vehicle', id, external_id, registered_at, ts, dc_milliwh,
-               CASE WHEN ts > retired_at THEN NULL ELSE retired_at END
+        SELECT 'vehicle', id, external_id, registered_at, ts, dc_milliwh, retired_at,
+               retired_at IS NULL OR coalesce(ts > retired_at, false)
         FROM vehicle LEFT JOIN vehicle_state ON vehicle_id = id
     """)
 

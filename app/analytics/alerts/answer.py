@@ -148,12 +148,13 @@ _UNKNOWN = """
 """
 
 # An alert is also a vehicle's, or a meter's, when its evidence names that device at the other end.
+# The LIMIT has each looked up by its key, instead of all devices being joined.
 _ALERTS = """
     WITH page AS (
         SELECT alert.*, device.external_id
         FROM alert
         JOIN device ON device.stream = alert.stream AND device.id = alert.device_id
-        WHERE device.retired_at IS NULL
+        WHERE device.in_service
             AND (%(is_open)s::boolean IS NULL OR (alert.closed IS NULL) = %(is_open)s)
             AND (%(kind)s::text IS NULL OR alert.kind = %(kind)s)
             AND (%(start)s::timestamptz IS NULL OR alert.closed IS NULL OR alert.closed > %(start)s)

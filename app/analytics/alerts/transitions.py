@@ -81,16 +81,16 @@ _UPSERT_ALERT = """
 _LOG = """
     INSERT INTO alert_transition (transition, kind, stream, device_id, opened, closed, evidence)
     SELECT %(transition)s, %(kind)s, %(stream)s, %(device)s, %(opened)s, %(closed)s, %(evidence)s
-    WHERE EXISTS (SELECT FROM device WHERE stream = %(stream)s AND id = %(device)s AND retired_at IS NULL)
+    WHERE EXISTS (SELECT FROM device WHERE stream = %(stream)s AND id = %(device)s AND in_service)
 """
 
 # A reading that is older than the alert shows that there was no such silence.
 _SILENCE = """
-    WITH in_service AS MATERIALIZED (
-        SELECT stream, id, ts FROM device WHERE retired_at IS NULL
+    WITH known AS (
+        SELECT stream, id, ts FROM device WHERE in_service
     ), silent AS (
         SELECT stream, id, ts, ts + make_interval(mins => %(silent)s) AS opened
-        FROM in_service
+        FROM known
         WHERE ts < %(as_of)s - make_interval(mins => %(silent)s)
     ), ended AS (
         DELETE FROM alert
@@ -109,7 +109,7 @@ _SILENCE = """
     INSERT INTO alert_transition (transition, kind, stream, device_id, opened, closed, evidence)
     SELECT CASE WHEN ts > opened THEN 'closed' ELSE 'retracted' END, 'no_data', ended.stream, device_id, opened,
            CASE WHEN ts > opened THEN ts END, evidence
-    FROM ended JOIN in_service ON (in_service.stream, in_service.id) = (ended.stream, ended.device_id)
+    FROM ended JOIN known ON (known.stream, known.id) = (ended.stream, ended.device_id)
     UNION ALL
     SELECT 'opened', 'no_data', stream, device_id, opened, NULL, evidence FROM begun
 """

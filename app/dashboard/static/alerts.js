@@ -105,6 +105,7 @@ export function alertsPanel(parameters = {}) {
       scroll.hidden = alerts.length === 0;
     } catch (error) {
       if (error.name === "AbortError") return;
+      if (error.code === "unknown_device") return (element.hidden = true); // the page says so
       note.hidden = false;
       note.textContent = `The alerts could not be loaded. ${error.message}`;
     }
