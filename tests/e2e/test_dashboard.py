@@ -255,7 +255,7 @@ def test_what_is_not_judged_is_not_called_fine(example: Process, browser: Browse
     with opened(browser, example.base_url) as page:
         # The worst comes first, but for the one of which too little is known.
         expect(page.locator("tr[data-id]").first).to_have_attribute("data-id", "V2")
-        page.get_by_role("button", name="silent for 10 minutes").click()
+        page.get_by_role("button", name="without a reading for 10 minutes").click()
         expect(page.get_by_text("who never reported is in no list")).to_be_visible()
         expect(page.locator("tr[data-id=V2]")).to_contain_text("silent")
         page.get_by_label("closed ones too").check()

@@ -105,7 +105,10 @@ export function alertsPanel(parameters = {}) {
       scroll.hidden = alerts.length === 0;
     } catch (error) {
       if (error.name === "AbortError") return;
-      if (error.code === "unknown_device") return (element.hidden = true); // the page says so
+      if (error.code === "unknown_device") {
+        element.hidden = true; // the page says so
+        return;
+      }
       note.hidden = false;
       note.textContent = `The alerts could not be loaded. ${error.message}`;
     }

@@ -125,7 +125,7 @@ export function showFleet(main) {
     empty.hidden = expected > 0;
     grid.hidden = numbers.element.hidden = controls.element.hidden = expected === 0;
     const silent = expected - reporting;
-    if (silent) setText(silentLink, `${count(silent)} silent for ${SILENT_MINUTES} minutes`);
+    if (silent) setText(silentLink, `${count(silent)} without a reading for ${SILENT_MINUTES} minutes`);
     numbers.set("devices", count(reporting), `of ${count(expected)}`, silent ? silentLink : "none is silent", silent ? "warn" : "");
     const age = lagSeconds == null ? "freshness unknown" : `complete up to ${clock(asOf, true)}`;
     numbers.set("rate", rate(readingsPerSecond), "per second", state === "live" ? age : `as of ${clock(connection.since, true)}`);
