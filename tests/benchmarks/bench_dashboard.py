@@ -11,7 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from app.dashboard.live import News
 from app.database import create_pool
-from tests.benchmarks.conftest import Ask, Measure
+from tests.benchmarks.conftest import DEVICES, Ask, Measure
 from tests.fixtures.browser import chromium, needs_chromium
 from tests.fixtures.service import Process
 
@@ -50,6 +50,8 @@ def test_series_of_the_fleet(ask: Ask, measure: Measure) -> None:
 
 @pytest.mark.parametrize("path", CALLS)
 def test_calls(path: str, ask: Ask, measure: Measure) -> None:
+    if "efficiency" in path:
+        assert len(ask(path)["ranking"]) == DEVICES
     measure(CALLS[path], lambda _: path)
 
 

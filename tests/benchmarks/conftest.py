@@ -13,11 +13,12 @@ import psycopg
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from tests.benchmarks.history import store_day
+from tests.benchmarks.history import HOURS, OPEN, store_day
 from tests.fixtures.database import Server
 from tests.fixtures.service import Process, serving
 
 DEVICES = 5_000
+ALERTS = 1_000
 ROUNDS = 100
 INGEST_HZ = 10
 INGEST_READINGS = 100
@@ -42,10 +43,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def day_url(server: Server) -> Iterator[str]:
-    """A database with a day of 5,000 meters and as many vehicles."""
+    """A database with a day of 5,000 meters and as many vehicles, as judged, with 1,000 open alerts."""
     url = server.clone()
     with psycopg.connect(url, autocommit=True) as connection:
         store_day(connection, DEVICES)
+        connection.execute(HOURS, [DEVICES])
+        connection.execute(OPEN, [ALERTS])
+        connection.execute("UPDATE installation SET judged_as_of = now()")
+        connection.execute("VACUUM ANALYZE efficiency_hour, alert")
     yield url
     server.drop(url)
 

@@ -38,3 +38,19 @@ def store_day(connection: psycopg.Connection, devices: int, *, hours: int = 24) 
     connection.execute(STATES)
     connection.execute("CALL refresh_aggregates()")
     connection.execute("ANALYZE")
+
+
+HOURS = """
+    INSERT INTO efficiency_hour
+    SELECT id, hour, id, 7000000 + id, 6000000 + 13 * id, 60, 60, 0, 0, 0, 0, 0, 0, 60
+    FROM generate_series(date_trunc('hour', now()) - INTERVAL '72 hours', date_trunc('hour', now()), '1 hour') AS hour,
+         generate_series(1, %s) AS id
+    ON CONFLICT DO NOTHING
+"""
+OPEN = """
+    INSERT INTO alert
+    SELECT 'low_efficiency', 'vehicle', id, date_trunc('hour', now()) - id %% 24 * INTERVAL '1 hour', NULL,
+           jsonb_build_object('efficiencyRatio', 0.8, 'acKwh', 10, 'dcKwh', 8, 'lossKwh', 2, 'others', ARRAY[id])
+    FROM generate_series(1, %s) AS id
+    ON CONFLICT DO NOTHING
+"""
