@@ -13,9 +13,9 @@ setup: .venv/.installed ## Prepare .venv: the locked packages and the wattline c
 demo: .venv/.installed ## Start a database, the service and a simulated fleet, until Ctrl-C
 	@$(BIN)/wattline demo
 
-# Three at a time on two cores: half of most tests' time is waiting for other processes.
+# Two at a time: half of most tests' time is waiting for other processes.
 test: .venv/.installed ## Run the tests, on every engine that this machine has
-	@$(BIN)/pytest -n 3 --dist worksteal
+	@$(BIN)/pytest -n 2 --dist worksteal
 
 # Soak tests and benchmarks load millions of readings: they may take longer than the limit in pyproject.toml.
 soak: .venv/.installed ## Run the long proofs: kill rounds, large imports

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from app.ops.refresh import refresh_aggregates
+from tests.fixtures.engines import on_plain
 from tests.fixtures.sending import meter, minutes_ago
 from tests.fixtures.service import Process
 
@@ -141,6 +142,7 @@ def send(directory: Path, *arguments: str) -> subprocess.Popen[str]:
         )
 
 
+@on_plain
 async def test_the_sender_outlives_a_service_that_is_away(
     server_process: Process, connection: psycopg.Connection, tmp_path: Path
 ) -> None:

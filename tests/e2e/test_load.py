@@ -19,6 +19,7 @@ from app.ops.refresh import refresh_aggregates
 from app.settings import MQTT_URL
 from tests.fixtures.broker import Broker, consuming
 from tests.fixtures.commands import command
+from tests.fixtures.engines import on_plain
 from tests.fixtures.service import Process, free_port
 
 on_one_engine = pytest.mark.parametrize("server", ["plain"], indirect=True)
@@ -63,6 +64,7 @@ def refusal(*arguments: str, url: str) -> str:
     return line
 
 
+@on_plain
 def test_each_kind_sends_its_readings_and_finds_them_all(
     server_process: Process, connection: psycopg.Connection
 ) -> None:
@@ -90,6 +92,7 @@ def test_each_kind_sends_its_readings_and_finds_them_all(
         assert latencies == sorted(latencies)
 
 
+@on_plain
 def test_readings_that_were_acknowledged_and_are_gone_count_as_lost(
     server_process: Process, connection: psycopg.Connection, database_url: str
 ) -> None:
@@ -111,6 +114,7 @@ def test_readings_that_were_acknowledged_and_are_gone_count_as_lost(
     assert (status, errors) == (1, f"wattline: {gone} of 480 acknowledged readings are lost.\n")
 
 
+@on_plain
 def test_a_service_killed_and_started_again_loses_nothing(
     server_process: Process, connection: psycopg.Connection
 ) -> None:
@@ -219,6 +223,7 @@ def test_a_wrong_address_is_one_line() -> None:
         assert line == f"wattline: There is no Wattline that is ready at http://127.0.0.1:{port}: status 200."
 
 
+@on_plain
 def test_through_a_broker_what_it_acknowledged_is_looked_for_in_the_service(
     database_url: str, server_process: Process, connection: psycopg.Connection, broker: Broker
 ) -> None:

@@ -16,6 +16,7 @@ from app.embedded import running
 from app.migrate import migrate
 from tests.fixtures.broker import Broker, ConsumerProcess, consuming
 from tests.fixtures.database import PLAIN_SETTINGS, SETTINGS, available_engines
+from tests.fixtures.engines import on_plain
 from tests.fixtures.flood import publish_all
 from tests.fixtures.service import serving
 
@@ -187,6 +188,7 @@ def test_a_consumer_without_its_broker_waits_for_it(database_url: str, broker: B
         assert consumer.stop() == 0
 
 
+@on_plain
 def test_a_consumer_stopped_without_its_database_leaves_all_to_the_broker(
     own_database: OwnDatabase, broker: Broker
 ) -> None:
