@@ -1,5 +1,6 @@
 """`wattline import` as an operator meets it, on both engines."""
 
+import fcntl
 import gzip
 import json
 import os
@@ -7,11 +8,12 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psycopg
 import pytest
@@ -151,16 +153,24 @@ def test_an_import_that_waits_for_standard_input_is_ended_with_its_decoder(numbe
     process.stdin.write(as_csv(list(history(20, midnight(3)))))
     process.stdin.flush()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while not (decoders := children.read_text().split()):
+    while unread_bytes(process.stdin):
         time.sleep(0.01)
-    time.sleep(0.5)
+    decoders = children.read_text().split()
     process.send_signal(number)
-    assert process.wait(timeout=5) != 0
-    ends = time.monotonic() + 5
+    assert process.wait(timeout=60) != 0
+    assert decoders
+    ends = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in decoders):
         assert time.monotonic() < ends
         time.sleep(0.05)
     process.communicate()
+
+
+def unread_bytes(pipe: IO[bytes]) -> int:
+    """How much of what was written to a pipe its reader has not taken yet."""
+    count = bytearray(4)
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return int.from_bytes(count, sys.byteorder)
 
 
 @on_plain
