@@ -35,6 +35,14 @@ def csv_rows(names: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[st
         page = list(islice(waiting, _ROWS))
 
 
+def csv_of_columns(columns: msgspec.Struct) -> Iterator[str]:
+    """A header and a row a point, in pieces; the first column, seconds since 1970, becomes `time` in RFC 3339."""
+    names = [field.encode_name for field in msgspec.structs.fields(columns)]
+    starts, *values = msgspec.structs.astuple(columns)
+    times = (datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for start in starts)
+    return csv_rows(["time", *names[1:]], zip(times, *values, strict=True))
+
+
 def csv_of_structs(kind: type[msgspec.Struct], structs: Iterable[msgspec.Struct]) -> Iterator[str]:
     """A row each, under the names that the fields have in JSON; times in UTC."""
     names = [field.encode_name for field in msgspec.structs.fields(kind)]

@@ -20,7 +20,7 @@ from litestar.types import ASGIApp
 from app import __version__
 from app.analytics.alerts.evaluator import judge_forever
 from app.analytics.alerts.routes import get_alerts, get_efficiency
-from app.analytics.ranking import Rankings
+from app.analytics.efficiency.ranking import Rankings
 from app.analytics.routes import (
     get_fleet_series,
     get_freshness,
@@ -44,16 +44,16 @@ from app.errors import (
     SetupError,
 )
 from app.fleet.routes import get_mappings, get_meter_states, get_vehicle_states, post_mapping
+from app.ingest.http.openapi import READINGS
+from app.ingest.http.routes import post_batch, post_meter_batch, post_vehicle_batch
 from app.ingest.mqtt import Consumer
-from app.ingest.openapi import READINGS
-from app.ingest.routes import post_batch, post_meter_batch, post_vehicle_batch
-from app.ingest.writer import Writer
+from app.ingest.store.writer import Writer
 from app.ops.health import get_live, get_ready
 from app.ops.logging import configure_logging, log_requests
 from app.ops.maintenance import maintain_forever
 from app.ops.metrics import get_metrics
 from app.ops.server import before_stop, follow_parent
-from app.problems import operation_id
+from app.problem_answers import operation_id
 from app.settings import Settings
 from app.webhooks.deliver import tell_forever
 

@@ -10,11 +10,10 @@ from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.analytics.coverage import VehicleCoverage, fetch_coverage
-from app.analytics.csv_answer import csv_of
+from app.analytics.efficiency.coverage import VehicleCoverage, fetch_coverage
+from app.analytics.efficiency.performance import Performance, fetch_performance
+from app.analytics.export import MAX_EXPORT_DAYS, METERS, VEHICLES, export_readings
 from app.analytics.freshness import Freshness, fetch_freshness
-from app.analytics.performance import Performance, fetch_performance
-from app.analytics.readings import MAX_EXPORT_DAYS, METERS, VEHICLES, export_readings
 from app.analytics.series import (
     MAX_POINTS,
     FleetSeries,
@@ -28,9 +27,9 @@ from app.analytics.series import (
 )
 from app.analytics.series_source import FLEET, METER, VEHICLE, WantedWidth
 from app.analytics.window import CALENDAR_HOURS, Window, window_of
-from app.csv_rows import CSV, prefers_csv, stamp
+from app.csv_rows import CSV, csv_of_columns, prefers_csv, stamp
 from app.database import translated_errors
-from app.problems import AWAY, PARAMETER, problems
+from app.problem_answers import AWAY, PARAMETER, problems
 from app.settings import Settings
 
 Start = Annotated[datetime | None, QueryParameter(name="from", description="Start of the window.")]
@@ -167,7 +166,7 @@ def _as_accepted(request: Incoming, series: MeterSeries | VehicleSeries | FleetS
         "Wattline-Materialized-Through": _header(series.materialized_through),
         "Wattline-Kept-From": _header(series.kept_from),
     }
-    return Stream(csv_of(series.columns), headers=headers, media_type=CSV)
+    return Stream(csv_of_columns(series.columns), headers=headers, media_type=CSV)
 
 
 def _header(moment: datetime | None) -> str:

@@ -10,9 +10,9 @@ import msgspec
 from sqlalchemy import Table, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.analytics.evidence import fetch_minutes, fetch_sides, pair_sides
+from app.analytics.efficiency.evidence import fetch_minutes, fetch_sides, pair_sides
+from app.analytics.efficiency.pairing import Evidence
 from app.analytics.freshness import fetch_instants
-from app.analytics.pairing import Evidence
 from app.analytics.series_source import FLEET, METER, VEHICLE, Source, WantedWidth, Width
 from app.analytics.window import AHEAD, Window
 from app.database import snapshot

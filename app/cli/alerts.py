@@ -3,8 +3,8 @@
 import click
 import msgspec
 
-from app.analytics.alerts.answer import Wanted, fetch_alerts
 from app.analytics.alerts.judge import Kind
+from app.analytics.alerts.listing import Wanted, fetch_alerts
 from app.cli.common import counted, on_database, table
 from app.csv_rows import stamp
 

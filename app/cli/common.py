@@ -10,9 +10,9 @@ import click
 import psycopg
 
 from app.database import connect, translated, unreachable
-from app.embedded import running
 from app.errors import ServiceError, SetupError
 from app.migrate import current_revision, migrate, newest_revision
+from app.postgres.embedded import running
 from app.settings import Settings
 
 # With a zone, as everywhere; a date is a day of UTC.

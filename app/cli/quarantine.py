@@ -11,11 +11,11 @@ import psycopg
 from app.cli.common import INSTANT, counted, on_database, printable, table
 from app.errors import SetupError
 from app.ingest.check import PAYLOAD_LIMIT_BYTES
-from app.ingest.kept import Kept, Wanted, count_dropped, count_kept, fetch_newest
-from app.ingest.kept import purge as purge_kept
-from app.ingest.quarantine import Source
-from app.ingest.redrive import Redriven
-from app.ingest.redrive import redrive as redrive_kept
+from app.ingest.quarantine.keep import Source
+from app.ingest.quarantine.redrive import Redriven
+from app.ingest.quarantine.redrive import redrive as redrive_kept
+from app.ingest.quarantine.rows import Kept, Wanted, count_dropped, count_kept, fetch_newest
+from app.ingest.quarantine.rows import purge as purge_kept
 from app.ops.refresh import refresh_aggregates
 
 PAYLOAD_START = 60

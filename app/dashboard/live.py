@@ -20,7 +20,7 @@ from app.database import RETRY_AFTER, translated_errors
 from app.errors import ServiceError, StoreBusy
 from app.fleet.states import VehicleState, vehicle_states
 from app.ops.server import cut_off
-from app.problems import AWAY, problems
+from app.problem_answers import AWAY, problems
 from app.tables import alert_transition
 
 MAX_LISTENERS = 200

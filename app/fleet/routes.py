@@ -21,7 +21,7 @@ from app.database import driver_connection, translated_errors
 from app.errors import InvalidParameter, MalformedBody, UnsupportedMediaType
 from app.fleet.mapping import VehicleMapping, map_vehicle, mapping_history
 from app.fleet.states import MeterState, VehicleState, meter_states, vehicle_states
-from app.problems import AWAY, PARAMETER, problems
+from app.problem_answers import AWAY, PARAMETER, problems
 from app.settings import Settings
 
 ExternalId = Annotated[str, Meta(pattern=r"\A(?!\.\.?\Z)[A-Za-z0-9._:-]{1,64}\Z")]

@@ -2,7 +2,7 @@
 
 from prometheus_client import Counter, Gauge
 
-from app.ingest.receipt import Receipt
+from app.ingest.batch import Receipt
 
 RECEIVED = Counter("wattline_readings_received", "Readings of batches that have a receipt.")
 INSERTED = Counter("wattline_readings_inserted", "Readings stored.")

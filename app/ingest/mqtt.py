@@ -21,12 +21,12 @@ from paho.mqtt.client import topic_matches_sub
 from app.broker import Message, Session, shown_address
 from app.errors import BodyTooLarge, InternalError, ServiceError, StoreBusy, StoreUnavailable, UnsupportedMediaType
 from app.ingest import counters
-from app.ingest.body import MAX_BODY_BYTES
+from app.ingest.batch import Receipt
 from app.ingest.check import PAYLOAD_LIMIT_BYTES, Batch, Rejected, is_id
 from app.ingest.decode import MediaType, decode_batch
-from app.ingest.quarantine import Source
-from app.ingest.receipt import Receipt
-from app.ingest.writer import GROUP_READINGS, Writer
+from app.ingest.http.body import MAX_BODY_BYTES
+from app.ingest.quarantine.keep import Source
+from app.ingest.store.writer import GROUP_READINGS, Writer
 from app.settings import Settings
 from app.telemetry.reading import Stream
 

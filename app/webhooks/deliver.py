@@ -14,7 +14,7 @@ import psycopg
 import structlog
 
 from app import __version__
-from app.analytics.alerts.answer import AlertAnswer
+from app.analytics.alerts.listing import AlertAnswer
 from app.database import connect
 from app.settings import Settings
 from app.webhooks.queue import Taken, postpone, take, told

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.rows import args_row
 
-from app.analytics.alerts.answer import AlertAnswer, answer_of
+from app.analytics.alerts.listing import AlertAnswer, answer_of
 
 GIVE_UP_DAYS = 3
 LEASE_SECONDS = 60

@@ -14,7 +14,7 @@ from statistics import median
 import psycopg
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from app.ingest.insert import METER, VEHICLE, Row, StreamSql
+from app.ingest.store.statements import METER, VEHICLE, Row, StreamSql
 from tests.fixtures.database import Server
 from tests.fixtures.files import history, peak_bytes, write_csv
 from tests.fixtures.readings import midnight

@@ -13,9 +13,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from app.database import connect
 from app.ingest.check import Batch
-from app.ingest.insert import METER, Row
-from app.ingest.quarantine import Source
-from app.ingest.writer import Writer
+from app.ingest.quarantine.keep import Source
+from app.ingest.store.statements import METER, Row
+from app.ingest.store.writer import Writer
 from app.telemetry.instant import EPOCH_US
 from app.telemetry.reading import MeterReading
 

@@ -17,7 +17,7 @@ import httpx
 import psycopg
 import pytest
 
-from app.analytics.readings import PAGE_READINGS
+from app.analytics.export import PAGE_READINGS
 from tests.fixtures.database import Server
 from tests.fixtures.readings import midnight
 from tests.fixtures.sending import problem, stamp

@@ -19,10 +19,10 @@ import psycopg
 import pytest
 
 from app.errors import SetupError
-from app.ingest import insert
 from app.ingest.history.columns import SYNONYMS
 from app.ingest.history.file import MAX_LINE_BYTES
 from app.ingest.history.importer import QUARANTINED_ROWS, Importer
+from app.ingest.store import statements
 from tests.fixtures.commands import command
 from tests.fixtures.engines import on_plain, on_timescale, run_policies
 from tests.fixtures.files import as_csv, as_ndjson, expected, history, peak_bytes, stored, write_csv
@@ -418,7 +418,7 @@ async def test_an_import_waits_for_whoever_holds_the_table(
 ) -> None:
     readings = list(history(200, midnight(15)))
     (tmp_path / "h.csv").write_bytes(as_csv(readings))
-    monkeypatch.setattr(insert, "TRANSACTION_SECONDS", 1)
+    monkeypatch.setattr(statements, "TRANSACTION_SECONDS", 1)
     pauses: list[int] = []
     with psycopg.connect(database_url) as holding:
         holding.execute("LOCK TABLE vehicle_reading")

@@ -12,8 +12,8 @@ from random import Random
 import psycopg
 import pytest
 
-from app.embedded import running
 from app.migrate import migrate
+from app.postgres.embedded import running
 from tests.fixtures.broker import Broker, ConsumerProcess, consuming
 from tests.fixtures.database import PLAIN_SETTINGS, SETTINGS, available_engines
 from tests.fixtures.engines import on_plain

@@ -16,10 +16,10 @@ import pytest
 
 from app.database import connect
 from app.ingest.check import PAYLOAD_LIMIT_BYTES, REJECTIONS, Rejected
-from app.ingest.insert import prepare_connection
-from app.ingest.kept import Wanted
-from app.ingest.quarantine import Source, keep_rejected
-from app.ingest.redrive import PAGE_ROWS, Redriven, redrive
+from app.ingest.quarantine.keep import Source, keep_rejected
+from app.ingest.quarantine.redrive import PAGE_ROWS, Redriven, redrive
+from app.ingest.quarantine.rows import Wanted
+from app.ingest.store.statements import prepare_connection
 from app.telemetry.reading import Stream
 from tests.e2e.test_cli import refusal
 from tests.fixtures.commands import command
@@ -159,7 +159,7 @@ async def test_a_reading_is_as_old_as_it_was_when_it_arrived(database_url: str, 
 async def test_what_has_left_is_in_the_sums_although_a_later_page_fails(
     database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.ingest.redrive.PAGE_ROWS", 1)
+    monkeypatch.setattr("app.ingest.quarantine.redrive.PAGE_ROWS", 1)
     days, day = [midnight(20), midnight(19)], timedelta(days=1)
     await store(database_url, *random_readings(3, midnight(21), 20, 50))
     connection.execute("CALL refresh_aggregates()")

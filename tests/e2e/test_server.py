@@ -21,8 +21,8 @@ import psycopg
 import pytest
 
 from app.dashboard.assets import BASE
-from app.embedded import running
 from app.migrate import migrate
+from app.postgres.embedded import running
 from tests.fixtures.database import available_engines
 from tests.fixtures.sending import meter, minutes_ago, problem, vehicle
 from tests.fixtures.service import Process, serving

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from app.analytics.alerts import evaluator
-from app.analytics.alerts.answer import answer_of
 from app.analytics.alerts.judge import EVIDENCE
+from app.analytics.alerts.listing import answer_of
 from app.settings import Settings
 from app.simulator.charging import DAY_US, HOUR_US
 from app.simulator.fleet import Fleet

@@ -11,7 +11,6 @@ import psycopg
 import pytest
 from alembic import command
 
-from app.embedded import running
 from app.errors import SetupError
 from app.migrate import migrate, newest_revision
 from app.ops.doctor.ask import disk_bytes, find_out
@@ -19,6 +18,7 @@ from app.ops.doctor.checks import wrong
 from app.ops.doctor.facts import Facts
 from app.ops.doctor.report import examine
 from app.policies.desired import Policies
+from app.postgres.embedded import running
 from app.settings import Settings, variable_of
 from tests.fixtures.database import available_engines
 from tests.fixtures.engines import needs_timescale, on_plain, on_timescale

@@ -17,8 +17,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.embedded import Binaries, find_binaries, running
 from app.errors import SetupError
+from app.postgres.embedded import Binaries, find_binaries, running
 
 ROOT = Path(__file__).parent.parent.parent
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another identity")
@@ -27,7 +27,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another 
 HOLD = """
 import os, signal, sys, time
 from pathlib import Path
-from app.embedded import running
+from app.postgres.embedded import running
 signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
 with running(Path(sys.argv[1]), pg_bin=Path(sys.argv[2])) as url:
     print(url, flush=True)

@@ -12,7 +12,7 @@ from psycopg import sql
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.analytics.performance import fetch_performance
+from app.analytics.efficiency.performance import fetch_performance
 from app.analytics.series import Buckets, fetch_fleet_series, fetch_meter_series, fetch_vehicle_series
 from app.analytics.series_source import Width
 from app.analytics.window import Window, window_of

@@ -14,12 +14,12 @@ import pytest
 from psycopg import sql
 
 from app.errors import StoreBusy, StoreUnavailable
-from app.ingest import insert, writer
+from app.ingest.batch import Receipt
 from app.ingest.check import Batch, Rejected
-from app.ingest.insert import TRANSACTION_SECONDS
-from app.ingest.quarantine import Source
-from app.ingest.receipt import Receipt
-from app.ingest.writer import TRANSIENT_ATTEMPTS, Writer
+from app.ingest.quarantine.keep import Source
+from app.ingest.store import statements, writer
+from app.ingest.store.statements import TRANSACTION_SECONDS
+from app.ingest.store.writer import TRANSIENT_ATTEMPTS, Writer
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 from tests.fixtures.readings import writing
 
@@ -612,8 +612,8 @@ async def test_every_reading_is_covered_by_a_note_until_it_is_judged(
     one: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A note may be consumed by whoever reads it after `at`; readings that come then need another one."""
-    monkeypatch.setattr(insert, "NOTED_SECONDS", 1)
-    monkeypatch.setattr(insert, "TRANSACTION_SECONDS", 1)
+    monkeypatch.setattr(statements, "NOTED_SECONDS", 1)
+    monkeypatch.setattr(statements, "TRANSACTION_SECONDS", 1)
     hour = Clock.us // HOUR_US * HOUR_US
     consumed: list[datetime] = []
     instants = itertools.count(hour)

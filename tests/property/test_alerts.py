@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.analytics.alerts.hours import FROZEN_MINUTES, Hour, judge_hours
 from app.analytics.alerts.judge import Alert, Kind, judge, splice
-from app.analytics.pairing import ByMeter, Energy, Mapping, MeterMinute, VehicleMinute, pair
+from app.analytics.efficiency.pairing import ByMeter, Energy, Mapping, MeterMinute, VehicleMinute, pair
 
 FIRST_HOUR = 100
 LOW = 0.85

@@ -12,8 +12,8 @@ from typing import TypeVar
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.analytics.efficiency import efficiency_ratio, judge
-from app.analytics.pairing import Mapping, MeterMinute, Pairing, VehicleMinute, pair
+from app.analytics.efficiency.pairing import Mapping, MeterMinute, Pairing, VehicleMinute, pair
+from app.analytics.efficiency.verdict import efficiency_ratio, judge
 from app.telemetry.reading import MeterReading, VehicleReading
 from tests.property.brute_force import MINUTE_US, VehicleMeter, performance
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 import pytest
 
 from app.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType
-from app.ingest.body import DRAIN_BYTES, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES, drain, read_body
+from app.ingest.http.body import DRAIN_BYTES, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES, drain, read_body
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from app.binaries import matching
-from app.embedded import CONFIGURATION, Binaries, find_binaries
 from app.errors import SetupError
+from app.postgres.binaries import matching
+from app.postgres.embedded import CONFIGURATION, Binaries, find_binaries
 
 
 def installation(place: Path, version: str, *, community: bool = False, apache: bool = False) -> Path:

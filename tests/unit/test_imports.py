@@ -12,20 +12,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "app").rglob("*.py"))
 
-DATABASE = {"errors", "problems", "settings", "database", "tables"}
+DATABASE = {"errors", "problem_answers", "settings", "database", "tables"}
 
 # part of app/ -> the parts that it may import, besides itself
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "problems": {"errors"},
+    "problem_answers": {"errors"},
     "telemetry": set(),
     "tables": set(),
     "csv_rows": set(),
     "settings": {"errors"},
     "database": {"errors", "settings"},
     "broker": {"errors", "settings"},
-    "binaries": {"errors", "settings"},
-    "embedded": {"errors", "settings", "binaries"},
+    "postgres": {"errors", "settings"},
     "simulator": {"telemetry"},
     "load": {"broker", "errors", "settings", "simulator"},
     "fleet": {*DATABASE, "csv_rows", "telemetry"},
@@ -43,7 +42,7 @@ ALLOWED["cli"] = set(ALLOWED)
 
 
 def part(module: str) -> str | None:
-    """The part of app/ that a dotted name lies in: `app.ingest.writer` -> `ingest`, `httpx` -> None."""
+    """The part of app/ that a dotted name lies in: `app.ingest.store.writer` -> `ingest`, `httpx` -> None."""
     package, _, rest = module.partition(".")
     return rest.partition(".")[0] or None if package == "app" else None
 
@@ -97,10 +96,10 @@ def test_writing_and_reading_meet_only_in_the_database() -> None:
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("app/ingest/writer.py", "import app.analytics.series"),
-        ("app/ingest/writer.py", "from app import analytics"),
-        ("app/ingest/writer.py", "from app.analytics import series"),
-        ("app/ingest/writer.py", "from ..analytics.series import fetch_series"),
+        ("app/ingest/store/writer.py", "import app.analytics.series"),
+        ("app/ingest/store/writer.py", "from app import analytics"),
+        ("app/ingest/store/writer.py", "from app.analytics import series"),
+        ("app/ingest/store/writer.py", "from ...analytics.series import fetch_series"),
         ("app/ingest/__init__.py", "from .. import analytics"),
         ("app/analytics/series.py", "def late():\n    from app.ingest import store"),
         ("app/telemetry/reading.py", "import app.errors"),
@@ -117,8 +116,8 @@ def test_a_forbidden_import_is_caught(file: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("app/ingest/writer.py", "import asyncio, httpx\nfrom app.telemetry import Stream\nfrom . import decode"),
-        ("app/ingest/writer.py", "from .decode import decode_batch\nfrom ..errors import StoreBusy"),
+        ("app/ingest/store/writer.py", "import asyncio, httpx\nfrom app.telemetry import Stream\nfrom . import decode"),
+        ("app/ingest/store/writer.py", "from ..decode import decode_batch\nfrom ...errors import StoreBusy"),
         ("app/cli/serve.py", "from app.main import from_environ\nimport app.ingest, app.analytics"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app import main
-from app.ingest.writer import Writer
+from app.ingest.store.writer import Writer
 from app.settings import Settings
 from app.webhooks.deliver import tell_forever
 

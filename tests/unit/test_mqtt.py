@@ -4,8 +4,8 @@ import pytest
 
 from app.broker import Message
 from app.ingest.check import Batch, rejected
-from app.ingest.devices import DeviceIds
 from app.ingest.mqtt import Topics, merged
+from app.ingest.store.device_ids import DeviceIds
 from app.settings import Settings
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 

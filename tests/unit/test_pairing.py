@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from app.analytics.efficiency import Status, efficiency_ratio, judge
-from app.analytics.pairing import MINUTE_US, Mapping, MeterMinute, Pairing, VehicleMinute, pair
+from app.analytics.efficiency.pairing import MINUTE_US, Mapping, MeterMinute, Pairing, VehicleMinute, pair
+from app.analytics.efficiency.verdict import Status, efficiency_ratio, judge
 
 V1, V2, V3 = 1, 2, 3
 M1, M2 = 10, 20

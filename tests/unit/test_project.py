@@ -11,7 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from app.ingest.body import MAX_BODY_BYTES
+from app.ingest.http.body import MAX_BODY_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ["requirements/runtime.txt", "requirements/dev.txt"]

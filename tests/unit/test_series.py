@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.analytics.csv_answer import csv_of
 from app.analytics.series import (
     EFFICIENCY_REACH,
     MAX_POINTS,
@@ -21,6 +20,7 @@ from app.analytics.series import (
 )
 from app.analytics.series_source import FLEET, METER, VEHICLE, Source, Width
 from app.analytics.window import Window
+from app.csv_rows import csv_of_columns
 from app.errors import InvalidTimeRange
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -134,13 +134,13 @@ def test_buckets_are_of_utc_and_begin_with_those_before_1970_too() -> None:
 
 
 def parsed(columns: MeterColumns | FleetColumns) -> list[list[str]]:
-    return list(csv.reader(StringIO("".join(csv_of(columns)), newline=""), strict=True))
+    return list(csv.reader(StringIO("".join(csv_of_columns(columns)), newline=""), strict=True))
 
 
 def test_a_row_is_a_point_with_its_time_and_empty_cells_for_nulls() -> None:
     starts = [-60, 0, 1_790_000_000]
     columns = MeterColumns(starts, [0.1, 0.0, 1e-06], [1, 2, 3], [None, 230.5, 0.0], [None] * 3, [1] * 3)
-    assert "".join(csv_of(columns)) == (
+    assert "".join(csv_of_columns(columns)) == (
         "time,acKwh,readings,avgVoltage,minVoltage,maxVoltage\r\n"
         "1969-12-31T23:59:00Z,0.1,1,,,1\r\n"
         "1970-01-01T00:00:00Z,0.0,2,230.5,,1\r\n"
@@ -169,7 +169,7 @@ def test_every_point_is_a_row_once_and_in_order_however_many(points: int) -> Non
 
 def test_a_long_series_comes_in_pieces() -> None:
     none: list[float | None] = [None] * 5_000
-    pieces = list(csv_of(MeterColumns([0] * 5_000, [0.0] * 5_000, [1] * 5_000, none, none, none)))
+    pieces = list(csv_of_columns(MeterColumns([0] * 5_000, [0.0] * 5_000, [1] * 5_000, none, none, none)))
     assert len(pieces) == 6
     assert all(piece.endswith("\r\n") for piece in pieces)
 

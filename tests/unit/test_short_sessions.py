@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from app.analytics.efficiency import efficiency_ratio
-from app.analytics.pairing import MeterMinute, VehicleMinute, pair
+from app.analytics.efficiency.pairing import MeterMinute, VehicleMinute, pair
+from app.analytics.efficiency.verdict import efficiency_ratio
 
 EFFICIENCY = (Path(__file__).parents[2] / "docs" / "efficiency.md").read_text()
 SESSIONS = 1_000

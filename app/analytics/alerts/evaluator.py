@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.analytics.alerts import stored, transitions
+from app.analytics.alerts import tables
 from app.analytics.alerts.hours import NO_METER, Hours, judge_hours, margins
 from app.analytics.alerts.judge import KINDS, WINDOW_HOURS, judge, splice
 from app.analytics.alerts.minutes import fetch_concerned, fetch_slice
@@ -77,8 +77,8 @@ async def judge_silence(pool: AsyncEngine) -> None:
     async with pool.connect() as reading:
         as_of = (await fetch_instants(reading, "vehicle_minute", "meter_minute")).as_of
     async with driver_connection(pool) as writing, writing.transaction():
-        if as_of and await stored.try_lock(writing):
-            await transitions.replace_silent(writing, as_of, REPORTING_MINUTES)
+        if as_of and await tables.try_lock(writing):
+            await tables.replace_silent(writing, as_of, REPORTING_MINUTES)
 
 
 async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int = _TOUCHED_AT_ONCE) -> bool:
@@ -94,22 +94,22 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
         as_of, over = instants.as_of, _hour(instants.as_of - timedelta(minutes=settings.pairing_gap_minutes))
         # Of what is no longer kept, no row is judged again.
         kept = 0 if instants.kept_from is None else _hour(instants.kept_from) + 2
-        hours = await stored.fetch_touched_hours(writing, stored.instant(over), as_of)
+        hours = await tables.fetch_touched_hours(writing, tables.instant(over), as_of)
         while chosen := _first_of(hours, at_once):
             hours = hours[len(chosen) :]
             async with writing.transaction():
-                if not await stored.try_lock(writing):
+                if not await tables.try_lock(writing):
                     return False
-                touched = await stored.fetch_touched(writing, chosen)
+                touched = await tables.fetch_touched(writing, chosen)
                 near = {_hour(hour) + step for hour in chosen for step in (-1, 0, 1)}
                 if touched and (wanted := [hour for hour in sorted(near) if kept <= hour < over]):
                     judged = await _judge_hours(reading, touched, wanted, settings)
                     await _judge_devices(writing, judged, wanted, settings)
                 # The others may stand for readings that are not to be seen yet.
-                await stored.forget_touched(writing, [note for note in touched if note[3] < as_of])
+                await tables.forget_touched(writing, [note for note in touched if note[3] < as_of])
             if hours and time.monotonic() > ends:
                 return True
-        await stored.note_judged(writing, as_of)
+        await tables.note_judged(writing, as_of)
     return False
 
 
@@ -130,12 +130,12 @@ def _first_of(touched: list[tuple[datetime, int]], at_once: int) -> list[datetim
 
 
 async def _judge_hours(
-    connection: AsyncConnection, touched: stored.Touched, hours: list[int], settings: Settings
+    connection: AsyncConnection, touched: tables.Touched, hours: list[int], settings: Settings
 ) -> tuple[set[int], Hours]:
     """The vehicles that are concerned, and their rows of these hours."""
     gap_minutes = settings.pairing_gap_minutes
     before, after = (timedelta(minutes=margin) for margin in margins(gap_minutes))
-    bounds = stored.instant(hours[0]) - before, stored.instant(hours[-1] + 1) + after
+    bounds = tables.instant(hours[0]) - before, tables.instant(hours[-1] + 1) + after
     vehicles, meters = ({device for stream, device, *_ in touched if stream == each} for each in ("vehicle", "meter"))
     judged: Hours = {}
     judging: asyncio.Task[Hours] | None = None
@@ -153,15 +153,15 @@ async def _judge_hours(
 
 
 async def _judge_devices(
-    connection: stored.Connection, judged: tuple[set[int], Hours], hours: list[int], settings: Settings
+    connection: tables.Connection, judged: tuple[set[int], Hours], hours: list[int], settings: Settings
 ) -> None:
-    changed = await stored.replace_hours(connection, judged[0], hours, judged[1])
+    changed = await tables.replace_hours(connection, judged[0], hours, judged[1])
     if not changed:
         return
     first = min(hour for _, hour, _ in changed)
     last = max(hour for _, hour, _ in changed) + WINDOW_HOURS - 1
     meters = {meter for _, _, meter in changed} - {NO_METER}
-    froze = await stored.meters_that_froze(connection, meters, first - WINDOW_HOURS + 1)
+    froze = await tables.meters_that_froze(connection, meters, first - WINDOW_HOURS + 1)
     for stream, devices in ((Stream.VEHICLE, {vehicle for vehicle, _, _ in changed}), (Stream.METER, froze)):
         # Beyond the windows that changed, the states differ at most for those that are open now and were not, or the
         # other way round.
@@ -170,7 +170,7 @@ async def _judge_devices(
 
 
 async def _judge_stream(
-    connection: stored.Connection,
+    connection: tables.Connection,
     stream: Stream,
     devices: Collection[int],
     first: int,
@@ -180,10 +180,10 @@ async def _judge_stream(
     """Replaces the alerts from `first` to `last` or to the end; returns the devices for which `last` is too early."""
     if not devices:
         return set()
-    since = stored.instant(first + 1)
-    until = None if last is None else stored.instant(last + 1)
-    rows = await stored.fetch_rows(connection, stream, devices, first - WINDOW_HOURS + 1, last)
-    known = await transitions.fetch_alerts(connection, stream, devices, since)
+    since = tables.instant(first + 1)
+    until = None if last is None else tables.instant(last + 1)
+    rows = await tables.fetch_rows(connection, stream, devices, first - WINDOW_HOURS + 1, last)
+    known = await tables.fetch_alerts(connection, stream, devices, since)
     further = set()
     for device in sorted(devices):
         for kind in KINDS[stream]:
@@ -194,5 +194,5 @@ async def _judge_stream(
             if spliced is None:
                 further.add(device)
             else:
-                await transitions.replace_alerts(connection, stream, kind, device, old, spliced)
+                await tables.replace_alerts(connection, stream, kind, device, old, spliced)
     return further

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from app.analytics.pairing import AtMeter, ByMeter, Energy, Pairs, pair_each
-from app.analytics.pairing import Mapping as MeterMapping
+from app.analytics.efficiency.pairing import AtMeter, ByMeter, Energy, Pairs, pair_each
+from app.analytics.efficiency.pairing import Mapping as MeterMapping
 
 NO_METER = 0
 FROZEN_MINUTES = 30

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from app.analytics.alerts.hours import FROZEN_MINUTES, NO_METER, Hour
-from app.analytics.efficiency import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO
+from app.analytics.efficiency.verdict import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO
 from app.csv_rows import stamp
 from app.telemetry.reading import Stream
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.analytics.evidence import mappings_of
-from app.analytics.pairing import ByMeter, Energy, Mapping
+from app.analytics.efficiency.evidence import mappings_of
+from app.analytics.efficiency.pairing import ByMeter, Energy, Mapping
 
 # Of a slice: vehicles times minutes. Its arrays and sets take some 100 MB, and half a second.
 _SLICE_MINUTES = 150_000

@@ -12,13 +12,13 @@ from litestar.params import QueryParameter
 from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.analytics.alerts.answer import AlertPage, Wanted, fetch_alerts
 from app.analytics.alerts.judge import EVIDENCE, Kind
-from app.analytics.ranking import By, EfficiencyRanking, Rankings
+from app.analytics.alerts.listing import AlertPage, Wanted, fetch_alerts
+from app.analytics.efficiency.ranking import By, EfficiencyRanking, Rankings
 from app.csv_rows import CSV, csv_rows, prefers_csv, stamp
 from app.database import driver_connection, translated_errors
 from app.errors import InvalidTimeRange
-from app.problems import AWAY, PARAMETER, problems
+from app.problem_answers import AWAY, PARAMETER, problems
 
 _PROBLEMS = problems({400: PARAMETER, 503: AWAY})
 _ALERT_COLUMNS = ("id", "kind", "stream", "deviceId", "meterIds", "vehicleIds", "openedAt", "closedAt", "text")

@@ -24,14 +24,14 @@ from psycopg.rows import scalar_row
 from app.database import TRANSIENT, UNAVAILABLE, connect
 from app.errors import SetupError
 from app.fleet.registry import register
-from app.ingest import insert
 from app.ingest.check import Rejected
 from app.ingest.history import journal
 from app.ingest.history.decoder import Decoded, Decoder, Opened, StreamRows
 from app.ingest.history.file import BLOCK_LINES
 from app.ingest.history.journal import Journal
-from app.ingest.insert import Row
-from app.ingest.quarantine import Source, keep_rejected
+from app.ingest.quarantine.keep import Source, keep_rejected
+from app.ingest.store import statements
+from app.ingest.store.statements import Row
 from app.telemetry.instant import DAY_US, EPOCH_US
 from app.telemetry.reading import Stream
 
@@ -64,9 +64,9 @@ class Importer:
     ) -> None:
         self._url = url
         self._tell, self._pause, self._reject = tell, pause, reject
-        self._connection: insert.Connection | None = None
+        self._connection: statements.Connection | None = None
         self._decoder = Decoder()
-        self._noted = insert.Noted()
+        self._noted = statements.Noted()
         self._prepared_days: set[int] = set()
         self._part_rows = BLOCK_LINES
         self._staged_until = 0.0
@@ -121,7 +121,7 @@ class Importer:
                 raise SetupError("Standard input begins like an earlier import, then differs: save it to a file.")
         raise AssertionError
 
-    async def _store(self, connection: insert.Connection, decoded: Decoded, before: Journal) -> Journal:
+    async def _store(self, connection: statements.Connection, decoded: Decoded, before: Journal) -> Journal:
         now = await journal.load(connection, before)
         if now.position == decoded.end.position:
             return now  # committed, but the answer was lost with the connection
@@ -149,7 +149,7 @@ class Importer:
 
     async def _commit(
         self,
-        connection: insert.Connection,
+        connection: statements.Connection,
         rows: StreamRows,
         before: Journal,
         following: Callable[[Journal, int], Journal],
@@ -158,7 +158,7 @@ class Importer:
         """Stores rows in one transaction, with the journal that follows; how many were there with other values."""
         days = {row[0] // DAY_US for of_stream in rows.values() for row in (of_stream[0], of_stream[-1])}
         if days and not self._prepared_days.issuperset(run := range(min(days), max(days) + 1)):
-            await insert.prepare_days(connection, run)
+            await statements.prepare_days(connection, run)
             self._prepared_days.update(run)
         if time.monotonic() >= self._staged_until:
             with suppress(psycopg.errors.UniqueViolation):
@@ -168,7 +168,7 @@ class Importer:
 
     async def _transaction(
         self,
-        connection: insert.Connection,
+        connection: statements.Connection,
         rows: StreamRows,
         before: Journal,
         following: Callable[[Journal, int], Journal],
@@ -178,16 +178,16 @@ class Importer:
     ) -> tuple[Journal, int]:
         inserted: StreamRows = {}
         conflicts = 0
-        async with insert.store_transaction(connection, staged=staged):
-            store = insert.insert_staged if staged else insert.insert_direct
+        async with statements.store_transaction(connection, staged=staged):
+            store = statements.insert_staged if staged else statements.insert_direct
             for stream, of_stream in rows.items():
                 outcome = await store(connection, stream, of_stream)
                 inserted[stream] = [of_stream[n] for n in sorted(outcome.inserted)] if staged else of_stream
                 conflicts += len(outcome.conflicting)
             for stream, of_stream in inserted.items():
-                await insert.merge_states(connection, stream, of_stream)
+                await statements.merge_states(connection, stream, of_stream)
             touched = self._noted.missing(inserted)
-            await insert.merge_touched(connection, touched)
+            await statements.merge_touched(connection, touched)
             if rejected:
                 await keep_rejected(connection, Source.IMPORT, list(rejected))
             after = following(before._replace(ahead=before.ahead + sum(map(len, inserted.values()))), conflicts)
@@ -196,15 +196,15 @@ class Importer:
         self._noted.add(touched)
         return after, conflicts
 
-    async def _connected(self) -> insert.Connection:
+    async def _connected(self) -> statements.Connection:
         if self._connection is None or self._connection.closed:
             self._connection = await connect(self._url)
-            insert.prepare_connection(self._connection)
+            statements.prepare_connection(self._connection)
         return self._connection
 
     async def _retried(
         self,
-        work: Callable[Concatenate[insert.Connection, Arguments], Awaitable[Result]],
+        work: Callable[Concatenate[statements.Connection, Arguments], Awaitable[Result]],
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> Result:
@@ -228,17 +228,19 @@ def _in_thread(
     return asyncio.create_task(asyncio.to_thread(work, *args, **kwargs))
 
 
-async def _register(connection: insert.Connection, unknown: Mapping[Stream, set[str]]) -> dict[Stream, dict[str, int]]:
+async def _register(
+    connection: statements.Connection, unknown: Mapping[Stream, set[str]]
+) -> dict[Stream, dict[str, int]]:
     """The ids of these devices, new ones without limit."""
     ids: dict[Stream, dict[str, int]] = {stream: {} for stream in unknown}
     for stream, names in unknown.items():
         if names:
-            async with insert.transaction(connection):
+            async with statements.transaction(connection):
                 ids[stream] = await register(connection, stream, names, per_hour=None)
     return ids
 
 
-async def _oldest_us(connection: insert.Connection) -> int:
+async def _oldest_us(connection: statements.Connection) -> int:
     cursor = connection.cursor(binary=True, row_factory=scalar_row)
     (oldest,) = await (await cursor.execute("SELECT importable_from()")).fetchall()
     return int(oldest) + EPOCH_US

@@ -8,7 +8,7 @@ from psycopg.rows import class_row
 from psycopg.types.multirange import Multirange
 from psycopg.types.range import Range
 
-from app.ingest.insert import Connection
+from app.ingest.store.statements import Connection
 from app.telemetry.instant import DAY_US, instant
 
 

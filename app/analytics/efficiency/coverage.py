@@ -6,9 +6,9 @@ from typing import Literal, TypeAlias
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.analytics.evidence import fetch_minutes, fetch_sides, pair_sides
+from app.analytics.efficiency.evidence import fetch_minutes, fetch_sides, pair_sides
+from app.analytics.efficiency.pairing import Evidence
 from app.analytics.freshness import fetch_instants
-from app.analytics.pairing import Evidence
 from app.analytics.window import Window
 from app.database import snapshot
 

@@ -6,7 +6,7 @@ batch does not wait.
 1. The group's unknown devices are registered, in a transaction of their own; readings of those beyond the limit of new
    devices are rejected.
 2. Its readings are split into parts (parts.py), each one transaction: readings, latest states, touched hours
-   (insert.py).
+   (statements.py).
 3. COPY goes direct. When a key is there already, the part is done again through a temporary table, and so is every part
    of the next half minute: retries come in runs, and an aborted COPY leaves dead rows behind.
 4. When a part fails on its data, its batches are stored singly: one batch never fails another.
@@ -26,14 +26,14 @@ import psycopg
 
 from app.database import RETRY_AFTER, TRANSIENT, UNAVAILABLE, connect, translated
 from app.errors import StoreBusy
-from app.ingest import insert
+from app.ingest.batch import Receipt
 from app.ingest.check import Batch
 from app.ingest.counters import WAITING, count
-from app.ingest.devices import DeviceIds
-from app.ingest.insert import Row
-from app.ingest.parts import Part, Pending, rows_of, split
-from app.ingest.quarantine import Source, keep_rejected
-from app.ingest.receipt import Receipt
+from app.ingest.quarantine.keep import Source, keep_rejected
+from app.ingest.store import statements
+from app.ingest.store.device_ids import DeviceIds
+from app.ingest.store.statements import Row
+from app.ingest.store.transactions import Part, Pending, rows_of, split
 from app.telemetry.reading import Stream
 
 # Large enough that a transaction's fixed costs vanish; what waits meanwhile gets decoded.
@@ -57,12 +57,12 @@ class Writer:
         self._waiting_readings = 0
         self._wake = asyncio.Event()
         self._closing = False
-        self._connection: insert.Connection | None = None
+        self._connection: statements.Connection | None = None
         self._ids = DeviceIds(new_devices_per_hour)
         self._group_readings = GROUP_READINGS
         self._staged_until = 0.0
         self._prepared_days: set[int] = set()
-        self._noted = insert.Noted()
+        self._noted = statements.Noted()
 
     async def store(self, batch: Batch, source: Source) -> Receipt:
         """The receipt, after COMMIT. Raises StoreBusy or StoreUnavailable; the batch may then be sent again.
@@ -131,7 +131,7 @@ class Writer:
                 count(receipt)
                 pending.answered.set_result(receipt)
 
-    async def _keep_rejected(self, connection: insert.Connection, group: list[Pending]) -> None:
+    async def _keep_rejected(self, connection: statements.Connection, group: list[Pending]) -> None:
         for source in Source:
             refused = [pending for pending in group if pending.source is source and pending.batch.rejected]
             rejected = [reading for pending in refused for reading in pending.batch.rejected]
@@ -140,13 +140,13 @@ class Writer:
                 for pending in refused:
                     pending.committed_at = committed_at
 
-    async def _connected(self) -> insert.Connection:
+    async def _connected(self) -> statements.Connection:
         if self._connection is None or self._connection.closed:
             self._connection = await connect(self._url)
-            insert.prepare_connection(self._connection)
+            statements.prepare_connection(self._connection)
         return self._connection
 
-    async def _store_part(self, connection: insert.Connection, part: Part) -> None:
+    async def _store_part(self, connection: statements.Connection, part: Part) -> None:
         try:
             await _retried(self._commit_on_days, connection, part)
         except UNAVAILABLE:
@@ -158,17 +158,17 @@ class Writer:
             for one in part.slices:
                 await self._store_part(connection, part._replace(slices=[one]))
 
-    async def _commit_on_days(self, connection: insert.Connection, part: Part) -> None:
+    async def _commit_on_days(self, connection: statements.Connection, part: Part) -> None:
         days = part.days()
         if self._prepared_days.issuperset(days):
             # It fails where retention has dropped the partition of an old day since.
             with suppress(psycopg.errors.CheckViolation):
                 return await self._commit_part(connection, part)
-        await insert.prepare_days(connection, days)
+        await statements.prepare_days(connection, days)
         self._prepared_days.update(days)
         await self._commit_part(connection, part)
 
-    async def _commit_part(self, connection: insert.Connection, part: Part) -> None:
+    async def _commit_part(self, connection: statements.Connection, part: Part) -> None:
         if time.monotonic() >= self._staged_until:
             try:
                 return await self._commit(connection, part, staged=False)
@@ -176,20 +176,20 @@ class Writer:
                 self._staged_until = time.monotonic() + STAGED_SECONDS
         await self._commit(connection, part, staged=True)
 
-    async def _commit(self, connection: insert.Connection, part: Part, *, staged: bool) -> None:
+    async def _commit(self, connection: statements.Connection, part: Part, *, staged: bool) -> None:
         rows = {stream: rows for stream in Stream if (rows := part.rows(stream))}
-        outcomes: dict[Stream, insert.Outcome] = {}
+        outcomes: dict[Stream, statements.Outcome] = {}
         inserted: dict[Stream, list[Row]] = {}
-        async with insert.store_transaction(connection, staged=staged):
-            store = insert.insert_staged if staged else insert.insert_direct
+        async with statements.store_transaction(connection, staged=staged):
+            store = statements.insert_staged if staged else statements.insert_direct
             for stream in rows:
                 outcomes[stream] = await store(connection, stream, rows[stream])
                 inserted[stream] = sorted((rows[stream][n] for n in outcomes[stream].inserted), key=itemgetter(0))
             for stream in rows:
-                await insert.merge_states(connection, stream, inserted[stream])
+                await statements.merge_states(connection, stream, inserted[stream])
             touched = self._noted.missing(inserted)
-            await insert.merge_touched(connection, touched)
-            committed_at = await insert.clock(connection)
+            await statements.merge_touched(connection, touched)
+            committed_at = await statements.clock(connection)
         self._noted.add(touched)
         for one in part.slices:
             one.pending.committed_at = committed_at
@@ -208,7 +208,7 @@ async def _retried(
     return await work(*args, **kwargs)
 
 
-def _count(part: Part, stream: Stream, outcome: insert.Outcome) -> None:
+def _count(part: Part, stream: Stream, outcome: statements.Outcome) -> None:
     """Gives each batch its share of what became of the part's rows, which stand in the order of the batches."""
     position = 0
     for pending, rows in part.slices:

@@ -11,13 +11,13 @@ from litestar.di import NamedDependency
 from litestar.exceptions import InternalServerException
 
 from app.errors import AllRejected, MalformedBody, UnsupportedMediaType
-from app.ingest.body import drain, read_body
+from app.ingest.batch import Receipt
 from app.ingest.decode import LARGE_BODY_BYTES, MediaType, decode_batch
-from app.ingest.openapi import MeterBatch, MixedBatch, VehicleBatch
-from app.ingest.quarantine import Source
-from app.ingest.receipt import Receipt
-from app.ingest.writer import Writer
-from app.problems import problems
+from app.ingest.http.body import drain, read_body
+from app.ingest.http.openapi import MeterBatch, MixedBatch, VehicleBatch
+from app.ingest.quarantine.keep import Source
+from app.ingest.store.writer import Writer
+from app.problem_answers import problems
 from app.telemetry.reading import Stream
 
 Incoming = Request[Any, Any, Any]

@@ -27,12 +27,12 @@ from typing import IO, Any
 
 import psycopg
 
-from app.binaries import Binaries, find_binaries, matching, record
 from app.errors import SetupError
+from app.postgres.binaries import Binaries, find_binaries, matching, record
 
 __all__ = ["Binaries", "find_binaries", "running"]
 
-CONFIGURATION = Path(__file__).parent.parent / "timescale" / "postgresql.conf"
+CONFIGURATION = Path(__file__).resolve().parents[2] / "timescale" / "postgresql.conf"
 # Whom the server trusts is who may enter its socket's directory. `peer` would prove nothing: in root's namespace every
 # foreign user appears as 65534, the server's own id (another user did get in by it).
 INITDB = ("--username=wattline", "--encoding=UTF8", "--locale=C", "--auth-local=trust", "--auth-host=reject")

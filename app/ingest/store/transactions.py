@@ -4,11 +4,11 @@ import asyncio
 from collections import defaultdict
 from typing import NamedTuple
 
+from app.ingest.batch import Receipt, Rejection
 from app.ingest.check import Batch
-from app.ingest.devices import DeviceIds
-from app.ingest.insert import Row
-from app.ingest.quarantine import Source
-from app.ingest.receipt import Receipt, Rejection
+from app.ingest.quarantine.keep import Source
+from app.ingest.store.device_ids import DeviceIds
+from app.ingest.store.statements import Row
 from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US, instant
 from app.telemetry.reading import Stream
 

@@ -7,7 +7,7 @@ import psycopg
 
 from app.fleet.registry import register
 from app.ingest.check import Batch, Rejected, rejected
-from app.ingest.insert import transaction
+from app.ingest.store.statements import transaction
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
 

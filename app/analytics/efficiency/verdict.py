@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from app.analytics.pairing import Pairing
+from app.analytics.efficiency.pairing import Pairing
 
 ENOUGH_AC_MILLIWH = 500_000
 POSSIBLE_RATIO = 1.02

@@ -6,8 +6,8 @@ from datetime import datetime
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.analytics.efficiency import Status, efficiency_ratio, judge
-from app.analytics.evidence import fetch_minutes, fetch_sides, pair_sides
+from app.analytics.efficiency.evidence import fetch_minutes, fetch_sides, pair_sides
+from app.analytics.efficiency.verdict import Status, efficiency_ratio, judge
 from app.analytics.freshness import fetch_instants
 from app.analytics.window import Window
 from app.database import snapshot

@@ -9,9 +9,9 @@ import msgspec
 from psycopg import AsyncConnection, sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.analytics.efficiency import ENOUGH_AC_MILLIWH, Status, efficiency_ratio, judge
-from app.analytics.pairing import Pairing
-from app.analytics.performance import Coverage
+from app.analytics.efficiency.pairing import Pairing
+from app.analytics.efficiency.performance import Coverage
+from app.analytics.efficiency.verdict import ENOUGH_AC_MILLIWH, Status, efficiency_ratio, judge
 from app.analytics.window import CALENDAR_HOURS, Window, window_of
 from app.database import driver_connection
 from app.settings import Settings

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, ColumnElement, Integer, bindparam, cast, func, select, union
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.analytics.pairing import Evidence, Mapping, MeterMinute, VehicleMinute, pair
+from app.analytics.efficiency.pairing import Evidence, Mapping, MeterMinute, VehicleMinute, pair
 from app.errors import InvalidTimeRange
 from app.tables import meter_minute, vehicle, vehicle_meter, vehicle_minute
 

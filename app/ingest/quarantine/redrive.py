@@ -14,9 +14,9 @@ import psycopg
 from app.errors import ServiceError
 from app.ingest.check import MAX_AGE_US, REJECTIONS, Batch, rejected
 from app.ingest.decode import MediaType, decode_batch
-from app.ingest.kept import Kept, Wanted, fetch_after, settle
-from app.ingest.quarantine import Source
-from app.ingest.writer import Writer
+from app.ingest.quarantine.keep import Source
+from app.ingest.quarantine.rows import Kept, Wanted, fetch_after, settle
+from app.ingest.store.writer import Writer
 from app.telemetry.reading import Stream
 
 # At 64 KiB each, 32 MB at most are in memory.

@@ -7,7 +7,7 @@ from enum import StrEnum
 import psycopg
 
 from app.ingest.check import Rejected
-from app.ingest.insert import clock, transaction
+from app.ingest.store.statements import clock, transaction
 
 
 class Source(StrEnum):

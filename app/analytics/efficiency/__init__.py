@@ -1,0 +1,1 @@
+"""How much of the AC energy reached the batteries: evidence, pairing, verdict, answers."""

@@ -1,0 +1,1 @@
+"""Readings over HTTP: the routes, their bodies, and their description in /schema."""

@@ -1,0 +1,1 @@
+"""Rejected readings: stored with their reason, looked at, driven again."""

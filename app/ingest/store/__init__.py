@@ -1,0 +1,1 @@
+"""The one store: every way in ends here."""

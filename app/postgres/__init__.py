@@ -1,0 +1,1 @@
+"""Wattline's own PostgreSQL: finding the programs, starting and stopping the server."""
