@@ -5,14 +5,10 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from enum import EnumMeta
-from types import NoneType
-from typing import Any, get_args
 
 import structlog
-from litestar import Litestar, Request, Response
+from litestar import Litestar
 from litestar.di import Provide
-from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
@@ -34,15 +30,7 @@ from app.analytics.routes import (
 from app.dashboard.live import Hub, get_fleet_live
 from app.dashboard.routes import get_asset, get_page
 from app.database import create_pool
-from app.errors import (
-    BodyTooLarge,
-    InternalError,
-    InvalidParameter,
-    MethodNotAllowed,
-    NotFound,
-    ServiceError,
-    SetupError,
-)
+from app.errors import SetupError
 from app.fleet.routes import get_mappings, get_meter_states, get_vehicle_states, post_mapping
 from app.ingest.http.openapi import READINGS
 from app.ingest.http.routes import post_batch, post_meter_batch, post_vehicle_batch
@@ -53,7 +41,8 @@ from app.ops.logging import configure_logging, log_requests
 from app.ops.maintenance import maintain_forever
 from app.ops.metrics import get_metrics
 from app.ops.server import before_stop, follow_parent
-from app.problem_answers import operation_id
+from app.parameters import refuse_unknown_parameters
+from app.problem_answers import answer_problem, operation_id
 from app.settings import Settings
 from app.webhooks.deliver import tell_forever
 
@@ -186,82 +175,6 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
     app.openapi_schema.components.schemas |= READINGS
     # Around the router, not inside: what it refuses is logged too.
     return log_requests(app)
-
-
-async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
-    """A call that takes parameters takes no others: a misspelt one would be answered as if it were not there."""
-    if not request.scope["query_string"]:
-        return
-    path = (request.app.openapi_schema.paths or {}).get(request.scope["path_template"])
-    operation = getattr(path, request.method.lower(), None)
-    known = [
-        parameter.name for parameter in getattr(operation, "parameters", None) or [] if parameter.param_in == "query"
-    ]
-    if known and (unknown := sorted(request.query_params.keys() - known)):
-        raise InvalidParameter(f"{', '.join(unknown)}: There is no such parameter, but {', '.join(known)}.")
-
-
-def answer_problem(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
-    """The one error response: a problem document, whatever went wrong wherever."""
-    ours = error if isinstance(error, ServiceError) else _as_service_error(request, error)
-    if isinstance(ours, InternalError):
-        _log.error("unexpected_error", exc_info=error)
-    return Response(
-        ours.problem(), status_code=ours.status, headers=ours.headers, media_type="application/problem+json"
-    )
-
-
-def _as_service_error(request: Request[Any, Any, Any], error: Exception) -> ServiceError:
-    match error:
-        case NotFoundException():
-            return NotFound("There is nothing at this path; /schema lists the calls.")
-        case MethodNotAllowedException():
-            return MethodNotAllowed(headers=dict(error.headers or {}))
-        case HTTPException(status_code=413):
-            return BodyTooLarge()
-        case HTTPException(status_code=400):
-            return InvalidParameter(_first_fault(request, error))
-        case _:
-            return InternalError()
-
-
-def _first_fault(request: Request[Any, Any, Any], error: HTTPException) -> str:
-    match error.extra:
-        case [{"message": message, "key": key}, *_]:
-            # Litestar tells our name for the parameter, not the client's.
-            handler = request.route_handler
-            signatures = [handler.parsed_fn_signature]
-            signatures += [provider.parsed_fn_signature for provider in handler.resolve_dependencies().values()]
-            parameter = {name: of for each in signatures for name, of in each.parameters.items()}[key]
-            name = getattr(parameter.kwarg_definition, "name", None) or key
-            return f"{name}: {_in_words(message, options=_options(parameter.annotation))}"
-        case _:
-            return error.detail
-
-
-def _options(annotation: object) -> list[str]:
-    """The values of a Literal or an enum, or of such a one that may be absent."""
-    options = [option for option in get_args(annotation) or [annotation] if option is not NoneType]
-    return [str(value) for option in options for value in (option if isinstance(option, EnumMeta) else [option])]
-
-
-def _in_words(message: str, *, options: list[str]) -> str:
-    """What is wrong with a parameter, for one who does not know Python's names for types."""
-    if message.startswith("Invalid enum value"):
-        return f"Expected one of {', '.join(options)}."
-    for theirs, ours in _WORDS.items():
-        message = message.replace(theirs, ours)
-    return f"{message.rstrip(' .')}."
-
-
-_WORDS = {
-    "Invalid RFC3339 encoded datetime": "Write times as 2026-02-10T14:47:25Z; the + of another zone is %2B in a URL.",
-    "Expected `bool | null`, got `str`": "Expected true or false.",
-    "Expected `int | null`, got `str`": "Expected a whole number.",
-    "Expected `int`, got `str`": "Expected a whole number.",
-    "Expected `int` ": "Expected a number ",
-    "Expected `int | null` ": "Expected a number ",
-}
 
 
 def from_environ(*, mqtt: bool = False) -> ASGIApp:

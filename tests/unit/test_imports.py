@@ -17,7 +17,8 @@ DATABASE = {"errors", "problem_answers", "settings", "database", "tables"}
 # part of app/ -> the parts that it may import, besides itself
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "problem_answers": {"errors"},
+    "parameters": {"errors"},
+    "problem_answers": {"errors", "parameters"},
     "telemetry": set(),
     "tables": set(),
     "csv_rows": set(),
