@@ -1,4 +1,4 @@
-"""Connections to the database, and the one place where the driver's errors become Wattline's."""
+"""Connections to the database, and which errors of the driver pass by themselves."""
 
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -8,11 +8,10 @@ from typing import Any, cast
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from app.errors import InvalidParameter, MappingOverlap, SetupError, StoreBusy, StoreUnavailable
+from app.errors import SetupError
 
 # Worth another try with the same data: the transaction lost against another one.
 TRANSIENT = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable)
@@ -26,8 +25,6 @@ UNAVAILABLE = (
     psycopg.errors.IdleInTransactionSessionTimeout,
     psycopg.errors.ReadOnlySqlTransaction,
 )
-
-RETRY_AFTER = {"Retry-After": "1"}
 
 # What libpq itself would not show in a dialogue.
 _SECRETS = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.dispchar in (b"*", b"D")}
@@ -148,33 +145,3 @@ def shown_url(url: str) -> str | None:
     if "@" in name or ("@" in host and not host.startswith(("/", "@"))) or not re.fullmatch(r"[\d,]*", port):
         return None
     return make_conninfo(**{key: "***" if key in _SECRETS else value for key, value in given.items()})
-
-
-@contextmanager
-def translated_errors() -> Iterator[None]:
-    """Raises what the driver raised inside as one of ours; what has no translation is a bug and passes."""
-    try:
-        yield
-    except Exception as error:
-        ours = translated(error)
-        if ours is error:
-            raise
-        raise ours from error
-
-
-def translated(error: BaseException) -> BaseException:
-    """Our error for one of the driver's, else the error itself."""
-    match error.orig if isinstance(error, DBAPIError) else error:
-        case psycopg.errors.ExclusionViolation():
-            return MappingOverlap()
-        case psycopg.DataError(sqlstate=None):
-            # Refused by the driver, before the database: PostgreSQL's texts hold no NUL.
-            return InvalidParameter("A text holds a character that no id has.")
-        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedFunction():
-            return StoreUnavailable("The database is not migrated: run `wattline migrate`.", headers=RETRY_AFTER)
-        case away if isinstance(away, UNAVAILABLE):
-            return StoreUnavailable(headers=RETRY_AFTER)
-        case PoolTimeout():
-            return StoreBusy("All database connections are in use.", headers=RETRY_AFTER)
-        case _:
-            return error

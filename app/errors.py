@@ -46,11 +46,13 @@ class ServiceError(WattlineError):
 
     code: ClassVar[str]
     status: ClassVar[int]
+    retry_after_seconds: ClassVar[int | None] = None
 
     def __init__(self, detail: str | None = None, *, headers: dict[str, str] | None = None, **members: Any) -> None:
         super().__init__(detail or self.title())
         self.detail = detail or self.title()
-        self.headers = headers or {}
+        after = self.retry_after_seconds
+        self.headers = headers or ({} if after is None else {"Retry-After": str(after)})
         self.members = members
 
     @classmethod
@@ -145,7 +147,7 @@ class AllRejected(ServiceError):
 class TooManyNewDevices(ServiceError):
     """Too many new devices were registered within the hour."""
 
-    code, status = "too_many_new_devices", 429
+    code, status, retry_after_seconds = "too_many_new_devices", 429, 600
 
 
 class InternalError(ServiceError):
@@ -157,10 +159,10 @@ class InternalError(ServiceError):
 class StoreBusy(ServiceError):
     """More readings are waiting than the service holds; send the batch again."""
 
-    code, status = "store_busy", 503
+    code, status, retry_after_seconds = "store_busy", 503, 1
 
 
 class StoreUnavailable(ServiceError):
     """The database cannot be reached; send the batch again."""
 
-    code, status = "store_unavailable", 503
+    code, status, retry_after_seconds = "store_unavailable", 503, 1

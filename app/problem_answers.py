@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import psycopg
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
@@ -9,15 +10,21 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import Method
 from litestar.types.internal_types import PathParameterDefinition
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from app.database import UNAVAILABLE
 from app.errors import (
     BodyTooLarge,
     InternalError,
     InvalidParameter,
+    MappingOverlap,
     MethodNotAllowed,
     NotFound,
     Problem,
     ServiceError,
+    StoreBusy,
+    StoreUnavailable,
 )
 from app.parameters import first_fault
 
@@ -33,10 +40,30 @@ _log = structlog.get_logger()
 
 def answer_problem(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
     """The one error response: a problem document, whatever went wrong wherever."""
-    ours = error if isinstance(error, ServiceError) else _of_framework(request, error)
+    ours = translated(error) or _of_framework(request, error)
     if isinstance(ours, InternalError):
         _log.error("unexpected_error", exc_info=error)
     return Response(ours.problem(), status_code=ours.status, headers=ours.headers, media_type=_MEDIA_TYPE)
+
+
+def translated(error: Exception) -> ServiceError | None:
+    """The error as one of ours: itself, or the meaning of an error of the driver or the pool; None for a bug."""
+    match error.orig if isinstance(error, DBAPIError) else error:
+        case ServiceError() as ours:
+            return ours
+        case psycopg.errors.ExclusionViolation():
+            return MappingOverlap()
+        case psycopg.DataError(sqlstate=None):
+            # Refused by the driver, before the database: PostgreSQL's texts hold no NUL.
+            return InvalidParameter("A text holds a character that no id has.")
+        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedFunction():
+            return StoreUnavailable("The database is not migrated: run `wattline migrate`.")
+        case away if isinstance(away, UNAVAILABLE):
+            return StoreUnavailable()
+        case PoolTimeout():
+            return StoreBusy("All database connections are in use.")
+        case _:
+            return None
 
 
 def _of_framework(request: Request[Any, Any, Any], error: Exception) -> ServiceError:

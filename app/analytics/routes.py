@@ -28,7 +28,6 @@ from app.analytics.series import (
 from app.analytics.series_source import FLEET, METER, VEHICLE, WantedWidth
 from app.analytics.window import CALENDAR_HOURS, Window, window_of
 from app.csv_rows import CSV, csv_of_columns, prefers_csv, stamp
-from app.database import translated_errors
 from app.problem_answers import AWAY, PARAMETER, problems
 from app.settings import Settings
 
@@ -66,14 +65,13 @@ async def get_performance(
 ) -> Performance:
     """How much of the AC energy reached the vehicle's battery, with the evidence for it."""
     window = window_of(start, end, hours, now=datetime.now(UTC))
-    with translated_errors():
-        return await fetch_performance(
-            pool,
-            vehicle_id,
-            window,
-            gap_minutes=settings.pairing_gap_minutes,
-            low_efficiency=settings.low_efficiency,
-        )
+    return await fetch_performance(
+        pool,
+        vehicle_id,
+        window,
+        gap_minutes=settings.pairing_gap_minutes,
+        low_efficiency=settings.low_efficiency,
+    )
 
 
 @get(
@@ -91,8 +89,7 @@ async def get_vehicle_coverage(
 ) -> VehicleCoverage:
     """Which of a vehicle's minutes are paired, shared and unpaired."""
     window = window_of(start, end, hours, now=datetime.now(UTC))
-    with translated_errors():
-        return await fetch_coverage(pool, vehicle_id, window, gap_minutes=settings.pairing_gap_minutes)
+    return await fetch_coverage(pool, vehicle_id, window, gap_minutes=settings.pairing_gap_minutes)
 
 
 def get_series_window(start: Start = None, end: End = None, hours: Hours = None) -> Window:
@@ -113,9 +110,8 @@ async def get_meter_series(
     max_points: MaxPoints = 1_500,
 ) -> Response[MeterSeries]:
     """A meter over time, as columns; as CSV where `Accept` prefers text/csv."""
-    with translated_errors():
-        buckets = choose_bucket(METER, window, wanted, max_points, await fetch_kept(pool, window, wanted))
-        return _as_accepted(request, await fetch_meter_series(pool, meter_id, buckets))
+    buckets = choose_bucket(METER, window, wanted, max_points, await fetch_kept(pool, window, wanted))
+    return _as_accepted(request, await fetch_meter_series(pool, meter_id, buckets))
 
 
 @get("/v1/analytics/vehicles/{vehicle_id:str}/series", tags=["analytics"], dependencies=_WINDOW, responses=_SERIES)
@@ -130,9 +126,8 @@ async def get_vehicle_series(
 ) -> Response[VehicleSeries]:
     """A vehicle over time, with its efficiency, as columns; as CSV where `Accept` prefers text/csv."""
     gap_minutes = settings.pairing_gap_minutes
-    with translated_errors():
-        buckets = choose_bucket(VEHICLE, window, wanted, max_points, await fetch_kept(pool, window, wanted))
-        return _as_accepted(request, await fetch_vehicle_series(pool, vehicle_id, buckets, gap_minutes=gap_minutes))
+    buckets = choose_bucket(VEHICLE, window, wanted, max_points, await fetch_kept(pool, window, wanted))
+    return _as_accepted(request, await fetch_vehicle_series(pool, vehicle_id, buckets, gap_minutes=gap_minutes))
 
 
 @get(
@@ -149,9 +144,8 @@ async def get_fleet_series(
     max_points: MaxPoints = 1_500,
 ) -> Response[FleetSeries]:
     """All meters and vehicles over time, as columns; as CSV where `Accept` prefers text/csv."""
-    with translated_errors():
-        buckets = choose_bucket(FLEET, window, wanted, max_points, await fetch_kept(pool, window, wanted))
-        return _as_accepted(request, await fetch_fleet_series(pool, buckets))
+    buckets = choose_bucket(FLEET, window, wanted, max_points, await fetch_kept(pool, window, wanted))
+    return _as_accepted(request, await fetch_fleet_series(pool, buckets))
 
 
 def _as_accepted(request: Incoming, series: MeterSeries | VehicleSeries | FleetSeries) -> Response[Any]:
@@ -195,8 +189,7 @@ async def get_meter_readings(
     request: Incoming, meter_id: FromPath[str], pool: NamedDependency[AsyncEngine], window: NamedDependency[Window]
 ) -> Stream:
     """A meter's readings as they were sent, as CSV; as NDJSON where `Accept` prefers application/x-ndjson."""
-    with translated_errors():
-        return await export_readings(pool, METERS, meter_id, window, request.accept)
+    return await export_readings(pool, METERS, meter_id, window, request.accept)
 
 
 @get(
@@ -209,13 +202,11 @@ async def get_vehicle_readings(
     request: Incoming, vehicle_id: FromPath[str], pool: NamedDependency[AsyncEngine], window: NamedDependency[Window]
 ) -> Stream:
     """A vehicle's readings as they were sent, as CSV; as NDJSON where `Accept` prefers application/x-ndjson."""
-    with translated_errors():
-        return await export_readings(pool, VEHICLES, vehicle_id, window, request.accept)
+    return await export_readings(pool, VEHICLES, vehicle_id, window, request.accept)
 
 
 @get("/v1/analytics/freshness", tags=["analytics"], responses=problems({503: AWAY}))
 async def get_freshness(pool: NamedDependency[AsyncEngine]) -> Freshness:
     """How fresh the answers are, and how many of the devices report."""
-    with translated_errors():
-        async with pool.connect() as connection:
-            return await fetch_freshness(connection)
+    async with pool.connect() as connection:
+        return await fetch_freshness(connection)

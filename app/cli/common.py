@@ -9,7 +9,7 @@ from typing import TypeVar
 import click
 import psycopg
 
-from app.database import connect, translated, unreachable
+from app.database import connect, unreachable
 from app.errors import ServiceError, SetupError
 from app.migrate import current_revision, migrate, newest_revision
 from app.postgres.embedded import running
@@ -66,10 +66,10 @@ def on_database(work: Callable[[psycopg.AsyncConnection, str], Awaitable[Result]
         except psycopg.OperationalError as error:
             raise SetupError(f"The database is away: {error}") from error
         except (psycopg.Error, ServiceError) as error:
+            from app.problem_answers import translated  # here: with Litestar, a command would take 0.3 s longer
+
             ours = translated(error)
-            raise SetupError(
-                ours.detail if isinstance(ours, ServiceError) else f"The database refuses: {ours}"
-            ) from error
+            raise SetupError(ours.detail if ours else f"The database refuses: {error}") from error
 
 
 def counted(count: int, noun: str) -> str:

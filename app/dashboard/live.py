@@ -16,11 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.analytics.freshness import fetch_freshness
 from app.analytics.series import Buckets, FleetColumns, fetch_fleet_series
 from app.analytics.window import AHEAD
-from app.database import RETRY_AFTER, translated_errors
-from app.errors import ServiceError, StoreBusy
+from app.errors import StoreBusy
 from app.fleet.states import VehicleState, vehicle_states
 from app.ops.server import cut_off
-from app.problem_answers import AWAY, problems
+from app.problem_answers import AWAY, problems, translated
 from app.tables import alert_transition
 
 MAX_LISTENERS = 200
@@ -100,10 +99,11 @@ class Hub:
             while self._listeners:
                 soonest = asyncio.create_task(asyncio.sleep(_PERIOD_S))
                 try:
-                    with translated_errors():
-                        events = await news.ask(self._pool)
-                except ServiceError as error:
-                    events = {"problem": error.problem()}
+                    events = await news.ask(self._pool)
+                except Exception as error:
+                    if (ours := translated(error)) is None:
+                        raise
+                    events = {"problem": ours.problem()}
                 self._tell(b"".join(_encoded(name, data) for name, data in events.items()))
                 await soonest
         except Exception:  # noqa: BLE001 - a fault here ends the streams, not the service; listeners come back
@@ -193,7 +193,7 @@ def _encoded(name: str, data: object) -> bytes:
 async def get_fleet_live(hub: NamedDependency[Hub], request: Request[Any, Any, Any]) -> Stream:
     """Server-sent events: `fleet` about each second, `states` and `alerts` when there is something new."""
     if hub.is_full:
-        raise StoreBusy("Too many are listening.", headers=RETRY_AFTER)
+        raise StoreBusy("Too many are listening.")
     return Stream(
         hub.listen(request.client and (request.client.host, int(request.client.port))),  # the server's port is a str
         media_type="text/event-stream",

@@ -83,7 +83,7 @@ async def map_vehicle(
         *(await register(connection, Stream.METER, [wanted.meter_id], per_hour=new_devices_per_hour)).values(),
     ]
     if len(ids) < 2:
-        raise TooManyNewDevices(headers={"Retry-After": "600"})
+        raise TooManyNewDevices
     vehicle, meter = ids
     async with connection.transaction():
         wanted = await _by_todays_names(connection, wanted, vehicle, meter)

@@ -17,7 +17,7 @@ from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.csv_rows import CSV, csv_of_structs, prefers_csv
-from app.database import driver_connection, translated_errors
+from app.database import driver_connection
 from app.errors import InvalidParameter, MalformedBody, UnsupportedMediaType
 from app.fleet.mapping import VehicleMapping, map_vehicle, mapping_history
 from app.fleet.states import MeterState, VehicleState, meter_states, vehicle_states
@@ -78,13 +78,12 @@ async def post_mapping(
     except InternalServerException:
         # The client went away: nobody reads the answer, and it is no bug.
         raise MalformedBody("The connection was closed before the end of the body.") from None
-    with translated_errors():
-        async with driver_connection(pool) as connection:
-            return await map_vehicle(
-                connection,
-                VehicleMapping(wanted.vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to),
-                new_devices_per_hour=settings.new_devices_per_hour,
-            )
+    async with driver_connection(pool) as connection:
+        return await map_vehicle(
+            connection,
+            VehicleMapping(wanted.vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to),
+            new_devices_per_hour=settings.new_devices_per_hour,
+        )
 
 
 def _decode(body: bytes, media_type: str) -> WantedMapping:
@@ -109,9 +108,8 @@ async def get_mappings(
     """The history of the mappings of a vehicle, to a meter, or of both; oldest first."""
     if vehicle_id is None and meter_id is None:
         raise InvalidParameter("Give vehicleId or meterId.")
-    with translated_errors():
-        async with driver_connection(pool) as connection:
-            return await mapping_history(connection, vehicle_id, meter_id)
+    async with driver_connection(pool) as connection:
+        return await mapping_history(connection, vehicle_id, meter_id)
 
 
 @get("/v1/analytics/meters/states", tags=["analytics"], responses=problems({400: PARAMETER, 503: AWAY}))
@@ -119,9 +117,8 @@ async def get_meter_states(
     request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
 ) -> Response[list[MeterState]]:
     """The latest state of every meter, by id; as CSV where `Accept` prefers text/csv."""
-    with translated_errors():
-        async with pool.connect() as connection:
-            states = await meter_states(connection, limit=limit, after=after)
+    async with pool.connect() as connection:
+        states = await meter_states(connection, limit=limit, after=after)
     last = [state.meter_id for state in states[-1:]]
     return _as_accepted(request, MeterState, states, _next_page("meters", limit, last, len(states)))
 
@@ -131,9 +128,8 @@ async def get_vehicle_states(
     request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
 ) -> Response[list[VehicleState]]:
     """The latest state of every vehicle, by id; as CSV where `Accept` prefers text/csv."""
-    with translated_errors():
-        async with pool.connect() as connection:
-            states = await vehicle_states(connection, limit=limit, after=after)
+    async with pool.connect() as connection:
+        states = await vehicle_states(connection, limit=limit, after=after)
     last = [state.vehicle_id for state in states[-1:]]
     return _as_accepted(request, VehicleState, states, _next_page("vehicles", limit, last, len(states)))
 

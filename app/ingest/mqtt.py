@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from paho.mqtt.client import topic_matches_sub
 
 from app.broker import Message, Session, shown_address
-from app.errors import BodyTooLarge, InternalError, ServiceError, StoreBusy, StoreUnavailable, UnsupportedMediaType
+from app.errors import BodyTooLarge, InternalError, ServiceError, StoreBusy, UnsupportedMediaType
 from app.ingest import counters
 from app.ingest.batch import Receipt
 from app.ingest.check import PAYLOAD_LIMIT_BYTES, Batch, Rejected, is_id
@@ -46,7 +46,7 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
 
 # What ends without the message being changed; the rest, and these of the database, are of the message's data.
-PASSING = (StoreBusy, StoreUnavailable, psycopg.Error)
+PASSING = (StoreBusy, psycopg.Error)
 OF_DATA = (psycopg.DataError, psycopg.IntegrityError)
 
 _log = structlog.get_logger()
@@ -154,8 +154,7 @@ class Consumer:
         self._quarantined.inc(len({bisect_right(ends, rejection.index) for rejection in receipt.rejected}))
 
     async def _pause(self, error: Exception) -> None:
-        reason = error.detail if isinstance(error, ServiceError) else str(error)
-        _log.warning("mqtt_store_waits", reason=reason, retry_seconds=self._pause_seconds)
+        _log.warning("mqtt_store_waits", reason=str(error), retry_seconds=self._pause_seconds)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), self._pause_seconds)
         self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)

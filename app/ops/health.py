@@ -5,12 +5,12 @@ from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import __version__
-from app.database import translated_errors
-from app.errors import ServiceError
 from app.migrate import newest_revision
+from app.problem_answers import translated
 
 
 class Live(msgspec.Struct, frozen=True):
@@ -54,11 +54,12 @@ async def get_ready(pool: NamedDependency[AsyncEngine]) -> Response[Ready]:
 async def _look(pool: AsyncEngine) -> Ready:
     needed = newest_revision()
     try:
-        with translated_errors():
-            async with pool.connect() as connection:
-                postgresql, timescaledb, migrated = (await connection.execute(_VERSIONS)).one()
-                engine, revision = (await connection.execute(_MIGRATION)).one() if migrated else (None, None)
-    except ServiceError:
+        async with pool.connect() as connection:
+            postgresql, timescaledb, migrated = (await connection.execute(_VERSIONS)).one()
+            engine, revision = (await connection.execute(_MIGRATION)).one() if migrated else (None, None)
+    except SQLAlchemyError as error:
+        if translated(error) is None:
+            raise
         return Ready("database_away", __version__, needed)
     status = "ok" if revision == needed else "not_migrated"
     return Ready(status, __version__, needed, revision, engine, postgresql, timescaledb)

@@ -5,10 +5,10 @@ from litestar.di import NamedDependency
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.database import translated_errors
-from app.errors import ServiceError
+from app.problem_answers import translated
 
 REQUEST_SECONDS = Histogram(
     "wattline_request_seconds",
@@ -38,10 +38,11 @@ async def get_metrics(pool: NamedDependency[AsyncEngine]) -> Response[bytes]:
     """Counters since the start of the process, and gauges of the database while it can be asked; for Prometheus."""
     of_database = CollectorRegistry()
     try:
-        with translated_errors():
-            async with pool.connect() as connection:
-                await _gauge(connection, of_database)
-    except ServiceError:
+        async with pool.connect() as connection:
+            await _gauge(connection, of_database)
+    except SQLAlchemyError as error:
+        if translated(error) is None:
+            raise
         of_database = CollectorRegistry()
     return Response(
         generate_latest(REGISTRY) + generate_latest(of_database), headers={"Content-Type": CONTENT_TYPE_LATEST}

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 import structlog
 
+from app import database
 from app.settings import Settings
 from tests.fixtures.sending import map_vehicle, meter, minutes_ago, problem, vehicle
 from tests.fixtures.service import free_port, service
@@ -146,8 +147,13 @@ async def away() -> AsyncIterator[httpx.AsyncClient]:
 
 async def test_without_its_database_it_says_so_and_when_to_come_again(away: httpx.AsyncClient) -> None:
     answers = [
-        await away.get(path) for path in (PERFORMANCE, STATES, "/v1/analytics/freshness", f"{MAPPING}?vehicleId=V1")
+        await away.get(f"/v1/analytics/{path}")
+        for path in (
+            *("performance/V1", "vehicles/V1/coverage", "vehicles/states", "alerts", "efficiency", "freshness"),
+            *("meters/M1/series", "vehicles/V1/series", "fleet/series", "meters/M1/readings", "vehicles/V1/readings"),
+        )
     ]
+    answers += [await away.get(f"{MAPPING}?vehicleId=V1")]
     answers += [await away.post(TELEMETRY, json=[meter(minutes_ago(1)), vehicle(minutes_ago(1))])]
     answers += [await map_vehicle(away, "V1", "M1")]
     for answer in answers:
@@ -156,6 +162,27 @@ async def test_without_its_database_it_says_so_and_when_to_come_again(away: http
         assert "127.0.0.1" not in json.dumps(document)
     ready = await away.get("/health/ready")
     assert (ready.status_code, ready.json()["status"]) == (503, "database_away")
+
+
+async def test_a_text_that_the_database_cannot_hold_is_no_id(client: httpx.AsyncClient) -> None:
+    for path in f"{MAPPING}?vehicleId=%00", "/v1/analytics/alerts?vehicleId=%00", f"{STATES}?after=%00":
+        refused = problem(await client.get(path), 400, "invalid_parameter")
+        assert refused["detail"] == "A text holds a character that no id has."
+
+
+async def test_a_pool_without_a_free_connection_is_503_and_when_to_come_again(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_CONNECT_TIMEOUT_S", 0.5)
+    async with service(Settings(database_url=database_url, pool_max_size=1)) as client:
+        with psycopg.connect(database_url) as other:
+            other.execute("LOCK TABLE vehicle_state IN ACCESS EXCLUSIVE MODE")
+            asked = [asyncio.create_task(client.get(STATES)) for _ in range(2)]
+            (refused,), _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        assert sorted([(await task).status_code for task in asked]) == [200, 503]
+    answer = refused.result()
+    assert problem(answer, 503, "store_busy")["detail"] == "All database connections are in use."
+    assert int(answer.headers["retry-after"]) > 0
 
 
 async def test_a_full_queue_is_503_and_when_to_come_again(database_url: str) -> None:

@@ -18,7 +18,7 @@ DATABASE = {"errors", "problem_answers", "settings", "database", "tables"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "parameters": {"errors"},
-    "problem_answers": {"errors", "parameters"},
+    "problem_answers": {"database", "errors", "parameters"},
     "telemetry": set(),
     "tables": set(),
     "csv_rows": set(),

@@ -16,7 +16,7 @@ from app.analytics.alerts.judge import EVIDENCE, Kind
 from app.analytics.alerts.listing import AlertPage, Wanted, fetch_alerts
 from app.analytics.efficiency.ranking import By, EfficiencyRanking, Rankings
 from app.csv_rows import CSV, csv_rows, prefers_csv, stamp
-from app.database import driver_connection, translated_errors
+from app.database import driver_connection
 from app.errors import InvalidTimeRange
 from app.problem_answers import AWAY, PARAMETER, problems
 
@@ -54,9 +54,8 @@ async def get_alerts(
     if any(at is not None and at.tzinfo is None for at in (start, end)):
         raise InvalidTimeRange("`from` and `to` need a time zone.")
     wanted = Wanted(is_open, kind, vehicle_id, meter_id, None, start, end, after, limit)
-    with translated_errors():
-        async with driver_connection(pool) as connection:
-            answer = await fetch_alerts(connection, wanted)
+    async with driver_connection(pool) as connection:
+        answer = await fetch_alerts(connection, wanted)
     headers = {"Vary": "Accept"}
     if len(answer.alerts) == limit:
         query = {**dict(request.query_params), "after": answer.alerts[-1].id}
@@ -86,8 +85,7 @@ async def get_efficiency(
     ] = None,
 ) -> Response[EfficiencyRanking]:
     """The efficiency of the fleet and of its worst devices, by whole hours; as CSV where `Accept` prefers text/csv."""
-    with translated_errors():
-        answer = await rankings.fetch(by, start, end, worst=worst)
+    answer = await rankings.fetch(by, start, end, worst=worst)
     headers = {"Vary": "Accept"}
     if not prefers_csv(request):
         return Response(answer, headers=headers)

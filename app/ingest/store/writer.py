@@ -24,7 +24,7 @@ from typing import ParamSpec, TypeVar
 
 import psycopg
 
-from app.database import RETRY_AFTER, TRANSIENT, UNAVAILABLE, connect, translated
+from app.database import TRANSIENT, UNAVAILABLE, connect
 from app.errors import StoreBusy
 from app.ingest.batch import Receipt
 from app.ingest.check import Batch
@@ -65,12 +65,12 @@ class Writer:
         self._noted = statements.Noted()
 
     async def store(self, batch: Batch, source: Source) -> Receipt:
-        """The receipt, after COMMIT. Raises StoreBusy or StoreUnavailable; the batch may then be sent again.
+        """The receipt, after COMMIT. Raises StoreBusy, and what the driver raised.
 
         Cancelling the caller cancels nothing: the batch is stored all the same.
         """
         if self._closing or (self._queue and self._waiting_readings + batch.received > self._queue_max_readings):
-            raise StoreBusy(headers=RETRY_AFTER)
+            raise StoreBusy
         pending = Pending(batch, source)
         # Here and not with the group, so that it happens while the database works on the group before.
         with suppress(KeyError):
@@ -222,4 +222,4 @@ def _count(part: Part, stream: Stream, outcome: statements.Outcome) -> None:
 
 def _fail(pending: Pending, error: BaseException) -> None:
     if not pending.answered.done():
-        pending.answered.set_exception(translated(error))
+        pending.answered.set_exception(error)
