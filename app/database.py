@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.errors import SetupError
+from app.settings import Settings
 
 # Worth another try with the same data: the transaction lost against another one.
 TRANSIENT = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable)
@@ -29,6 +30,11 @@ UNAVAILABLE = (
 # What libpq itself would not show in a dialogue.
 _SECRETS = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.dispchar in (b"*", b"D")}
 
+# The loop that judges alerts reads over one connection while it writes over another.
+ALERTS_POOL_SIZE = 2
+
+# No store transaction runs longer: that is how far answers stay behind a refresh (aggregate_freshness() has it too).
+TRANSACTION_SECONDS = 5
 _CONNECT_TIMEOUT_S = 5
 _ANSWER_TIMEOUT_S = 30
 _OPTIONS: dict[str, Any] = {
@@ -50,8 +56,14 @@ async def connect(url: str) -> psycopg.AsyncConnection:
     return await psycopg.AsyncConnection.connect(url, autocommit=True, **_OPTIONS)
 
 
+def most_connections(settings: Settings) -> int:
+    """The connections that a serving process opens at most, whether or not it consumes MQTT."""
+    # Besides its two pools, the writer and the maintenance loop have one each, and so have webhooks where they are set.
+    return settings.pool_max_size + ALERTS_POOL_SIZE + 2 + (settings.webhook_url is not None)
+
+
 def create_pool(url: str, max_size: int) -> AsyncEngine:
-    """The pool behind all answers."""
+    """A pool of connections: one is behind all answers, and the loop that judges alerts has its own."""
 
     async def creator() -> psycopg.AsyncConnection:
         return await psycopg.AsyncConnection.connect(url, **_OPTIONS)

@@ -27,7 +27,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     auth: Literal["on", "off"] = "on"
     #: `info` has a line for each request; `warning` only for those that failed.
     log_level: Literal["info", "warning", "error"] = "info"
-    #: Connections for answers; the writer and the background loops have one each besides.
+    #: Connections for answers; the writer and the background loops have their own.
     pool_max_size: int = 8
     #: Readings that may wait for the writer, 200 bytes each; a batch beyond them is answered with 503.
     queue_max_readings: int = 200_000

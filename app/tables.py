@@ -9,7 +9,6 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
-    ColumnElement,
     DateTime,
     ForeignKey,
     Function,
@@ -109,11 +108,6 @@ vehicle_state = Table(
     Column("soc_centipercent", SmallInteger),
     Column("battery_temp_centic", SmallInteger),
 )
-
-
-def in_service(device: Table, state: Table) -> ColumnElement[bool]:
-    """Of a device joined with its state: not retired, or it has measured something since."""
-    return device.c.retired_at.is_(None) | (state.c.ts > device.c.retired_at)
 
 
 vehicle_meter = Table(

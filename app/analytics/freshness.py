@@ -7,10 +7,8 @@ import msgspec
 from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.fleet.states import DEVICES_IN_SERVICE
 from app.tables import aggregate_freshness, aggregate_retention
-
-# Ten intervals of about a minute without a reading: the device is silent.
-REPORTING_MINUTES = 10
 
 
 class Aggregate(msgspec.Struct, frozen=True, rename="camel"):
@@ -55,13 +53,13 @@ async def fetch_instants(connection: AsyncConnection, *aggregates: str) -> Insta
 async def fetch_freshness(connection: AsyncConnection) -> Freshness:
     """Freshness of all aggregates, and how many devices report."""
     rows = (await connection.execute(_AGGREGATES)).all()
-    reporting, expected = (await connection.execute(_DEVICES)).one()
+    devices = (await connection.execute(text(DEVICES_IN_SERVICE))).one()
     instants = [instant for _, _, instant, _ in rows]
     return Freshness(
         None if None in instants else min(instants),
         [Aggregate(name, through, None if lag is None else float(lag)) for name, through, _, lag in rows],
-        reporting,
-        expected,
+        devices.reporting,
+        devices.expected,
     )
 
 
@@ -76,9 +74,3 @@ _AGGREGATES = select(
     aggregate_freshness.c.as_of,
     func.extract("epoch", func.now() - aggregate_freshness.c.materialized_through),
 ).order_by(aggregate_freshness.c.name)
-
-_DEVICES = text(f"""
-    SELECT count(*) FILTER (WHERE ts > now() - INTERVAL '{REPORTING_MINUTES} minutes'), count(*)
-    FROM device
-    WHERE in_service
-""")  # noqa: S608

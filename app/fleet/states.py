@@ -4,10 +4,22 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.tables import in_service, meter, meter_state, vehicle, vehicle_state
+from app.tables import meter, meter_state, vehicle, vehicle_state
+
+# Ten intervals of about a minute without a reading: the device is silent.
+REPORTING_MINUTES = 10
+
+# Over meters and vehicles alike.
+DEVICES_IN_SERVICE = f"""
+    SELECT count(*) AS expected,
+           count(*) FILTER (WHERE ts > now() - INTERVAL '{REPORTING_MINUTES} minutes') AS reporting,
+           count(*) FILTER (WHERE ts > now() - INTERVAL '1 day') AS reported_today
+    FROM device
+    WHERE in_service
+"""  # noqa: S608 - of constants
 
 
 class MeterState(msgspec.Struct, frozen=True, rename="camel"):
@@ -34,7 +46,7 @@ async def meter_states(connection: AsyncConnection, *, limit: int | None, after:
     statement = (
         select(meter.c.external_id, meter_state.c.ac_milliwh, meter_state.c.voltage_centiv, meter_state.c.ts)
         .join_from(meter_state, meter)
-        .where(in_service(meter, meter_state))
+        .where(func.in_service(meter.c.retired_at, meter_state.c.ts))
     )
     rows = await connection.execute(_page(statement, meter.c.external_id, limit, after))
     return [MeterState(name, energy / 1_000_000, _hundredth(voltage), ts) for name, energy, voltage, ts in rows]
@@ -51,7 +63,7 @@ async def vehicle_states(connection: AsyncConnection, *, limit: int | None, afte
             vehicle_state.c.ts,
         )
         .join_from(vehicle_state, vehicle)
-        .where(in_service(vehicle, vehicle_state))
+        .where(func.in_service(vehicle.c.retired_at, vehicle_state.c.ts))
     )
     rows = await connection.execute(_page(statement, vehicle.c.external_id, limit, after))
     return [

@@ -1,16 +1,19 @@
 """The doctor: what it finds wrong, and that it keeps secrets and changes nothing."""
 
+import asyncio
 import re
 import time
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import msgspec
 import psycopg
 import pytest
 from alembic import command
 
+from app.database import most_connections
 from app.errors import SetupError
 from app.migrate import migrate, newest_revision
 from app.ops.doctor.ask import disk_bytes, find_out
@@ -23,7 +26,7 @@ from app.settings import Settings, variable_of
 from tests.fixtures.database import available_engines
 from tests.fixtures.engines import needs_timescale, on_plain, on_timescale
 from tests.fixtures.readings import meter_reading, store
-from tests.fixtures.service import free_port
+from tests.fixtures.service import free_port, service
 from tests.integration.test_migrations import OBJECTS, alembic, rows
 
 # The servers of the tests are not for keeping readings, and run no jobs.
@@ -196,7 +199,7 @@ def test_a_server_that_is_set_up_badly(tmp_path: Path) -> None:
             "default_transaction_read_only is on",
             "full_page_writes is off",
             "synchronous_commit is off",
-            "The service may open 10 connections",
+            "The service may open 12 connections",
             "TimescaleDB runs with the licence 'apache'",
             "The server has 1 background workers for TimescaleDB",
             "Successful runs of jobs are not recorded",
@@ -214,6 +217,45 @@ def test_jobs_that_a_restore_or_an_operator_has_stopped(tmp_path: Path) -> None:
             connection.execute("SELECT timescaledb_pre_restore()")
         (sentence,) = complaints(url)
         assert "timescaledb_post_restore()" in sentence
+
+
+OPENED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'wattline'"
+
+
+async def test_as_many_connections_are_counted_as_a_service_at_work_opens(
+    database_url: str, connection: psycopg.Connection, healthy_facts: Facts
+) -> None:
+    settings = Settings(
+        database_url=database_url,
+        pool_max_size=3,
+        webhook_url=f"http://127.0.0.1:{free_port()}",
+        webhook_secret="whsec_" + 32 * "A",
+    )
+    needed = most_connections(settings)
+    async with service(settings) as client:
+        reading = {"meterId": "M1", "timestamp": datetime.now(UTC).isoformat(), "kwhConsumedAc": 0.1}
+        assert (await client.post("/v1/telemetry/meter", json=[reading])).status_code == httpx.codes.OK
+        with psycopg.connect(database_url) as locking:
+            # Every answer keeps its connection.
+            locking.execute("LOCK meter_state IN ACCESS EXCLUSIVE MODE")
+            ask = "/v1/analytics/meters/states"
+            answers = [asyncio.create_task(client.get(ask)) for _ in range(settings.pool_max_size)]
+            async with asyncio.timeout(20):
+                while count(connection, OPENED) < needed:  # noqa: ASYNC110 - no event tells of a connection
+                    await asyncio.sleep(0.05)
+        await asyncio.gather(*answers)
+        assert count(connection, OPENED) == needed
+
+    assert healthy_facts.server
+    for allowed, fits in ((needed, True), (needed - 1, False)):
+        healthy_facts.settings = settings
+        healthy_facts.server = msgspec.structs.replace(healthy_facts.server, connections_allowed=allowed)
+        assert (f"The service may open {needed} connections" not in " ".join(wrong(healthy_facts))) == fits
+
+
+def count(connection: psycopg.Connection, query: str) -> int:
+    ((found,),) = connection.execute(query.encode()).fetchall()
+    return int(found)
 
 
 # Not there, or not ours
@@ -360,6 +402,20 @@ async def test_readings_without_anyone_to_keep_house(database_url: str, connecti
     assert "tomorrow's partitions are missing" in sentence
     connection.execute("SELECT prepare_days(now(), now() + INTERVAL '2 days')")
     assert complaints(database_url) == []
+
+
+async def test_a_retired_device_is_not_expected(database_url: str, connection: psycopg.Connection) -> None:
+    now = datetime.now(UTC)
+    await store(database_url, *(meter_reading(now, meter_id=f"M{number}") for number in (1, 2, 3)))
+    connection.execute("UPDATE meter SET retired_at = now() WHERE external_id <> 'M1'")
+    # M2 has measured something since.
+    connection.execute(
+        "UPDATE meter_state SET ts = retired_at + INTERVAL '1 s' FROM meter WHERE id = meter_id AND external_id = 'M2'"
+    )
+    assert lines(examined(database_url)[0], "Devices") == ["reporting  2 of 2, in the last 10 minutes"]
+    async with service(Settings(database_url=database_url)) as client:
+        freshness = (await client.get("/v1/analytics/freshness")).json()
+    assert (freshness["devicesReporting"], freshness["devicesExpected"]) == (2, 2)
 
 
 async def test_devices_that_fell_silent(database_url: str, connection: psycopg.Connection) -> None:

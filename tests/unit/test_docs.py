@@ -10,15 +10,15 @@ import pytest
 from app.analytics.efficiency.evidence import MAX_SHARED_MINUTES
 from app.analytics.efficiency.verdict import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO, Status
 from app.analytics.export import MAX_EXPORT_DAYS
-from app.analytics.freshness import REPORTING_MINUTES
 from app.analytics.series import EFFICIENCY_REACH, MAX_POINTS
 from app.analytics.window import AHEAD, MAX_HOURS
+from app.database import TRANSACTION_SECONDS
 from app.errors import ServiceError
+from app.fleet.states import REPORTING_MINUTES
 from app.ingest.check import MAX_AGE_US, MAX_AHEAD_US, PAYLOAD_LIMIT_BYTES, REJECTIONS
 from app.ingest.decode import MAX_READINGS, MediaType
 from app.ingest.history.columns import SYNONYMS
 from app.ingest.http.body import DRAIN_BYTES, DRAIN_SECONDS, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES
-from app.ingest.store.statements import TRANSACTION_SECONDS
 from app.ingest.store.transactions import LATE_US
 from app.ingest.store.writer import GROUP_READINGS, STAGED_SECONDS
 from app.main import create_app

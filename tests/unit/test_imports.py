@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "analytics": {*DATABASE, "csv_rows", "telemetry", "fleet"},
     "policies": DATABASE,
     "migrate": {*DATABASE, "policies"},
-    "ops": {*DATABASE, "broker", "migrate", "policies"},
+    "ops": {*DATABASE, "broker", "fleet", "migrate", "policies"},
     "webhooks": {*DATABASE, "analytics"},
     "dashboard": {*DATABASE, "fleet", "analytics", "ops"},
 }

@@ -14,8 +14,9 @@ from app.analytics.alerts import tables
 from app.analytics.alerts.hours import NO_METER, Hours, judge_hours, margins
 from app.analytics.alerts.judge import KINDS, WINDOW_HOURS, judge, splice
 from app.analytics.alerts.minutes import fetch_concerned, fetch_slice
-from app.analytics.freshness import REPORTING_MINUTES, fetch_instants
-from app.database import create_pool, driver_connection, snapshot
+from app.analytics.freshness import fetch_instants
+from app.database import ALERTS_POOL_SIZE, create_pool, driver_connection, snapshot
+from app.fleet.states import REPORTING_MINUTES
 from app.settings import Settings
 from app.telemetry.reading import Stream
 
@@ -29,7 +30,7 @@ _log = structlog.get_logger()
 
 async def judge_forever(url: str, settings: Settings) -> None:
     """Judges each minute, whatever happens; to be cancelled."""
-    pool = create_pool(url, 2)
+    pool = create_pool(url, ALERTS_POOL_SIZE)
     grace, at_once = Grace(), _TOUCHED_AT_ONCE
     try:
         while True:

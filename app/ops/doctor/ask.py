@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.database import command_connection, shown_url
 from app.errors import SetupError
+from app.fleet.states import DEVICES_IN_SERVICE
 from app.migrate import newest_revision
 from app.ops.doctor.broker import ask_broker
 from app.ops.doctor.facts import Aggregate, Devices, Facts, Job, Scheduler, Server, Size
@@ -132,17 +133,7 @@ def _freshness(connection: Connection, facts: Facts) -> None:
 
 
 def _devices(connection: Connection, facts: Facts) -> None:
-    (facts.devices,) = _rows(
-        connection,
-        Devices,
-        """
-        SELECT (SELECT count(*) FROM meter) + (SELECT count(*) FROM vehicle) AS expected,
-               count(*) FILTER (WHERE ts > now() - INTERVAL '10 minutes') AS reporting,
-               count(*) AS reported_today
-        FROM (SELECT ts FROM meter_state UNION ALL SELECT ts FROM vehicle_state) AS latest
-        WHERE ts > now() - INTERVAL '1 day'
-        """,
-    )
+    (facts.devices,) = _rows(connection, Devices, DEVICES_IN_SERVICE)
 
 
 def _sizes(connection: Connection, facts: Facts) -> None:

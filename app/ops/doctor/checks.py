@@ -4,15 +4,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, timedelta
 
+from app.database import most_connections
+from app.fleet.states import REPORTING_MINUTES
 from app.ops.doctor.facts import Facts, Server
+from app.policies.plan import words
 
 LAG = timedelta(minutes=10)
 CLOCK_SECONDS = 5
 # Below either of these the server may stop at any moment: it panics when it cannot write its log.
 DISK_FREE_BYTES = 1 << 30
 DISK_FREE_SHARE = 0.05
-# The writer and the maintenance loop have a connection each besides the pool.
-OTHER_CONNECTIONS = 2
 # A transaction of fewer readings costs more than they do; 20 is Mosquitto's default.
 LEAST_IN_FLIGHT = 1_000
 # The scheduler and one job.
@@ -81,7 +82,7 @@ def _durability(facts: Facts) -> Iterator[str]:
 
 
 def _connections(facts: Facts) -> Iterator[str]:
-    needed = facts.settings.pool_max_size + OTHER_CONNECTIONS
+    needed = most_connections(facts.settings)
     if facts.server and needed > facts.server.connections_allowed:
         yield (
             f"The service may open {needed} connections, the server allows {facts.server.connections_allowed}: raise "
@@ -178,7 +179,7 @@ def _lag(facts: Facts) -> Iterator[str]:
     ]
     if behind:
         yield (
-            f"Not refreshed for more than 10 minutes: {', '.join(behind)}. Late readings are missing there. See that "
+            f"Not refreshed for more than {words(LAG)}: {', '.join(behind)}. Late readings are missing there. See that "
             "the jobs run; `wattline refresh` brings the aggregates up to date meanwhile."
         )
 
@@ -213,8 +214,8 @@ def _broker(facts: Facts) -> Iterator[str]:
 def _silence(facts: Facts) -> Iterator[str]:
     if facts.devices and facts.devices.reported_today and not facts.devices.reporting:
         yield (
-            f"No device has reported for 10 minutes, {facts.devices.reported_today} have within a day: see that the "
-            "service runs (GET /health/ready) and that the gateways reach it."
+            f"No device has reported for {REPORTING_MINUTES} minutes, {facts.devices.reported_today} have within a "
+            "day: see that the service runs (GET /health/ready) and that the gateways reach it."
         )
 
 

@@ -70,7 +70,7 @@ class Size(msgspec.Struct, frozen=True):
 
 
 class Devices(msgspec.Struct, frozen=True):
-    """How many are registered, and how many have sent a reading of the last 10 minutes, and of the last day."""
+    """How many devices are in service, and how many of them report and have reported within a day."""
 
     expected: int
     reporting: int

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from app import __version__
 from app.broker import shown_address
 from app.database import shown_url
+from app.fleet.states import REPORTING_MINUTES
 from app.ops.doctor.ask import find_out
 from app.ops.doctor.checks import wrong
 from app.ops.doctor.facts import Facts
@@ -125,7 +126,8 @@ def _freshness(facts: Facts) -> Iterator[tuple[str, ...]]:
 
 def _devices(facts: Facts) -> Iterator[tuple[str, ...]]:
     if facts.devices:
-        yield "reporting", f"{facts.devices.reporting} of {facts.devices.expected}, in the last 10 minutes"
+        reporting, expected = facts.devices.reporting, facts.devices.expected
+        yield "reporting", f"{reporting} of {expected}, in the last {REPORTING_MINUTES} minutes"
 
 
 def _sizes(facts: Facts) -> Iterator[tuple[str, ...]]:
