@@ -1,12 +1,12 @@
 """Which vehicle charges at which meter, and since when: for vehicles whose readings do not name their meter."""
 
 from datetime import datetime
-from typing import cast
 
 import msgspec
 import psycopg
-from psycopg.rows import class_row, scalar_row
+from psycopg.rows import class_row
 
+from app.database import TRANSACTION_SECONDS
 from app.errors import InvalidTimeRange, TooManyNewDevices
 from app.fleet.registry import register
 from app.telemetry.reading import Stream
@@ -34,14 +34,21 @@ _HISTORY = """
 """
 
 
+# As far back as the evaluator judges: to the oldest minutes that the database retains, NULL where it retains all.
+_NOW_AND_RETAINED = """
+    SELECT now(), max(kept_from) FROM aggregate_retention() WHERE name IN ('meter_minute', 'vehicle_minute')
+"""
+
 # The hours of the vehicle that may count elsewhere now, at the meters where they did and do: their alerts are judged
-# again. `at` lies beyond the end of this transaction. Of minutes, for by them they are judged: hours may lag behind.
+# again. `at` lies beyond the end of this transaction. The hours are those of its minutes, by which they are judged: the
+# aggregate of hours may lag behind. The bounds are no subquery, since the function is inlined only without one.
 _TOUCH = """
     INSERT INTO touched_hour AS known (stream, device_id, hour, at)
-    SELECT stream, device_id, hour, clock_timestamp() + INTERVAL '5 seconds'
+    SELECT stream, device_id, hour, clock_timestamp() + make_interval(secs => %(transaction_seconds)s)
     FROM (
         SELECT DISTINCT date_bin('1 hour', bucket, TIMESTAMPTZ '2000-01-01 00:00Z') AS hour
-        FROM vehicle_minute(date_bin('1 hour', greatest(%(valid_from)s::timestamptz, %(now)s - INTERVAL '180 days'),
+        FROM vehicle_minute(date_bin('1 hour', coalesce(greatest(%(valid_from)s::timestamptz,
+                                                                 %(retained)s::timestamptz), '-infinity'),
                                      TIMESTAMPTZ '2000-01-01 00:00Z'),
                             %(now)s + INTERVAL '1 hour')
         WHERE vehicle_id = %(vehicle)s
@@ -90,7 +97,7 @@ async def map_vehicle(
         # One change of a vehicle's mapping at a time.
         await connection.execute("SELECT FROM vehicle WHERE id = %s FOR NO KEY UPDATE", [vehicle])
         history = await mapping_history(connection, wanted.vehicle_id)
-        now = await _now(connection)
+        ((now, retained),) = await (await connection.execute(_NOW_AND_RETAINED)).fetchall()
         valid_from = wanted.valid_from or (now if history else None)
         if wanted.valid_to is not None and valid_from is not None and wanted.valid_to <= valid_from:
             raise InvalidTimeRange("validTo must lie after validFrom, which is now where it is not given.")
@@ -110,7 +117,8 @@ async def map_vehicle(
             "INSERT INTO vehicle_meter (vehicle_id, meter_id, valid) VALUES (%s, %s, tstzrange(%s, %s))",
             [vehicle, meter, valid_from, wanted.valid_to],
         )
-        await connection.execute(_TOUCH, {"vehicle": vehicle, "valid_from": valid_from, "now": now})
+        bounds = {"valid_from": valid_from, "retained": retained, "now": now}
+        await connection.execute(_TOUCH, {**bounds, "vehicle": vehicle, "transaction_seconds": TRANSACTION_SECONDS})
     return VehicleMapping(wanted.vehicle_id, wanted.meter_id, valid_from, wanted.valid_to)
 
 
@@ -129,9 +137,3 @@ async def _by_todays_names(
 def _covers(still_open: VehicleMapping, wanted: VehicleMapping, valid_from: datetime | None) -> bool:
     same = still_open.meter_id == wanted.meter_id and wanted.valid_to is None
     return same and (still_open.valid_from is None or (valid_from is not None and still_open.valid_from <= valid_from))
-
-
-async def _now(connection: psycopg.AsyncConnection) -> datetime:
-    cursor = connection.cursor(row_factory=scalar_row)
-    (now,) = await (await cursor.execute("SELECT now()")).fetchall()
-    return cast("datetime", now)

@@ -7,12 +7,16 @@ from random import Random
 from typing import Any
 
 import httpx
+import msgspec
 import psycopg
 import pytest
 
 from app.analytics.alerts import evaluator
 from app.analytics.alerts.judge import EVIDENCE
 from app.analytics.alerts.listing import answer_of
+from app.database import command_connection
+from app.policies.apply import apply_policies
+from app.policies.desired import read_policies
 from app.settings import Settings
 from app.simulator.charging import DAY_US, HOUR_US
 from app.simulator.fleet import Fleet
@@ -20,6 +24,7 @@ from app.telemetry.reading import MeterReading
 from tests.fixtures.alerts import judge_all, judge_once, standing_alerts
 from tests.fixtures.commands import command
 from tests.fixtures.database import Server
+from tests.fixtures.engines import refresh_while_young
 from tests.fixtures.readings import Reading, Rows, meter_reading, midnight, store, vehicle_reading
 from tests.fixtures.sending import map_vehicle, problem, send, stamp
 from tests.fixtures.service import service
@@ -261,6 +266,22 @@ async def test_a_mapping_touches_hours_that_are_materialised_as_minutes_only(
     assert (await map_vehicle(client, "V", "M")).status_code == httpx.codes.OK
     touched = connection.execute("SELECT hour FROM touched_hour WHERE stream = 'vehicle' ORDER BY 1").fetchall()
     assert touched == [(at,), (midnight(1),)]
+
+
+async def test_a_mapping_touches_hours_as_far_back_as_minutes_are_retained(
+    database_url: str, client: httpx.AsyncClient, connection: psycopg.Connection
+) -> None:
+    policies = read_policies()
+    longer = dict.fromkeys(("meter_reading", "vehicle_reading", "meter_minute", "vehicle_minute"), "400 days")
+    with command_connection(database_url) as migrating, migrating.begin():
+        apply_policies(migrating, msgspec.structs.replace(policies, retention=policies.retention | longer))
+    days = [midnight(300), midnight(170)]
+    await store(database_url, *(vehicle_reading(day, vehicle_id="V", meter_id=None) for day in days))
+    refresh_while_young(connection, days[0], days[-1] + 24 * HOUR)
+    connection.execute("DELETE FROM touched_hour")
+    assert (await map_vehicle(client, "V", "M")).status_code == httpx.codes.OK
+    touched = connection.execute("SELECT hour FROM touched_hour WHERE stream = 'vehicle' ORDER BY 1").fetchall()
+    assert touched == [(day,) for day in days]
 
 
 def vehicle_unnamed(reading: Any) -> Reading:

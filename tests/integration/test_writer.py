@@ -13,13 +13,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from app.database import UNAVAILABLE
+from app.database import TRANSACTION_SECONDS, UNAVAILABLE
 from app.errors import StoreBusy
 from app.ingest.batch import Receipt
 from app.ingest.check import Batch, Rejected
 from app.ingest.quarantine.keep import Source
 from app.ingest.store import statements, writer
-from app.ingest.store.statements import TRANSACTION_SECONDS
 from app.ingest.store.writer import TRANSIENT_ATTEMPTS, Writer
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 from tests.fixtures.readings import writing

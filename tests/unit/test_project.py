@@ -11,6 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from app.database import TRANSACTION_SECONDS
 from app.ingest.http.body import MAX_BODY_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,6 +141,12 @@ def test_the_image_installs_by_hash_and_drops_root() -> None:
     assert users
     assert users[-1] not in {"root", "0"}
     assert ["ENTRYPOINT", '["wattline"]'] in instructions
+
+
+@pytest.mark.parametrize("folder", ["timescale", "timescale/plain"])
+def test_as_of_in_sql_rests_on_the_limit_of_a_store_transaction(folder: str) -> None:
+    statements = "".join(path.read_text(encoding="utf-8") for path in (ROOT / folder).glob("*.sql"))
+    assert set(re.findall(r"INTERVAL '(\d+) seconds'", statements)) == {str(TRANSACTION_SECONDS)}
 
 
 @pytest.mark.parametrize("target", ["setup", "demo", "test", "soak", "lint", "bench", "help"])

@@ -16,6 +16,7 @@ import psycopg
 from psycopg.rows import scalar_row
 from psycopg.types.numeric import Int8BinaryLoader
 
+from app.database import TRANSACTION_SECONDS
 from app.telemetry.instant import DAY_US, HOUR_US, instant
 from app.telemetry.reading import Stream
 
@@ -113,8 +114,6 @@ VEHICLE = StreamSql(
 
 SQL = {Stream.METER: METER, Stream.VEHICLE: VEHICLE}
 
-# No store transaction runs longer: that is how far answers stay behind a refresh (as_of).
-TRANSACTION_SECONDS = 5
 NOTED_SECONDS = 60
 # Temporary tables are the one thing that a session keeps; made when missing, they work behind a pooling proxy too.
 _TEMPORARY_TABLES = """
