@@ -28,6 +28,7 @@ from tests.fixtures.engines import on_plain, on_timescale, run_policies
 from tests.fixtures.files import as_csv, as_ndjson, expected, history, peak_bytes, stored, write_csv
 from tests.fixtures.readings import midnight
 from tests.fixtures.sending import Reading, meter, stamp, vehicle
+from tests.fixtures.waiting import DEADLINE_S, eventually
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -153,16 +154,13 @@ def test_an_import_that_waits_for_standard_input_is_ended_with_its_decoder(numbe
     process.stdin.write(as_csv(list(history(20, midnight(3)))))
     process.stdin.flush()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while unread_bytes(process.stdin):
-        time.sleep(0.01)
+    stdin = process.stdin
+    eventually(lambda: not unread_bytes(stdin))
     decoders = children.read_text().split()
     process.send_signal(number)
-    assert process.wait(timeout=60) != 0
+    assert process.wait(DEADLINE_S) != 0
     assert decoders
-    ends = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in decoders):
-        assert time.monotonic() < ends
-        time.sleep(0.05)
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in decoders))
     process.communicate()
 
 
@@ -435,9 +433,11 @@ async def test_an_import_waits_for_whoever_holds_the_table(
 
 
 def await_journal(connection: psycopg.Connection, process: "subprocess.Popen[bytes]", condition: str) -> None:
-    while connection.execute(f"SELECT FROM import_journal WHERE {condition}".encode()).fetchone() is None:
+    def is_so() -> bool:
         assert process.poll() is None
-        time.sleep(0.01)
+        return connection.execute(f"SELECT FROM import_journal WHERE {condition}".encode()).fetchone() is not None
+
+    eventually(is_so)
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:

@@ -17,11 +17,14 @@ import pytest
 from app.dashboard import live
 from app.dashboard.live import Hub
 from app.database import create_pool
+from app.ops.server import STOP_SECONDS
 from tests.fixtures.engines import on_plain
 from tests.fixtures.sending import meter, minutes_ago, problem, vehicle
 from tests.fixtures.service import Process, serving
+from tests.fixtures.waiting import DEADLINE_S
 
 PATH = "/v1/analytics/fleet/live"
+PERIOD_S = live._PERIOD_S
 Event = tuple[str, Any]
 
 
@@ -34,20 +37,18 @@ def events(lines: Iterator[str]) -> Iterator[Event]:
             yield name, json.loads(line.removeprefix("data: "))
 
 
-def test_a_reading_is_told_within_three_seconds(server_process: Process) -> None:
+def test_a_reading_is_told_to_all_who_listen(server_process: Process) -> None:
     now = minutes_ago(0)
     readings = [meter(now, 1.0), vehicle(now, 0.9, soc=42.5)]
-    with httpx.stream("GET", server_process.base_url + PATH, timeout=10) as answer:
+    with httpx.stream("GET", server_process.base_url + PATH, timeout=DEADLINE_S) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         told = events(answer.iter_lines())
         name, fleet = next(told)
         assert (name, fleet["devicesExpected"], fleet["minutes"]["t"]) == ("fleet", 0, [])
-        httpx.post(f"{server_process.base_url}/v1/telemetry", json=readings).raise_for_status()
-        sent = time.monotonic()
+        server_process.post("/v1/telemetry", json=readings).raise_for_status()
         states = next(data for name, data in told if name == "states")
         assert [(state["vehicleId"], state["soc"], state["kwhDeliveredDc"]) for state in states] == [("V1", 42.5, 0.9)]
         fleet = next(data for name, data in told if name == "fleet")
-        assert time.monotonic() - sent < 3
     assert (fleet["devicesReporting"], fleet["devicesExpected"]) == (2, 2)
     assert {name: fleet["minutes"][name] for name in ("acKwh", "dcKwh", "efficiencyRatio")} == {
         "acKwh": [1.0],
@@ -62,7 +63,7 @@ def test_open_streams_do_not_hold_up_the_end(number: int, server_process: Proces
     with ExitStack() as stack:
         streams = []
         for _ in range(5):
-            answer = stack.enter_context(httpx.stream("GET", server_process.base_url + PATH, timeout=20))
+            answer = stack.enter_context(httpx.stream("GET", server_process.base_url + PATH, timeout=DEADLINE_S))
             streams.append(events(answer.iter_lines()))
         for stream in streams:
             assert next(stream)[0] == "fleet"
@@ -70,8 +71,8 @@ def test_open_streams_do_not_hold_up_the_end(number: int, server_process: Proces
         server_process.signal_all(number)
         for stream in streams:
             assert {name for name, _ in stream} <= {"fleet"}
-        assert server_process.popen.wait(timeout=20) == 0
-        assert time.monotonic() - started < 5
+        assert server_process.await_end() == 0
+        assert time.monotonic() - started < STOP_SECONDS
 
 
 # Events of a megabyte, more often: what the system buffers for a connection is full within a second or two.
@@ -92,8 +93,8 @@ def test_a_listener_that_does_not_read_does_not_hold_up_the_end(database_url: st
         time.sleep(2.5)  # by then it hangs, and lags behind by fewer events than it may
         started = time.monotonic()
         process.popen.send_signal(signal.SIGTERM)
-        assert process.popen.wait(timeout=40) == 0
-        assert time.monotonic() - started < 5
+        assert process.await_end() == 0
+        assert time.monotonic() - started < STOP_SECONDS
 
 
 async def next_event(stream: AsyncIterator[bytes]) -> dict[str, Any]:
@@ -121,10 +122,23 @@ async def test_a_change_of_an_alert_is_told(hub: Hub, connection: psycopg.Connec
             INSERT INTO alert_transition (transition, kind, stream, device_id, opened, evidence)
             VALUES ('opened', 'no_data', 'meter', 1, now(), '{}')
         """)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             while "alerts" not in (told := await next_event(stream)):
                 pass
         assert told["alerts"] == {"transition": 1}
+
+
+@on_plain
+async def test_what_is_committed_is_told_in_the_next_round_but_one(hub: Hub, connection: psycopg.Connection) -> None:
+    """So within three seconds."""
+    assert PERIOD_S == 1.0
+    async with aclosing(hub.listen()) as stream:
+        await next_event(stream)
+        connection.execute("INSERT INTO vehicle (external_id) VALUES ('V1')")
+        connection.execute("INSERT INTO vehicle_state (vehicle_id, ts, dc_milliwh) VALUES (1, now(), 1)")
+        # One may have been asked for before the commit, and one may have waited to be heard.
+        told = [await next_event(stream) for _ in range(3)]
+    assert sum("states" in each for each in told) == 1
 
 
 @on_plain
@@ -134,7 +148,7 @@ async def test_one_task_asks_for_all_and_only_while_someone_listens(hub: Hub) ->
         await next_event(second)
         asking = [task for task in asyncio.all_tasks() if "_ask_forever" in repr(task)]
         assert len(asking) == 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_S):
         await asking[0]
 
 
@@ -145,7 +159,7 @@ async def test_a_slow_listener_is_sent_away_and_the_others_stay(hub: Hub) -> Non
         await next_event(slow)
         for _ in range(3 * live._MAX_WAITING):
             await next_event(quick)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             assert [message async for message in slow] == []
         await next_event(quick)
 
@@ -168,7 +182,7 @@ async def test_changed_states_come_in_bounded_parts(
             INSERT INTO vehicle_state (vehicle_id, ts, dc_milliwh) SELECT id, now(), 1 FROM vehicle
         """)
         parts: list[list[str]] = []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             while len(parts) < 3:
                 told = await next_event(stream)
                 parts += [[state["vehicleId"] for state in told["states"]]] if "states" in told else []

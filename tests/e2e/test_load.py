@@ -21,6 +21,7 @@ from tests.fixtures.broker import Broker, consuming
 from tests.fixtures.commands import command
 from tests.fixtures.engines import on_plain
 from tests.fixtures.service import Process, free_port
+from tests.fixtures.waiting import DEADLINE_S, eventually
 
 on_one_engine = pytest.mark.parametrize("server", ["plain"], indirect=True)
 
@@ -99,8 +100,7 @@ def test_readings_that_were_acknowledged_and_are_gone_count_as_lost(
     load = start(
         server_process.base_url, "load", "--devices", "5", "--rate", "100", "--minutes", "0.08", "--batch", "20"
     )
-    while sum(stored(connection)) < 200:
-        time.sleep(0.05)
+    eventually(lambda: sum(stored(connection)) >= 200)
     gone = connection.execute("DELETE FROM meter_reading WHERE ts < now() - INTERVAL '0.2 s'").rowcount
     gone += connection.execute("DELETE FROM vehicle_reading WHERE vehicle_id = 1").rowcount
     while load.poll() is None:
@@ -121,8 +121,7 @@ def test_a_service_killed_and_started_again_loses_nothing(
     load = start(
         server_process.base_url, "load", "--devices", "50", "--rate", "2000", "--minutes", "0.1", "--batch", "100"
     )
-    while sum(stored(connection)) < 2_000:
-        time.sleep(0.02)
+    eventually(lambda: sum(stored(connection)) >= 2_000)
     server_process.signal_all(signal.SIGKILL)
     server_process.popen.wait()
     server_process.start()
@@ -142,8 +141,7 @@ def test_a_stall_of_the_service_shows_in_the_latency_and_costs_no_reading(
     load = start(
         server_process.base_url, "load", "--devices", "50", "--rate", "100", "--minutes", "0.1", "--batch", "1"
     )
-    while not sum(stored(connection)):
-        time.sleep(0.02)
+    eventually(lambda: sum(stored(connection)))
     server_process.signal_all(signal.SIGSTOP)
     time.sleep(2)
     server_process.signal_all(signal.SIGCONT)
@@ -160,8 +158,7 @@ def test_ctrl_c_ends_it_early_with_the_table_of_what_was_sent(
     server_process: Process, connection: psycopg.Connection
 ) -> None:
     load = start(server_process.base_url, "load", "--devices", "5", "--rate", "200", "--minutes", "60", "--batch", "10")
-    while sum(stored(connection)) < 200:
-        time.sleep(0.05)
+    eventually(lambda: sum(stored(connection)) >= 200)
     load.send_signal(signal.SIGINT)
     status, table, errors = finish(load)
     assert (status, errors) == (0, "")
@@ -186,7 +183,10 @@ def answering(port: int, status: int, body: bytes, ready: str | None = None) -> 
             self._answer(status, body)
 
         def do_GET(self) -> None:
-            self._answer(*((status, body) if ready is None else (200, httpx.get(ready + self.path).content)))
+            if ready is None:
+                self._answer(status, body)
+            else:
+                self._answer(200, httpx.get(ready + self.path, timeout=DEADLINE_S).content)
 
         def _answer(self, status: int, body: bytes) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -15,10 +15,11 @@ import pytest
 from app.migrate import migrate
 from app.postgres.embedded import running
 from tests.fixtures.broker import Broker, ConsumerProcess, consuming
-from tests.fixtures.database import PLAIN_SETTINGS, SETTINGS, available_engines
+from tests.fixtures.database import PLAIN_SETTINGS, SETTINGS, available_engines, await_nobody, lock_waits
 from tests.fixtures.engines import on_plain
 from tests.fixtures.flood import publish_all
 from tests.fixtures.service import serving
+from tests.fixtures.waiting import DEADLINE_S, eventually
 
 Messages = list[tuple[str, bytes]]
 
@@ -65,14 +66,11 @@ def energies(connection: psycopg.Connection) -> list[int]:
     return sorted(energy for (energy,) in rows)
 
 
-def await_stored(url: str, count: int, seconds: float = 60) -> None:
+def await_stored(url: str, count: int, seconds: float = DEADLINE_S) -> None:
     """Until readings 0 to `count` are stored; none twice, none in quarantine."""
-    deadline = time.monotonic() + seconds
     with psycopg.connect(url, autocommit=True) as connection:
-        while len(stored := energies(connection)) < count and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert len(stored) == count
-        assert stored == list(range(count))
+        eventually(lambda: len(energies(connection)) >= count, seconds, shown=lambda: len(energies(connection)))
+        assert energies(connection) == list(range(count))
         assert connection.execute("SELECT count(*) FROM quarantine").fetchall() == [(0,)]
 
 
@@ -120,25 +118,19 @@ def test_only_what_is_committed_is_acknowledged(
     database_url: str, connection: psycopg.Connection, broker: Broker
 ) -> None:
     """A lock keeps the store from committing: killed then, the consumer gets every message again."""
-    with consuming(database_url, broker) as consumer:
+    with consuming(database_url, broker) as consumer, psycopg.connect(database_url, autocommit=True) as observer:
         publish_all(broker.port, messages(100))
         await_stored(database_url, 100)
         with connection.transaction():
             connection.execute("LOCK TABLE meter_reading, vehicle_reading IN SHARE MODE")
             publish_all(broker.port, messages(400, first=100))
-            time.sleep(1)
+            eventually(lambda: lock_waits(observer))
             consumer.kill()
         await_nobody(connection)
         assert energies(connection) == list(range(100))
         consumer.start()
         await_stored(database_url, 500)
         assert consumer.stop() == 0
-
-
-def await_nobody(connection: psycopg.Connection) -> None:
-    """Until what the killed consumer had begun is rolled back."""
-    while connection.execute("SELECT FROM pg_stat_activity WHERE application_name = 'wattline'").fetchall():
-        time.sleep(0.05)
 
 
 def test_two_consumers_share_the_work_and_what_a_killed_one_had_waits_for_it(
@@ -177,9 +169,7 @@ def test_a_consumer_without_its_broker_waits_for_it(database_url: str, broker: B
         broker.stop()
         consumer.kill()
         consumer.start()
-        deadline = time.monotonic() + 30
-        while "refused" not in consumer.log.read_text() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        consumer.await_logged("refused")
         broker.start()
         publish_all(broker.port, messages(100))
         await_stored(database_url, 100)
@@ -210,4 +200,4 @@ def test_serve_takes_readings_from_the_broker_too(database_url: str, broker: Bro
     with serving(database_url, "--mqtt", WATTLINE_MQTT_URL=broker.url) as process:
         await_stored(database_url, 100)
         process.popen.terminate()
-        assert process.popen.wait(timeout=30) == 0
+        assert process.await_end() == 0

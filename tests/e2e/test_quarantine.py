@@ -23,8 +23,10 @@ from app.ingest.store.statements import prepare_connection
 from app.telemetry.reading import Stream
 from tests.e2e.test_cli import refusal
 from tests.fixtures.commands import command
+from tests.fixtures.database import await_nobody
 from tests.fixtures.readings import batch_of, counted, midnight, random_readings, store, writing
 from tests.fixtures.sending import meter, minutes_ago, stamp, vehicle
+from tests.fixtures.waiting import eventually
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -219,9 +221,7 @@ async def test_killed_between_commit_and_deletion_it_stores_once(database_url: s
     connection.execute("CREATE TRIGGER hang BEFORE DELETE ON quarantine EXECUTE FUNCTION hang()")
     killed = start_redrive(database_url)
     hangs = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
-    deadline = time.monotonic() + 30
-    while not (hanging := connection.execute(hangs).fetchall()) and time.monotonic() < deadline:
-        time.sleep(0.05)  # noqa: ASYNC251 - nothing else runs here
+    hanging = eventually(lambda: connection.execute(hangs).fetchall())
     killed.kill()
     killed.wait()
     connection.execute("SELECT pg_terminate_backend(%s)", hanging[0])
@@ -242,13 +242,11 @@ async def test_killed_at_random_moments_it_stores_each_reading_once(database_url
     for _ in range(2):
         left = len(codes(connection))
         process = start_redrive(database_url)
-        while len(codes(connection)) == left:
-            assert process.poll() is None
-            await asyncio.sleep(0.01)
+        eventually(lambda: process.poll() is not None or len(codes(connection)) < left)  # noqa: B023
         await asyncio.sleep(random.uniform(0, 0.05))
         process.kill()
         assert process.wait() == -signal.SIGKILL
-        await asyncio.sleep(0.3)
+        await_nobody(connection)
     assert codes(connection)
     await drive(database_url)
     assert codes(connection) == []

@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from app.simulator.charging import HOUR_US
 from app.simulator.fleet import Fleet
 from tests.fixtures.service import Process
@@ -30,7 +28,7 @@ def test_the_tour_works(server_process: Process) -> None:
     tour = tour.replace("http://127.0.0.1:8000", server_process.base_url).replace("curl ", f"curl -sS -w '{END}' ")
     now_us = time.time_ns() // 1000
     readings = list(Fleet(3).measured(now_us - 3 * HOUR_US, now_us))
-    httpx.post(f"{server_process.base_url}/v1/telemetry", json=readings).raise_for_status()
+    server_process.post("/v1/telemetry", json=readings).raise_for_status()
 
     performance, fleet, csv, receipt, states, freshness, ready = answers(tour)
 

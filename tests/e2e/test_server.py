@@ -10,9 +10,9 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ import pytest
 
 from app.dashboard.assets import BASE
 from app.migrate import migrate
+from app.ops.server import STOP_SECONDS
 from app.postgres.embedded import running
-from tests.fixtures.database import available_engines
+from tests.fixtures.database import available_engines, lock_waits
 from tests.fixtures.sending import meter, minutes_ago, problem, vehicle
 from tests.fixtures.service import Process, serving
+from tests.fixtures.waiting import DEADLINE_S, eventually
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -41,14 +43,7 @@ on_one_engine = pytest.mark.parametrize("server", ["plain"], indirect=True)
 
 def post(process: Process, content: Any, **headers: str) -> httpx.Response:
     named = {"content-type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.post(f"{process.base_url}/v1/telemetry", content=content, headers=named, timeout=60)
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)
+    return process.post("/v1/telemetry", content=content, headers=named)
 
 
 def gzip_bomb(mebibytes: int) -> bytes:
@@ -66,7 +61,7 @@ def zstd_bomb(mebibytes: int) -> bytes:
 
 @on_one_engine
 def test_the_page_and_its_files_answer_head_as_get_without_a_body(server_process: Process) -> None:
-    with httpx.Client(base_url=server_process.base_url) as browser:
+    with httpx.Client(base_url=server_process.base_url, timeout=DEADLINE_S) as browser:
         for path in "/", f"{BASE}/style.css":
             # On one connection: a body that was sent after all would be taken for the next answer.
             head, get = browser.head(path), browser.get(path)
@@ -114,33 +109,18 @@ def test_compression_bombs_are_refused_in_bounded_memory(server_process: Process
     assert server_process.peak_memory_bytes() - before < 100 * MIB
 
 
-@contextmanager
-def stalled_store(url: str) -> Iterator[Callable[[], bool]]:
-    """Holds up every store transaction; says whether one is waiting."""
-    waiting = """
-        SELECT count(*) > 0 FROM pg_locks JOIN pg_database ON pg_database.oid = database
-        WHERE datname = current_database() AND NOT granted
-    """
-    with psycopg.connect(url) as holder, psycopg.connect(url, autocommit=True) as observer:
-        holder.execute("LOCK TABLE meter_state IN EXCLUSIVE MODE")
-
-        def waits() -> bool:
-            row = observer.execute(waiting).fetchone()
-            return bool(row and row[0])
-
-        yield waits
-
-
 @pytest.mark.parametrize("stop", ["SIGTERM to the server", "SIGINT to the whole group"])
 def test_batches_in_flight_are_finished_before_the_server_stops(
     stop: str, server_process: Process, database_url: str, connection: psycopg.Connection
 ) -> None:
     batches = [[meter(minutes_ago(n), meter_id=f"M{batch}") for n in range(5)] for batch in range(8)]
     with ThreadPoolExecutor(len(batches)) as pool:
-        with stalled_store(database_url) as waits:
-            answers = [pool.submit(post, server_process, json.dumps(batch)) for batch in batches]
-            eventually(waits)
-            time.sleep(0.5)  # the others have been sent by now
+        with psycopg.connect(database_url) as holder:
+            holder.execute("LOCK TABLE meter_state IN EXCLUSIVE MODE")
+            answers = [pool.submit(post, server_process, json.dumps(batches[0]))]
+            eventually(lambda: lock_waits(connection))
+            answers += [pool.submit(post, server_process, json.dumps(batch)) for batch in batches[1:]]
+            eventually(lambda: "\nwattline_readings_waiting 35.0\n" in server_process.get("/metrics").text)
             if stop.startswith("SIGTERM"):
                 server_process.popen.send_signal(signal.SIGTERM)
             else:
@@ -150,18 +130,18 @@ def test_batches_in_flight_are_finished_before_the_server_stops(
         receipts = [answer.result().json() for answer in answers]
     assert [receipt["inserted"] for receipt in receipts] == [5] * 8
     assert connection.execute("SELECT count(*) FROM meter_reading").fetchone() == (40,)
-    assert server_process.popen.wait(timeout=10) == 0
+    assert server_process.await_end() == 0
 
 
 @on_one_engine
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_connection_does_not_hold_up_the_end(number: int, server_process: Process) -> None:
-    with socket.create_connection(("127.0.0.1", server_process.port)), httpx.Client() as client:
+    with socket.create_connection(("127.0.0.1", server_process.port)), httpx.Client(timeout=DEADLINE_S) as client:
         assert client.get(f"{server_process.base_url}/health/live").status_code == httpx.codes.OK
         started = time.monotonic()
         server_process.signal_all(number)
-        assert server_process.popen.wait(timeout=20) == 0
-        assert time.monotonic() - started < 5
+        assert server_process.await_end() == 0
+        assert time.monotonic() - started < STOP_SECONDS
 
 
 @pytest.fixture
@@ -188,14 +168,14 @@ def test_a_database_that_goes_away_is_503_until_it_is_back(data_dir: Path) -> No
                 eventually(lambda: post(process, readings).status_code == httpx.codes.OK)
                 assert post(process, readings).json()["duplicates"] == 2
                 for path in ("/v1/analytics/performance/V1", "/v1/analytics/meters/states", "/health/ready"):
-                    assert httpx.get(process.base_url + path).status_code == httpx.codes.OK
+                    assert process.get(path).status_code == httpx.codes.OK
 
 
 def assert_away(process: Process, readings: str) -> None:
     mapping = json.dumps({"vehicleId": "V1", "meterId": "M1"})
     answers = [post(process, readings)]
     answers += [
-        httpx.get(process.base_url + path)
+        process.get(path)
         for path in (
             "/v1/analytics/performance/V1",
             "/v1/analytics/vehicles/states",
@@ -203,13 +183,13 @@ def assert_away(process: Process, readings: str) -> None:
             "/v1/ingestion/mapping?vehicleId=V1",
         )
     ]
-    answers += [httpx.post(f"{process.base_url}/v1/ingestion/mapping", content=mapping, headers=JSON)]
+    answers += [process.post("/v1/ingestion/mapping", content=mapping, headers=JSON)]
     for answer in answers:
         problem(answer, 503, "store_unavailable")
         assert int(answer.headers["retry-after"]) > 0
-    ready = httpx.get(f"{process.base_url}/health/ready")
+    ready = process.get("/health/ready")
     assert (ready.status_code, ready.json()["status"]) == (503, "database_away")
-    assert httpx.get(f"{process.base_url}/health/live").json()["status"] == "ok"
+    assert process.get("/health/live").json()["status"] == "ok"
 
 
 @on_one_engine
@@ -217,11 +197,11 @@ def test_each_request_is_one_json_line_with_its_id(database_url: str, tmp_path: 
     log = tmp_path / "log"
     with log.open("wb") as stderr, serving(database_url, stderr=stderr, WATTLINE_LOG_LEVEL="info") as process:
         sent = [
-            httpx.get(f"{process.base_url}/health/live", headers={"X-Request-ID": "trace-1"}),
-            httpx.get(f"{process.base_url}/nowhere?secret=1", headers={"X-Request-ID": "trace-2"}),
-            httpx.put(f"{process.base_url}/v1/telemetry", headers={"X-Request-ID": "trace-3"}),
+            process.get("/health/live", headers={"X-Request-ID": "trace-1"}),
+            process.get("/nowhere?secret=1", headers={"X-Request-ID": "trace-2"}),
+            httpx.put(f"{process.base_url}/v1/telemetry", headers={"X-Request-ID": "trace-3"}, timeout=DEADLINE_S),
             post(process, b"[" + b" " * 17 * MIB, x_request_id="trace-4"),
-            httpx.get(f"{process.base_url}/nowhere", headers={"X-Request-ID": 'no"such\\id'}),
+            process.get("/nowhere", headers={"X-Request-ID": 'no"such\\id'}),
         ]
     assert [answer.headers["x-request-id"] for answer in sent[:4]] == ["trace-1", "trace-2", "trace-3", "trace-4"]
     replaced = sent[4].headers["x-request-id"]
@@ -250,10 +230,11 @@ def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_bug(database_ur
         for path in "/v1/telemetry", "/v1/ingestion/mapping":
             head = f"POST {path} HTTP/1.1\r\nHost: wattline\r\nContent-Type: application/json\r\nContent-Length: 1000"
             with socket.create_connection(("127.0.0.1", process.port)) as client:
-                client.sendall(f"{head}\r\n\r\n[{{".encode())
-                time.sleep(0.2)  # the service has begun to read
+                client.sendall(f"{head}\r\nExpect: 100-continue\r\n\r\n".encode())
+                assert client.recv(100).startswith(b"HTTP/1.1 100 ")  # the service has begun to read
+                client.sendall(b"[{")
             eventually(lambda: f'"path": "{path}"' in log.read_text())  # noqa: B023
-        assert httpx.get(f"{process.base_url}/health/live").status_code == httpx.codes.OK
+        assert process.get("/health/live").status_code == httpx.codes.OK
     assert [line for line in log.read_text().splitlines() if '"event": "request"' not in line] == []
 
 
@@ -261,11 +242,9 @@ def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_bug(database_ur
 def test_a_worker_ends_with_its_killed_parent_and_frees_the_port(server_process: Process) -> None:
     server_process.popen.kill()
     server_process.popen.wait()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            httpx.get(f"{server_process.base_url}/health/live")
-        except httpx.TransportError:
-            return
-        time.sleep(0.1)
-    pytest.fail("the worker still serves")
+
+    def is_free() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", server_process.port)) != 0
+
+    eventually(is_free)

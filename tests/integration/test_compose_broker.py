@@ -4,9 +4,7 @@ import os
 import queue
 import re
 import signal
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,9 @@ import yaml
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from tests.fixtures.broker import await_listening
 from tests.fixtures.service import free_port
+from tests.fixtures.waiting import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
 PASSWORDS = {"MQTT_PASSWORD": "reads", "MQTT_DEVICE_PASSWORD": "sends"}
@@ -37,20 +37,11 @@ def mosquitto(directory: Path, port: int) -> Iterator[None]:
     script = script.replace("/mosquitto/", f"{directory}/")
     process = subprocess.Popen([*shell, script], env=os.environ | PASSWORDS, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 10
-        while not listens(port):
-            assert process.poll() is None, "mosquitto has ended"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        await_listening(process, port)
         yield
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class User:
@@ -68,7 +59,7 @@ class User:
         self.client.loop_start()
 
     def hears(self) -> str:
-        return self.said.get(timeout=10)
+        return self.said.get(timeout=DEADLINE_S)
 
     def publish(self, topic: str) -> str:
         self.client.publish(topic, b"{}", qos=1)

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +26,7 @@ from tests.fixtures.database import available_engines
 from tests.fixtures.engines import needs_timescale, on_plain, on_timescale
 from tests.fixtures.readings import meter_reading, store
 from tests.fixtures.service import free_port, service
+from tests.fixtures.waiting import eventually
 from tests.integration.test_migrations import OBJECTS, alembic, rows
 
 # The servers of the tests are not for keeping readings, and run no jobs.
@@ -160,10 +160,7 @@ def test_a_job_that_fails_is_named_with_its_error(tmp_path: Path) -> None:
                 """,
                 [job],
             )
-            deadline = time.monotonic() + 30
-            while not failed(connection, job):
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            eventually(lambda: failed(connection, job))
         (sentence,) = [said for said in complaints(url) if said.startswith("Failed")]
         assert sentence.startswith(f"Failed at the last run of {job} (drop old meter_hour): ")
         assert "4711" in sentence

@@ -19,6 +19,7 @@ from app.ingest.quarantine.keep import Source
 from app.ops.maintenance import maintain
 from app.telemetry.reading import MeterReading, VehicleReading
 from tests.fixtures.readings import Reading, batch_of, store, writing
+from tests.fixtures.waiting import DEADLINE_S
 
 VEHICLES = [f"v{n}" for n in range(4)]
 BITS = 28
@@ -65,7 +66,7 @@ class Fleet:
         return answered.as_of
 
     async def ask_until_all_must_be_in(self, vehicle: str) -> None:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline:
             as_of = await self.ask(vehicle)
             committed = self.committed[vehicle]

@@ -12,6 +12,7 @@ from app.settings import Settings
 from tests.fixtures.broker import Broker, publish, publishing
 from tests.fixtures.sending import meter, minutes_ago, send, vehicle
 from tests.fixtures.service import free_port, service
+from tests.fixtures.waiting import eventually_here
 
 
 async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
@@ -85,9 +86,10 @@ async def test_of_mqtt_it_tells_the_connection_the_messages_and_a_store_that_wai
     async with service(settings, mqtt=True) as client:
 
         async def becomes(*expected: float) -> None:
-            async with asyncio.timeout(20):
-                while await of_mqtt(client, broker) != list(expected):  # noqa: ASYNC110 - no one tells of it
-                    await asyncio.sleep(0.02)
+            async def is_told() -> bool:
+                return await of_mqtt(client, broker) == list(expected)
+
+            await eventually_here(is_told)
 
         await becomes(1, 0, 0, 0)
         good, bad = meter(minutes_ago(1)), meter(minutes_ago(2), voltage=-1)

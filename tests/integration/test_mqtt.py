@@ -3,7 +3,7 @@
 import asyncio
 import json
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +23,7 @@ from app.settings import Settings
 from tests.fixtures.broker import Broker, await_published, publish, publishing
 from tests.fixtures.flood import publish_all
 from tests.fixtures.sending import meter, minutes_ago, vehicle
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
-            await asyncio.sleep(0.02)
+from tests.fixtures.waiting import eventually_here
 
 
 class Here(NamedTuple):
@@ -50,7 +45,7 @@ async def consuming_here(database_url: str, **settings: Any) -> AsyncIterator[He
     with capture_logs() as log:
         async with ingesting(database_url, in_force, writer, consumer):
             here = Here(consumer, log)
-            await until(lambda: here.has_logged("mqtt_connected"))
+            await eventually_here(lambda: here.has_logged("mqtt_connected"))
             yield here
 
 
@@ -62,7 +57,7 @@ def count(connection: psycopg.Connection, table: str) -> int:
 
 async def await_rows(connection: psycopg.Connection, **expected: int) -> None:
     """Until the tables have so many rows each, and not one more."""
-    await until(lambda: all(count(connection, table) >= rows for table, rows in expected.items()))
+    await eventually_here(lambda: all(count(connection, table) >= rows for table, rows in expected.items()))
     assert {table: count(connection, table) for table in expected} == expected
 
 
@@ -130,7 +125,7 @@ async def test_whatever_cannot_be_stored_is_in_quarantine_with_its_reason(
             await asyncio.to_thread(await_published, sent)
             await_published([publish(client, "telemetry/meter/M1", good)])
         await await_rows(connection, meter_reading=1)
-        await until(lambda: count(connection, "quarantine") == len(bad))
+        await eventually_here(lambda: count(connection, "quarantine") == len(bad))
     kept = quarantined(connection)
     assert sorted(row[:4] for row in kept) == sorted(bad)
     sizes = {row[0]: row[4] for row in kept}
@@ -188,7 +183,7 @@ async def test_a_fault_that_passes_sends_nothing_to_quarantine(
     batch = [meter(minutes_ago(1), meter_id=f"M{n}", pad="x" * 1_000) for n in range(100)]
     async with consuming_here(database_url, mqtt_url=broker.url) as here:
         await asyncio.to_thread(publish_all, broker.port, [("telemetry/meter/x", json.dumps(batch).encode())] * 2)
-        await until(lambda: here.has_logged("mqtt_store_waits"))
+        await eventually_here(lambda: here.has_logged("mqtt_store_waits"))
         await asyncio.to_thread(connection.execute, "DROP TRIGGER refuse ON meter_state")
         await await_rows(connection, meter_reading=100, quarantine=0)
 
@@ -214,7 +209,7 @@ async def test_of_what_is_too_much_for_a_slow_database_less_is_tried(
             # So that what comes behind the first message makes one group.
             await asyncio.to_thread(connection.execute, "LOCK TABLE meter IN SHARE MODE")
             await asyncio.to_thread(publish_all, broker.port, messages)
-            await until(lambda: len(here.consumer._inbox) > 600)
+            await eventually_here(lambda: len(here.consumer._inbox) > 600)
         await await_rows(connection, meter_reading=3_000, quarantine=0)
         assert here.has_logged("mqtt_store_waits")
 
@@ -247,7 +242,7 @@ async def test_a_broker_that_has_to_wait_for_long_is_left_and_found_again(
         with connection.transaction():
             await asyncio.to_thread(connection.execute, "LOCK TABLE meter IN SHARE MODE")
             await asyncio.to_thread(publish_all, broker.port, messages)
-            await until(lambda: here.has_logged("mqtt_held_back"))
+            await eventually_here(lambda: here.has_logged("mqtt_held_back"))
         await await_rows(connection, meter_reading=200, quarantine=0)
         assert "Keep alive" not in str(here.log)
 
@@ -332,7 +327,7 @@ async def test_tls_with_client_certificate_and_password(
         with capture_logs() as log:
             consumer = Consumer(settings, create_writer(database_url, settings))
             running = asyncio.create_task(consumer.run())
-            await until(lambda: any(line["event"] == "mqtt_away" for line in log))
+            await eventually_here(lambda: any(line["event"] == "mqtt_away" for line in log))
             consumer.close()
             await running
         reason = str(log[0]["reason"])

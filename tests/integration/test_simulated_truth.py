@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -15,7 +14,9 @@ from app.simulator.feed import feeding
 from app.simulator.fleet import Fleet
 from tests.fixtures.sending import map_vehicle, minutes_ago, performance, send, stamp
 from tests.fixtures.service import Process
+from tests.fixtures.waiting import DEADLINE_S, eventually
 
+MAPPING = "/v1/ingestion/mapping"
 CHARGERS = 40
 # The same day each time, 2026-01-14, sent as if it were the last 24 hours.
 FROM_US = 20_467 * DAY_US
@@ -79,12 +80,12 @@ def test_feeding_sends_a_day_and_goes_on_where_it_stopped(
 def test_feeding_leaves_a_vehicle_where_a_visitor_has_mapped_it(
     server_process: Process, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url = f"{server_process.base_url}/v1/ingestion/mapping"
     for valid_from in ({}, {"validFrom": "2030-01-01T00:00:00Z"}):
-        httpx.post(url, json={"vehicleId": "vehicle-0002", "meterId": "meter-0004", **valid_from}).raise_for_status()
-    mapped = httpx.get(url, params={"vehicleId": "vehicle-0002"}).json()
+        mapping = {"vehicleId": "vehicle-0002", "meterId": "meter-0004", **valid_from}
+        server_process.post(MAPPING, json=mapping).raise_for_status()
+    mapped = server_process.get(MAPPING, params={"vehicleId": "vehicle-0002"}).json()
     feed_until_told(server_process.base_url, capsys)
-    assert httpx.get(url, params={"vehicleId": "vehicle-0002"}).json() == mapped
+    assert server_process.get(MAPPING, params={"vehicleId": "vehicle-0002"}).json() == mapped
 
 
 def feed_until_told(base_url: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -92,12 +93,14 @@ def feed_until_told(base_url: str, capsys: pytest.CaptureFixture[str]) -> str:
     refreshed = threading.Event()
     told = ""
     with feeding(base_url, 5, refreshed.set):
-        assert refreshed.wait(30)
-        deadline = time.monotonic() + 10
-        while '"bucket": "1h"' not in told:
-            assert time.monotonic() < deadline, told
-            time.sleep(0.05)
+        assert refreshed.wait(DEADLINE_S)
+
+        def tells() -> bool:
+            nonlocal told
             told += capsys.readouterr().out
+            return '"bucket": "1h"' in told
+
+        eventually(tells, shown=lambda: told)
     assert "\x1b" not in told
     assert "\r" not in told
     return told

@@ -9,13 +9,15 @@ from sqlalchemy import text
 
 from app.analytics.series import Buckets, fetch_meter_series
 from app.database import connect, create_pool, snapshot
+from tests.fixtures.database import lock_waits
 from tests.fixtures.engines import on_plain, on_timescale, refresh_while_young
 from tests.fixtures.readings import meter_reading, midnight, store
+from tests.fixtures.waiting import eventually_here
 
-# It pauses between its start and its reads, so that a refresh can commit in its middle.
+# It waits between its start and its reads, so that a refresh can commit in its middle.
 PAUSED = """
     SELECT minutes.readings, hours.readings
-    FROM (SELECT pg_sleep(1)::text AS paused OFFSET 0) AS pause,
+    FROM (SELECT pg_advisory_xact_lock(1)::text AS paused OFFSET 0) AS pause,
         LATERAL (SELECT sum(readings) AS readings
                  FROM (SELECT readings, paused FROM meter_minute(:start, :end) OFFSET 0) AS minute) AS minutes,
         LATERAL (SELECT sum(meter_readings) AS readings
@@ -30,11 +32,13 @@ async def test_a_refresh_that_commits_in_the_middle_of_a_statement_hides_no_read
     await store(database_url, *(meter_reading(midnight(days) + timedelta(hours=1)) for days in (5, 4, 2, 1)))
     refresh_while_young(connection, midnight(6), midnight(3))
     pool = create_pool(database_url, 1)
+    connection.execute("SELECT pg_advisory_lock(1)")
     async with pool.connect() as asked, snapshot(asked):
         answer = asyncio.ensure_future(asked.execute(text(PAUSED), {"start": midnight(6), "end": midnight(0)}))
-        await asyncio.sleep(0.3)
+        await eventually_here(lambda: lock_waits(connection) == 1)
         await asyncio.to_thread(connection.execute, "CALL refresh_aggregates()")
         assert not answer.done()
+        connection.execute("SELECT pg_advisory_unlock(1)")
         assert (await answer).one() == (4, 4)
     await pool.dispose()
 
@@ -47,13 +51,15 @@ async def test_a_day_that_is_dropped_while_an_answer_waits_for_it_is_in_the_answ
     buckets = Buckets("1h", midnight(40), midnight(39))
     pool = create_pool(database_url, 1)
     inserting = await connect(database_url)
+    connection.execute("ALTER FUNCTION drop_expired() SET lock_timeout = '60s'")
     async with inserting.transaction():
         # What an insert holds: the drop waits for it, and then the answer for the drop.
         await inserting.execute("LOCK TABLE ONLY meter_reading IN ROW EXCLUSIVE MODE")
-        dropping = asyncio.ensure_future(asyncio.to_thread(connection.execute, "SELECT drop_expired()"))
-        await asyncio.sleep(0.1)
-        answer = asyncio.ensure_future(fetch_meter_series(pool, "M1", buckets))
-        await asyncio.sleep(0.1)
+        with psycopg.connect(database_url, autocommit=True) as observer:
+            dropping = asyncio.ensure_future(asyncio.to_thread(connection.execute, "SELECT drop_expired()"))
+            await eventually_here(lambda: lock_waits(observer) == 1)
+            answer = asyncio.ensure_future(fetch_meter_series(pool, "M1", buckets))
+            await eventually_here(lambda: lock_waits(observer) == 2)
         assert not dropping.done()
         assert not answer.done()
     assert (await dropping).fetchone() == (True,)

@@ -19,6 +19,7 @@ from app.webhooks.queue import GIVE_UP_DAYS, LEASE_SECONDS, postpone, take
 from tests.fixtures.engines import on_plain
 from tests.fixtures.receiver import SECRET, Receiver, receiving, shown_program
 from tests.fixtures.service import free_port, service, serving
+from tests.fixtures.waiting import DEADLINE_S
 from tests.integration.test_metrics import metrics
 
 KEY = base64.b64decode(SECRET.removeprefix("whsec_"))
@@ -212,7 +213,7 @@ async def test_no_transaction_is_open_while_a_request_runs(
     log(connection, "opened")
     receiver.answers = ["hang"]
     telling = asyncio.ensure_future(senders[0].tell())
-    assert await asyncio.to_thread(receiver.hanging.wait, 5)
+    assert await asyncio.to_thread(receiver.hanging.wait, DEADLINE_S)
     states = connection.execute("SELECT state FROM pg_stat_activity WHERE application_name = 'wattline'").fetchall()
     assert states == [("idle",), ("idle",)]
     await telling
@@ -281,7 +282,7 @@ async def test_a_service_that_is_stopped_while_it_tells_tells_again_once_it_runs
     receiver.answers = ["hang"]
     log(connection, "opened")
     async with service(settings):
-        assert await asyncio.to_thread(receiver.hanging.wait, 10)
+        assert await asyncio.to_thread(receiver.hanging.wait, DEADLINE_S)
     assert [attempts for attempts, _ in waiting(connection)] == [1]
     pass_time(connection, LEASE_SECONDS)
     async with service(settings):
@@ -301,7 +302,7 @@ async def test_no_proxy_of_the_environment_is_used(
     connection.execute("UPDATE installation SET webhooks_queued = 0")
     log(connection, "opened")
     async with service(Settings(database_url=database_url, webhook_url=receiver.url, webhook_secret=SECRET)):
-        await asyncio.to_thread(receiver.await_count, 1, seconds=5)
+        await asyncio.to_thread(receiver.await_count, 1)
 
 
 @pytest.mark.soak

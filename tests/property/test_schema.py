@@ -22,6 +22,7 @@ from schemathesis.specs.openapi.checks import (
 from tests.fixtures.database import Server
 from tests.fixtures.sending import stamp
 from tests.fixtures.service import serving
+from tests.fixtures.waiting import DEADLINE_S
 
 CHECKS = [
     not_a_server_error,
@@ -64,7 +65,7 @@ def base_url(server: Server) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def document(base_url: str) -> dict[str, Any]:
-    answer = httpx.get(f"{base_url}/schema")
+    answer = httpx.get(f"{base_url}/schema", timeout=DEADLINE_S)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     parsed: dict[str, Any] = answer.json()
     return parsed
@@ -98,7 +99,11 @@ def test_every_example_of_a_body_is_accepted(document: dict[str, Any], base_url:
         for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
             for example in content.get("examples", {}).values():
                 answer = httpx.request(
-                    method, base_url + path, json=_moved(example["value"], now), headers={"Content-Type": media_type}
+                    method,
+                    base_url + path,
+                    json=_moved(example["value"], now),
+                    headers={"Content-Type": media_type},
+                    timeout=DEADLINE_S,
                 )
                 assert answer.status_code == httpx.codes.OK, (path, answer.text)
                 assert answer.json().get("rejected", []) == []

@@ -115,8 +115,9 @@ async def test_a_stalled_service_shows_in_the_latency_of_all_that_was_due_meanwh
     await Run(send, tally, connections=2).send_all(Batch(n / 100, [reading(n)]) for n in range(100))
     assert tally.acknowledged == 100
     # Half of a second's readings were due during the stall, though only two could wait in it at a time.
-    assert 0.2 < (tally.latencies.percentile_s(75) or 0) < 0.4
-    assert (tally.latencies.percentile_s(25) or 1) < 0.1
+    late, early = (tally.latencies.percentile_s(percent) or 0 for percent in (75, 25))
+    assert late > 0.2
+    assert early < late / 2
 
 
 async def test_stopped_it_waits_for_what_is_under_way_and_sends_no_more() -> None:
@@ -143,4 +144,4 @@ async def test_stopped_twice_it_waits_no_longer_and_says_what_is_unanswered() ->
         asyncio.get_running_loop().call_later(seconds, run.stop)
     await run.send_all(Batch(None, [reading(n)]) for n in range(1_000))
     assert (tally.sent, tally.unanswered) == (3, 3)
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 9  # of the ten seconds that it would wait

@@ -10,6 +10,7 @@ from app import main
 from app.ingest.store.writer import Writer
 from app.settings import Settings
 from app.webhooks.deliver import tell_forever
+from tests.fixtures.waiting import DEADLINE_S
 
 NOWHERE = "postgresql://127.0.0.1:1/none"
 
@@ -36,7 +37,7 @@ async def test_a_loop_that_fails_ends_the_service_in_good_order(monkeypatch: pyt
     writer = Writer(NOWHERE, queue_max_readings=1, new_devices_per_hour=None)
     try:
         with capture_logs() as log:
-            async with asyncio.timeout(5), main.ingesting(NOWHERE, Settings(), writer, None):
+            async with asyncio.timeout(DEADLINE_S), main.ingesting(NOWHERE, Settings(), writer, None):
                 await terminated.wait()
     finally:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
