@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.cli.common import counted, open_database
 from app.errors import SetupError
-from app.ingest.check import PAYLOAD_LIMIT_BYTES, Rejected
+from app.ingest.batch import PAYLOAD_LIMIT_BYTES, RejectedReading
 from app.ingest.history.columns import parse_mapping
 from app.ingest.history.decoder import Opened
 from app.ingest.history.importer import QUARANTINED_ROWS, Importer
@@ -73,10 +73,10 @@ async def _import(url: str, files: tuple[str, ...], mapping: dict[str, str], rej
     return rejected
 
 
-def _writer(rejects: IO[bytes]) -> Callable[[Opened, list[tuple[int, bytes, Rejected]]], None]:
+def _writer(rejects: IO[bytes]) -> Callable[[Opened, list[tuple[int, bytes, RejectedReading]]], None]:
     """Before the transaction that counts them, so that none is lost: those of a killed block stand there twice."""
 
-    def write(file: Opened, rows: list[tuple[int, bytes, Rejected]]) -> None:
+    def write(file: Opened, rows: list[tuple[int, bytes, RejectedReading]]) -> None:
         for line, row, why in rows:
             text = row[:PAYLOAD_LIMIT_BYTES].rstrip(b"\r").decode(errors="replace")
             members = {"file": file.name, "line": line, "code": why.code, "field": why.field}

@@ -10,8 +10,7 @@ import psycopg
 
 from app.cli.common import INSTANT, counted, on_database, printable, table
 from app.errors import SetupError
-from app.ingest.check import PAYLOAD_LIMIT_BYTES
-from app.ingest.quarantine.keep import Source
+from app.ingest.batch import PAYLOAD_LIMIT_BYTES, Source
 from app.ingest.quarantine.redrive import Redriven
 from app.ingest.quarantine.redrive import redrive as redrive_kept
 from app.ingest.quarantine.rows import Kept, Wanted, count_dropped, count_kept, fetch_newest

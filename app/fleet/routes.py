@@ -23,8 +23,9 @@ from app.fleet.mapping import VehicleMapping, map_vehicle, mapping_history
 from app.fleet.states import MeterState, VehicleState, meter_states, vehicle_states
 from app.problem_answers import AWAY, PARAMETER, problems
 from app.settings import Settings
+from app.telemetry.device_id import ID_PATTERN
 
-ExternalId = Annotated[str, Meta(pattern=r"\A(?!\.\.?\Z)[A-Za-z0-9._:-]{1,64}\Z")]
+ExternalId = Annotated[str, Meta(pattern=rf"\A{ID_PATTERN}\Z")]
 Moment = Annotated[datetime, Meta(tz=True)]
 Limit = Annotated[int | None, QueryParameter(ge=1, le=100_000, description="At most so many; else all.")]
 After = Annotated[str | None, QueryParameter(description="Only ids that follow this one.")]
@@ -44,7 +45,7 @@ class MappingOperation(Operation):
     """What /schema says of the body of a mapping, which is decoded here: Litestar would take a number for a time."""
 
     def __post_init__(self) -> None:
-        name = Schema(type=OpenAPIType.STRING, pattern=r"^(?!\.\.?$)[A-Za-z0-9._:-]{1,64}$")
+        name = Schema(type=OpenAPIType.STRING, pattern=f"^{ID_PATTERN}$")
         moment = Schema(type=[OpenAPIType.STRING, OpenAPIType.NULL], format=OpenAPIFormat.DATE_TIME)
         properties = {"vehicleId": name, "meterId": name, "validFrom": moment, "validTo": moment}
         schema = Schema(type=OpenAPIType.OBJECT, properties={**properties}, required=["vehicleId", "meterId"])

@@ -1,12 +1,86 @@
-"""The answer to a batch."""
+"""The types that all ways in share: a batch, its rejected readings, and the receipt that answers it."""
 
 from datetime import datetime
+from enum import StrEnum
 
 import msgspec
 
+from app.telemetry.device_id import is_id
+from app.telemetry.reading import MeterReading, Stream, VehicleReading
+
+# What quarantine stores of a rejected reading, which may be as large as the whole body.
+PAYLOAD_LIMIT_BYTES = 64 * 1024
+
+REJECTIONS = {
+    "malformed": "The reading is not an object, or the field has a wrong type or format.",
+    "missing_field": "The field is required.",
+    "invalid_id": "An id is 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_', ':' and '-', but neither '.' nor '..'.",
+    "timestamp_without_zone": "The timestamp names no time zone.",
+    "in_the_future": "The timestamp lies more than 5 minutes ahead.",
+    "too_old": "The timestamp lies more than 7 days back.",
+    "energy_out_of_range": "Energy must lie between 0 and 1000 kWh.",
+    "voltage_out_of_range": "Voltage must lie between 0 and 1000 V.",
+    "soc_out_of_range": "The state of charge must lie between 0 and 100 percent.",
+    "battery_temp_out_of_range": "The battery temperature must lie between -60 and 150 °C.",
+    "too_many_new_devices": "The device is new, and too many new devices were registered within the hour.",
+}
+"""Why a reading is rejected: code and public sentence, in the order of the checks; the first that fails counts.
+
+The last is found only when the reading is stored.
+"""
+
+
+class Source(StrEnum):
+    """The way in by which a reading came."""
+
+    HTTP = "http"
+    MQTT = "mqtt"
+    IMPORT = "import"
+
+
+class RejectedReading(msgspec.Struct):
+    """A rejected reading, as it goes to quarantine.
+
+    `index` is its position in the batch, `code` and `message` come from `REJECTIONS`, `field` is the JSON name.
+    `stream` is None when it cannot be told, and so is `device`, the name that the reading gives; `payload` holds the
+    reading's own bytes as received, cut at PAYLOAD_LIMIT_BYTES. `topic` is that of MQTT, which may name the device.
+    """
+
+    index: int
+    code: str
+    field: str | None
+    message: str
+    stream: Stream | None
+    payload: bytes
+    device: str | None = None
+    topic: str | None = None
+
+
+def reject(
+    index: int, code: str, field: str | None, stream: Stream | None, device: str | None = None
+) -> RejectedReading:
+    """A rejected reading without its payload, which only the decoder has. A `device` that is no id is left out."""
+    named = device if device and is_id(device) else None
+    return RejectedReading(index, code, field, REJECTIONS[code], stream, b"", named)
+
+
+class Batch(msgspec.Struct):
+    """The readings of one body; `received` counts all of them, `rejected` is in order of index.
+
+    Where it has readings of both streams, `of_vehicle` has a 1 at the index of each vehicle reading. `topics` are those
+    of MQTT, by index.
+    """
+
+    received: int
+    meter: list[MeterReading]
+    vehicle: list[VehicleReading]
+    rejected: list[RejectedReading]
+    of_vehicle: bytes = b""
+    topics: list[str] = []
+
 
 class Rejection(msgspec.Struct, frozen=True):
-    """Why a reading was refused: its position in the batch, a stable code, the field at fault, a sentence."""
+    """Why a reading was rejected: its position in the batch, a stable code, the field at fault, a sentence."""
 
     index: int
     code: str

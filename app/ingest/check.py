@@ -1,6 +1,5 @@
-"""The checks of a reading: from what a client wrote to the units of the store, or to a refusal with its code."""
+"""The checks of a reading: from what a client wrote to the units of the store, or to a rejection with its code."""
 
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -11,64 +10,12 @@ from typing import Any
 
 import msgspec
 
+from app.ingest.batch import Batch, RejectedReading, reject
+from app.telemetry.device_id import is_id
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
-# What quarantine keeps of a reading: a refused one may be as large as the whole body.
-PAYLOAD_LIMIT_BYTES = 64 * 1024
-MAX_ID_CHARACTERS = 64
 MAX_AHEAD_US = 5 * 60 * 1_000_000
 MAX_AGE_US = 7 * 24 * 3600 * 1_000_000
-
-REJECTIONS = {
-    "malformed": "The reading is not an object, or the field has a wrong type or format.",
-    "missing_field": "The field is required.",
-    "invalid_id": "An id is 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_', ':' and '-', but neither '.' nor '..'.",
-    "timestamp_without_zone": "The timestamp names no time zone.",
-    "in_the_future": "The timestamp lies more than 5 minutes ahead.",
-    "too_old": "The timestamp lies more than 7 days back.",
-    "energy_out_of_range": "Energy must lie between 0 and 1000 kWh.",
-    "voltage_out_of_range": "Voltage must lie between 0 and 1000 V.",
-    "soc_out_of_range": "The state of charge must lie between 0 and 100 percent.",
-    "battery_temp_out_of_range": "The battery temperature must lie between -60 and 150 °C.",
-    "too_many_new_devices": "The device is new, and too many new devices were registered within the hour.",
-}
-"""Why a reading is refused: code and public sentence, in the order of the checks; the first that fails counts.
-
-The last is found only when the reading is stored.
-"""
-
-
-class Rejected(msgspec.Struct):
-    """A reading that was refused.
-
-    `index` is its position in the batch, `code` and `message` come from `REJECTIONS`, `field` is the JSON name.
-    `stream` is None when it cannot be told, and so is `device`, the name that the reading gives; `payload` holds the
-    reading's own bytes as received, cut at PAYLOAD_LIMIT_BYTES. `topic` is that of MQTT, which may name the device.
-    """
-
-    index: int
-    code: str
-    field: str | None
-    message: str
-    stream: Stream | None
-    payload: bytes
-    device: str | None = None
-    topic: str | None = None
-
-
-class Batch(msgspec.Struct):
-    """The readings of one body; `received` counts all of them, `rejected` is in order of index.
-
-    Where it has readings of both streams, `of_vehicle` has a 1 at the index of each vehicle reading. `topics` are those
-    of MQTT, by index.
-    """
-
-    received: int
-    meter: list[MeterReading]
-    vehicle: list[VehicleReading]
-    rejected: list[Rejected]
-    of_vehicle: bytes = b""
-    topics: list[str] = []
 
 
 class Wire(msgspec.Struct, rename="camel", gc=False):
@@ -85,11 +32,7 @@ class Wire(msgspec.Struct, rename="camel", gc=False):
     battery_temp: float | None = None
 
 
-# No path of a URL ends with `.` or `..`: clients take them for this folder and the one above.
-is_id = re.compile(rf"(?!\.\.?$)[A-Za-z0-9._:-]{{1,{MAX_ID_CHARACTERS}}}").fullmatch
-
-
-class Refused(Exception):
+class RejectedValue(Exception):
     """A value that its field cannot have."""
 
     def __init__(self, code: str, field: str) -> None:
@@ -97,24 +40,19 @@ class Refused(Exception):
         self.field = field
 
 
-def rejected(index: int, code: str, field: str | None, stream: Stream | None, device: str | None = None) -> Rejected:
-    """A refusal without the payload, which only the decoder has. A `device` that is no id is left out."""
-    return Rejected(index, code, field, REJECTIONS[code], stream, b"", device if device and is_id(device) else None)
-
-
-def check_each(wires: Sequence[Wire | Rejected], now_us: int, stream: Stream | None, *, oldest_us: int) -> Batch:
-    """The readings that pass, and those refused now or before.
+def check_each(wires: Sequence[Wire | RejectedReading], now_us: int, stream: Stream | None, *, oldest_us: int) -> Batch:
+    """The readings that pass, and those rejected now or before.
 
     Against the clock `now_us`, as in `decode_batch`; what is older than `oldest_us` is `too_old`.
     """
     newest_us = now_us + MAX_AHEAD_US
-    with suppress(Refused, TypeError, AttributeError):
+    with suppress(RejectedValue, TypeError, AttributeError):
         return _check_all(wires, stream, oldest_us, newest_us)
     batch = Batch(len(wires), [], [], [])
     vehicles = bytearray(len(wires))
     meter, vehicle = batch.meter.append, batch.vehicle.append
     for index, wire in enumerate(wires):
-        if isinstance(wire, Rejected):
+        if isinstance(wire, RejectedReading):
             batch.rejected.append(wire)
             continue
         of_vehicle = wire.vehicle_id is not None if stream is None else stream is Stream.VEHICLE
@@ -124,16 +62,16 @@ def check_each(wires: Sequence[Wire | Rejected], now_us: int, stream: Stream | N
                 vehicle(_vehicle_reading(wire, oldest_us, newest_us))
             else:
                 meter(_meter_reading(wire, oldest_us, newest_us))
-        except Refused as refused:
+        except RejectedValue as why:
             of, device = (Stream.VEHICLE, wire.vehicle_id) if of_vehicle else (Stream.METER, wire.meter_id)
-            batch.rejected.append(rejected(index, refused.code, refused.field, of, device))
+            batch.rejected.append(reject(index, why.code, why.field, of, device))
     if batch.meter and batch.vehicle:
         batch.of_vehicle = bytes(vehicles)
     return batch
 
 
 def _check_all(wires: Sequence[Any], stream: Stream | None, oldest_us: int, newest_us: int) -> Batch:
-    """All of them, a field at a time, mostly in C. Where one is refused it raises, not always with the reason."""
+    """All of them, a field at a time, mostly in C. Where one is rejected it raises, not always with the reason."""
     of_vehicle = [wire.vehicle_id is not None if stream is None else stream is Stream.VEHICLE for wire in wires]
     meters = list(compress(wires, map(not_, of_vehicle)))
     vehicles = list(compress(wires, of_vehicle))
@@ -184,7 +122,7 @@ MAX_LOOKED_UP = 32_768
 
 
 class _Id(dict[str | None, Any]):
-    """The id itself, or a refusal. Ids come again; one text for all of them makes what follows faster."""
+    """The id itself. Raises RejectedValue. Ids come again; one text for all of them makes what follows faster."""
 
     def __init__(self, field: str, *, optional: bool = False) -> None:
         super().__init__({None: None} if optional else {})
@@ -192,9 +130,9 @@ class _Id(dict[str | None, Any]):
 
     def __missing__(self, value: str | None) -> str:
         if value is None:
-            raise Refused("missing_field", self.field)
+            raise RejectedValue("missing_field", self.field)
         if not is_id(value):
-            raise Refused("invalid_id", self.field)
+            raise RejectedValue("invalid_id", self.field)
         if len(self) < MAX_LOOKED_UP:
             self[value] = value
         return value
@@ -211,28 +149,28 @@ _MICROSECOND = timedelta(microseconds=1)
 
 def _microseconds(timestamp: datetime | None, oldest_us: int, newest_us: int) -> int:
     if timestamp is None:
-        raise Refused("missing_field", "timestamp")
+        raise RejectedValue("missing_field", "timestamp")
     if timestamp.tzinfo is None:
-        raise Refused("timestamp_without_zone", "timestamp")
+        raise RejectedValue("timestamp_without_zone", "timestamp")
     since = timestamp - _EPOCH
     ts_us = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     if ts_us > newest_us:
-        raise Refused("in_the_future", "timestamp")
+        raise RejectedValue("in_the_future", "timestamp")
     if ts_us < oldest_us:
-        raise Refused("too_old", "timestamp")
+        raise RejectedValue("too_old", "timestamp")
     return ts_us
 
 
 def all_microseconds(timestamps: Iterable[Any], oldest_us: int, newest_us: int) -> list[int]:
-    """Raises Refused for an instant out of bounds, TypeError for None and for a timestamp without a zone."""
+    """Raises RejectedValue for an instant out of bounds, TypeError for None and for a timestamp without a zone."""
     all_us = list(map(floordiv, map(sub, timestamps, repeat(_EPOCH)), repeat(_MICROSECOND)))
     if all_us and (max(all_us) > newest_us or min(all_us) < oldest_us):
-        raise Refused("too_old", "timestamp")
+        raise RejectedValue("too_old", "timestamp")
     return all_us
 
 
 class _Quantity(dict[float | None, Any]):
-    """The scaled integer of a value, or a refusal.
+    """The scaled integer of a value. Raises RejectedValue.
 
     Most values come again, and looking them up is faster than computing them.
     """
@@ -243,9 +181,9 @@ class _Quantity(dict[float | None, Any]):
 
     def __missing__(self, value: float | None) -> int:
         if value is None:
-            raise Refused("missing_field", self.field)
+            raise RejectedValue("missing_field", self.field)
         if not self.low <= value <= self.high:
-            raise Refused(self.code, self.field)
+            raise RejectedValue(self.code, self.field)
         product = value * self.factor
         scaled = round(product)
         if not -0.499999 < product - scaled < 0.499999:

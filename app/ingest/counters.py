@@ -7,7 +7,7 @@ from app.ingest.batch import Receipt
 RECEIVED = Counter("wattline_readings_received", "Readings of batches that have a receipt.")
 INSERTED = Counter("wattline_readings_inserted", "Readings stored.")
 DUPLICATES = Counter("wattline_readings_duplicate", "Readings that were stored before.")
-REJECTED = Counter("wattline_readings_rejected", "Readings refused.", ["code"])
+REJECTED = Counter("wattline_readings_rejected", "Readings rejected.", ["code"])
 WAITING = Gauge("wattline_readings_waiting", "Readings that wait for the writer.")
 
 # Labelled, so that a process without a consumer has none of them instead of one that looks disconnected.

@@ -1,6 +1,6 @@
 """Bytes to readings: one typed decode of the whole body, then the checks (check.py).
 
-Only a body that the typed decode refuses is taken apart, so that one bad reading never blocks its neighbours.
+Only a body that the typed decode cannot read is taken apart, so that one bad reading never blocks its neighbours.
 """
 
 import json
@@ -14,7 +14,8 @@ import msgspec
 from msgspec import Raw
 
 from app.errors import BatchTooLarge, EmptyBatch, MalformedBody
-from app.ingest.check import MAX_AGE_US, PAYLOAD_LIMIT_BYTES, Batch, Rejected, Wire, check_each, rejected
+from app.ingest.batch import PAYLOAD_LIMIT_BYTES, Batch, RejectedReading, reject
+from app.ingest.check import MAX_AGE_US, Wire, check_each
 from app.telemetry.reading import Stream
 
 MAX_READINGS = 50_000
@@ -37,12 +38,12 @@ class MediaType(StrEnum):
 
 
 _WIRE_FIELDS = {field.name: field for field in msgspec.structs.fields(Wire)}
-_Parts = msgspec.defstruct("_Parts", [(name, Raw, Raw()) for name in _WIRE_FIELDS], rename="camel", gc=False)
+_Members = msgspec.defstruct("_Members", [(name, Raw, Raw()) for name in _WIRE_FIELDS], rename="camel", gc=False)
 _FIELDS_OF = {
     Stream.METER: ("meter_id", "timestamp", "kwh_consumed_ac", "voltage"),
     Stream.VEHICLE: ("vehicle_id", "meter_id", "timestamp", "kwh_delivered_dc", "soc", "battery_temp"),
 }
-"""The device's own id first: a refusal for any other field names the device."""
+"""The device's own id first: a rejection for any other field names the device."""
 
 # msgspec lets UnicodeDecodeError through; its own errors are ValueErrors too.
 UNDECODABLE = (ValueError, RecursionError)
@@ -58,7 +59,7 @@ class _Form:
         self.many = decoder(list[Wire])
         self.one_apart = decoder(Raw)
         self.many_apart = decoder(list[Raw])
-        self.parts: Any = decoder(_Parts)
+        self.members: Any = decoder(_Members)
         self.fields = {name: decoder(field.type) for name, field in _WIRE_FIELDS.items()}
         self.absent = (b"", null)
 
@@ -109,12 +110,12 @@ def decode_batch(
     batch = check_each(wires, now_us, stream, oldest_us=now_us - max_age_us)
     if batch.rejected:
         elements = elements or _take_apart(body, form, many=many)
-        for refused in batch.rejected:
-            refused.payload = bytes(elements[refused.index])[:PAYLOAD_LIMIT_BYTES]
+        for reading in batch.rejected:
+            reading.payload = bytes(elements[reading.index])[:PAYLOAD_LIMIT_BYTES]
     return batch
 
 
-def _name_device(wires: Sequence[Wire | Rejected], stream: Stream, device_id: str) -> None:
+def _name_device(wires: Sequence[Wire | RejectedReading], stream: Stream, device_id: str) -> None:
     field = "meter_id" if stream is Stream.METER else "vehicle_id"
     for wire in wires:
         if isinstance(wire, Wire) and getattr(wire, field) is None:
@@ -171,7 +172,7 @@ def _take_apart(body: bytes, form: _Form, *, many: bool) -> Sequence[bytes | Raw
     return elements
 
 
-def _split_array(body: bytes, refusal: ValueError) -> list[bytes]:
+def _split_array(body: bytes, failure: ValueError) -> list[bytes]:
     """The elements of a JSON array that msgspec cannot even skip over, for NaN or half a surrogate pair.
 
     Python's json writes both, and reads them: one of its gateways' readings must not cost the others.
@@ -187,13 +188,13 @@ def _split_array(body: bytes, refusal: ValueError) -> list[bytes]:
             elements.append(text[start:end].encode())
             end = _next_character(text, end)
             if text[end] not in ",]":
-                raise refusal
+                raise failure
         if _WRITTEN.search(text, end + 1):
-            raise refusal
+            raise failure
     except RecursionError:
         raise MalformedBody("The body is nested too deeply.") from None
     except (ValueError, IndexError):
-        raise MalformedBody(f"{refusal}.") from None
+        raise MalformedBody(f"{failure}.") from None
     return elements
 
 
@@ -202,35 +203,35 @@ def _next_character(text: str, position: int) -> int:
     return found.start() if found else len(text)
 
 
-def _decode_each(elements: Sequence[bytes | Raw], form: _Form, stream: Stream | None) -> list[Wire | Rejected]:
+def _decode_each(elements: Sequence[bytes | Raw], form: _Form, stream: Stream | None) -> list[Wire | RejectedReading]:
     return [decode_one(index, element, form, stream) for index, element in enumerate(elements)]
 
 
-def decode_one(index: int, element: bytes | Raw, form: _Form, stream: Stream | None) -> Wire | Rejected:
-    """Decodes one reading; a refusal names the member at fault."""
+def decode_one(index: int, element: bytes | Raw, form: _Form, stream: Stream | None) -> Wire | RejectedReading:
+    """Decodes one reading; a rejected one names the member at fault."""
     try:
         wire: Wire = form.one.decode(element)
     except UNDECODABLE:
-        return _decode_parts(index, element, form, stream)
+        return _decode_members(index, element, form, stream)
     return wire
 
 
-def _decode_parts(index: int, element: bytes | Raw, form: _Form, stream: Stream | None) -> Wire | Rejected:
+def _decode_members(index: int, element: bytes | Raw, form: _Form, stream: Stream | None) -> Wire | RejectedReading:
     try:
-        parts = form.parts.decode(element)
+        members = form.members.decode(element)
     except UNDECODABLE:
-        return rejected(index, "malformed", None, stream)
+        return reject(index, "malformed", None, stream)
     if stream is None:
-        stream = Stream.METER if bytes(parts.vehicle_id) in form.absent else Stream.VEHICLE
+        stream = Stream.METER if bytes(members.vehicle_id) in form.absent else Stream.VEHICLE
     values: dict[str, Any] = {}
     for name in _FIELDS_OF[stream]:
-        value = bytes(getattr(parts, name))
+        value = bytes(getattr(members, name))
         try:
             values[name] = None if value in form.absent else form.fields[name].decode(value)
         except UNDECODABLE:
             if not _is_huge_number(name, value):
                 device = values.get(_FIELDS_OF[stream][0])
-                return rejected(index, "malformed", _WIRE_FIELDS[name].encode_name, stream, device)
+                return reject(index, "malformed", _WIRE_FIELDS[name].encode_name, stream, device)
             values[name] = inf
     return Wire(**values)
 

@@ -21,13 +21,12 @@ from paho.mqtt.client import topic_matches_sub
 from app.broker import Message, Session, shown_address
 from app.errors import BodyTooLarge, InternalError, ServiceError, StoreBusy, UnsupportedMediaType
 from app.ingest import counters
-from app.ingest.batch import Receipt
-from app.ingest.check import PAYLOAD_LIMIT_BYTES, Batch, Rejected, is_id
+from app.ingest.batch import PAYLOAD_LIMIT_BYTES, Batch, Receipt, RejectedReading, Source
 from app.ingest.decode import MediaType, decode_batch
 from app.ingest.http.body import MAX_BODY_BYTES
-from app.ingest.quarantine.keep import Source
 from app.ingest.store.writer import GROUP_READINGS, Writer
 from app.settings import Settings
+from app.telemetry.device_id import is_id
 from app.telemetry.reading import Stream
 
 # What waits undecoded; then the broker has to wait. Single readings never come near: receive maximum ends them first.
@@ -138,7 +137,7 @@ class Consumer:
                 if not passes:
                     ((message, _),) = group
                     _log.error("mqtt_message_failed", topic=message.topic, exc_info=error)
-                    group = [(message, refused(message, InternalError(), None, None, limit=None))]
+                    group = [(message, rejected_message(message, InternalError(), None, None, limit=None))]
             else:
                 self._pause_seconds = FIRST_PAUSE_SECONDS
                 self._group_readings = min(2 * self._group_readings, GROUP_READINGS)
@@ -203,7 +202,7 @@ def decode_message(message: Message, topics: Topics) -> Batch:
             message.payload, _media_type(message), now_us=time.time_ns() // 1000, stream=stream, device_id=device_id
         )
     except ServiceError as error:
-        return refused(message, error, stream, device_id)
+        return rejected_message(message, error, stream, device_id)
     for reading in batch.rejected:
         reading.device = reading.device or _named(device_id)
         reading.topic = message.topic[:LONGEST_TOPIC]
@@ -221,7 +220,7 @@ def _media_type(message: Message) -> MediaType:
         raise UnsupportedMediaType(f"The content type must be one of {', '.join(MediaType)}.") from None
 
 
-def refused(
+def rejected_message(
     message: Message,
     error: ServiceError,
     stream: Stream | None,
@@ -229,9 +228,9 @@ def refused(
     *,
     limit: int | None = PAYLOAD_LIMIT_BYTES,
 ) -> Batch:
-    """A batch of which nothing but the message itself, cut at the limit, can be kept."""
+    """A batch with one rejected reading: the message itself, cut at the limit."""
     device, topic = _named(device_id), message.topic[:LONGEST_TOPIC]
-    reading = Rejected(0, error.code, None, error.detail, stream, message.payload[:limit], device, topic)
+    reading = RejectedReading(0, error.code, None, error.detail, stream, message.payload[:limit], device, topic)
     return Batch(1, [], [], [reading])
 
 

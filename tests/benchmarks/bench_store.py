@@ -12,8 +12,7 @@ import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from app.database import connect
-from app.ingest.check import Batch
-from app.ingest.quarantine.keep import Source
+from app.ingest.batch import Batch, Source
 from app.ingest.store.statements import METER, Row
 from app.ingest.store.writer import Writer
 from app.telemetry.instant import EPOCH_US

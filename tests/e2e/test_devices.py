@@ -8,7 +8,7 @@ import httpx
 import psycopg
 import pytest
 
-from app.ingest.check import REJECTIONS
+from app.ingest.batch import REJECTIONS
 from app.settings import Settings
 from tests.e2e.test_cli import refusal
 from tests.fixtures.commands import command

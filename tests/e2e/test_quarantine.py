@@ -15,8 +15,8 @@ import psycopg
 import pytest
 
 from app.database import connect
-from app.ingest.check import PAYLOAD_LIMIT_BYTES, REJECTIONS, Rejected
-from app.ingest.quarantine.keep import Source, keep_rejected
+from app.ingest.batch import PAYLOAD_LIMIT_BYTES, REJECTIONS, RejectedReading, Source
+from app.ingest.quarantine.keep import keep_rejected
 from app.ingest.quarantine.redrive import PAGE_ROWS, Redriven, redrive
 from app.ingest.quarantine.rows import Wanted
 from app.ingest.store.statements import prepare_connection
@@ -53,12 +53,12 @@ def codes(connection: Connection) -> list[str]:
 
 def refused(
     payload: object, code: str = "malformed", *, stream: Stream | None = None, device: str | None = None
-) -> Rejected:
+) -> RejectedReading:
     body = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
-    return Rejected(0, code, None, REJECTIONS[code], stream, body[:PAYLOAD_LIMIT_BYTES], device)
+    return RejectedReading(0, code, None, REJECTIONS[code], stream, body[:PAYLOAD_LIMIT_BYTES], device)
 
 
-async def keep(url: str, source: Source, *rejected: Rejected) -> None:
+async def keep(url: str, source: Source, *rejected: RejectedReading) -> None:
     async with await connect(url) as connection:
         prepare_connection(connection)
         for one in rejected:

@@ -15,7 +15,7 @@ import httpx
 import psycopg
 
 from app.database import TRANSIENT, connect
-from app.ingest.quarantine.keep import Source
+from app.ingest.batch import Source
 from app.ops.maintenance import maintain
 from app.telemetry.reading import MeterReading, VehicleReading
 from tests.fixtures.readings import Reading, batch_of, store, writing

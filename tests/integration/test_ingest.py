@@ -13,7 +13,7 @@ import msgspec
 import psycopg
 import pytest
 
-from app.ingest.check import REJECTIONS
+from app.ingest.batch import REJECTIONS
 from app.ingest.decode import MAX_READINGS
 from tests.fixtures.sending import Reading, meter, minutes_ago, performance, problem, send, stamp, vehicle
 

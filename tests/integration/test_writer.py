@@ -15,9 +15,7 @@ from psycopg import sql
 
 from app.database import TRANSACTION_SECONDS, UNAVAILABLE
 from app.errors import StoreBusy
-from app.ingest.batch import Receipt
-from app.ingest.check import Batch, Rejected
-from app.ingest.quarantine.keep import Source
+from app.ingest.batch import Batch, Receipt, RejectedReading, Source
 from app.ingest.store import statements, writer
 from app.ingest.store.writer import TRANSIENT_ATTEMPTS, Writer
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
@@ -57,7 +55,7 @@ def v(name: str, age_s: float = 0, dc_milliwh: int = 900, **others: Any) -> Vehi
     return VehicleReading(name, Clock.us - round(age_s * SECOND_US), dc_milliwh, **others)
 
 
-def batch(*readings: Reading, rejected: Sequence[Rejected] = ()) -> Batch:
+def batch(*readings: Reading, rejected: Sequence[RejectedReading] = ()) -> Batch:
     return Batch(
         len(readings) + len(rejected),
         [reading for reading in readings if isinstance(reading, MeterReading)],
@@ -66,8 +64,8 @@ def batch(*readings: Reading, rejected: Sequence[Rejected] = ()) -> Batch:
     )
 
 
-def refused(payload: bytes, code: str = "malformed") -> Rejected:
-    return Rejected(0, code, None, "The reading is no object.", None, payload)
+def refused(payload: bytes, code: str = "malformed") -> RejectedReading:
+    return RejectedReading(0, code, None, "The reading is no object.", None, payload)
 
 
 async def store(to: Writer, *readings: Reading) -> Receipt:

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.errors import BatchTooLarge, BodyTooLarge, EmptyBatch, MalformedBody, UnsupportedMediaType
-from app.ingest.check import REJECTIONS, Batch
+from app.ingest.batch import REJECTIONS, Batch
 from app.ingest.decode import MediaType, decode_batch
 from app.ingest.http.body import read_body
 from app.telemetry.reading import Stream

@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.ingest.check import Rejected
+from app.ingest.batch import RejectedReading
 from app.ingest.history.decoder import rows_of_file
 from app.ingest.history.file import Block, HistoryFile
 from app.telemetry.instant import EPOCH_US
@@ -67,7 +67,7 @@ def decoded(head: str, lines: list[bytes], *, together: bool) -> list[Any]:
     ]
 
 
-def _reason(refused: Rejected) -> tuple[Any, ...]:
+def _reason(refused: RejectedReading) -> tuple[Any, ...]:
     return refused.code, refused.field, refused.stream, refused.device, refused.payload
 
 

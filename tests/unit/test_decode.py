@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from app.errors import BatchTooLarge, EmptyBatch, MalformedBody
-from app.ingest.check import PAYLOAD_LIMIT_BYTES, REJECTIONS, Batch, Rejected
+from app.ingest.batch import PAYLOAD_LIMIT_BYTES, REJECTIONS, Batch, RejectedReading
 from app.ingest.decode import MAX_READINGS, MediaType, decode_batch
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
@@ -162,7 +162,7 @@ def test_an_element_that_is_no_object_is_rejected_alone(element: Any) -> None:
     batch = decode([METER, element, VEHICLE])
     assert (len(batch.meter), len(batch.vehicle)) == (1, 1)
     assert batch.rejected == [
-        Rejected(1, "malformed", None, REJECTIONS["malformed"], None, json.dumps(element).encode())
+        RejectedReading(1, "malformed", None, REJECTIONS["malformed"], None, json.dumps(element).encode())
     ]
 
 

@@ -15,7 +15,8 @@ from app.analytics.window import AHEAD, MAX_HOURS
 from app.database import TRANSACTION_SECONDS
 from app.errors import ServiceError
 from app.fleet.states import REPORTING_MINUTES
-from app.ingest.check import MAX_AGE_US, MAX_AHEAD_US, PAYLOAD_LIMIT_BYTES, REJECTIONS
+from app.ingest.batch import PAYLOAD_LIMIT_BYTES, REJECTIONS
+from app.ingest.check import MAX_AGE_US, MAX_AHEAD_US
 from app.ingest.decode import MAX_READINGS, MediaType
 from app.ingest.history.columns import SYNONYMS
 from app.ingest.http.body import DRAIN_BYTES, DRAIN_SECONDS, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES

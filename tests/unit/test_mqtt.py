@@ -3,7 +3,7 @@
 import pytest
 
 from app.broker import Message
-from app.ingest.check import Batch, rejected
+from app.ingest.batch import Batch, reject
 from app.ingest.mqtt import Topics, merged
 from app.ingest.store.device_ids import DeviceIds
 from app.settings import Settings
@@ -40,7 +40,7 @@ def on(topic: str) -> Message:
 
 
 def test_merged_batches_keep_all_readings_in_their_order() -> None:
-    refused = rejected(1, "malformed", None, None)
+    refused = reject(1, "malformed", None, None)
     one = Batch(2, [MeterReading("M1", 1, 1)], [], [refused])
     two = Batch(2, [MeterReading("M2", 1, 1)], [VehicleReading("V1", 1, 1)], [], of_vehicle=b"\1\0")
     for _ in range(2):  # a group that fails is merged again, in halves
@@ -52,7 +52,7 @@ def test_merged_batches_keep_all_readings_in_their_order() -> None:
 
 
 def test_of_merged_batches_the_readings_of_devices_beyond_the_limit_are_rejected() -> None:
-    bad = Batch(1, [], [], [rejected(0, "malformed", None, None)])
+    bad = Batch(1, [], [], [reject(0, "malformed", None, None)])
     mixed = Batch(2, [MeterReading("M2", 1, 1)], [VehicleReading("V1", 1, 1)], [], of_vehicle=b"\1\0")
     vehicle = Batch(1, [], [VehicleReading("V2", 1, 1)], [])
     whole = merged([(on("bad"), bad), (on("mixed"), mixed), (on("bad"), bad), (on("vehicle"), vehicle)])

@@ -6,8 +6,7 @@ from contextlib import closing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.ingest.check import Batch
-from app.ingest.quarantine.keep import Source
+from app.ingest.batch import Batch, Source
 from app.ingest.store.statements import Row
 from app.ingest.store.transactions import AHEAD_US, LATE_US, Part, Pending, split
 from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US

@@ -19,7 +19,6 @@ from app.ingest.check import (
     BATTERY_TEMP,
     DC,
     MAX_AHEAD_US,
-    MAX_ID_CHARACTERS,
     MAX_LOOKED_UP,
     METER_ID,
     METER_ID_IF_ANY,
@@ -31,6 +30,7 @@ from app.ingest.check import (
 from app.ingest.history.columns import ATTRIBUTES, FLOATS, Columns
 from app.ingest.history.file import HEAD_BYTES, MAX_LINE_BYTES
 from app.ingest.history.rows import BOM, IDS, Rows, Values, beside
+from app.telemetry.device_id import MAX_ID_CHARACTERS
 
 
 class CsvRows(Rows):
@@ -125,7 +125,7 @@ class CsvRows(Rows):
         if _is_number(cell):
             if attribute in FLOATS:
                 value = float(cell)
-                return value if isfinite(value) else Raw(b"1e999")  # which is refused; infinity would be written null
+                return value if isfinite(value) else Raw(b"1e999")  # which is rejected; infinity would be written null
             if attribute == "timestamp":
                 with suppress(ValueError, OverflowError, OSError):
                     return datetime.fromtimestamp(float(cell), UTC).isoformat()
@@ -135,7 +135,7 @@ class CsvRows(Rows):
 
 
 class _Cells(dict[bytes, Any]):
-    """What the cells of a column say, in the units of the store. Raises Refused, or one of UNDECODABLE."""
+    """What the cells of a column say, in the units of the store. Raises RejectedValue, or one of UNDECODABLE."""
 
     def __init__(self, name: str, checked: Mapping[Any, Any]) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from app.errors import SetupError
-from app.ingest.check import Rejected
+from app.ingest.batch import RejectedReading
 from app.ingest.history.columns import Columns
 from app.ingest.history.csv_lines import CsvRows
 from app.ingest.history.file import HistoryFile
@@ -59,7 +59,7 @@ class Decoded(msgspec.Struct, tag=True):
     read_bytes: int
     received: int
     good: int
-    rejected: list[Rejected]
+    rejected: list[RejectedReading]
     rejected_lines: list[tuple[int, bytes]]
     ignored: list[str]
     unknown: dict[Stream, set[str]] = {}
@@ -70,7 +70,7 @@ class Decoded(msgspec.Struct, tag=True):
         return _ROWS.decode(self.encoded_rows)
 
 
-class _Refused(msgspec.Struct, tag=True):
+class _SetupFailed(msgspec.Struct, tag=True):
     """The message of a SetupError."""
 
     message: str
@@ -79,7 +79,7 @@ class _Refused(msgspec.Struct, tag=True):
 _encode = msgspec.msgpack.Encoder().encode
 _REQUEST = msgspec.msgpack.Decoder(tuple[str, list[Any]])
 _ROWS = msgspec.msgpack.Decoder(StreamRows)
-_ANSWER = msgspec.msgpack.Decoder(Opened | bytes | Decoded | _Refused | None)
+_ANSWER = msgspec.msgpack.Decoder(Opened | bytes | Decoded | _SetupFailed | None)
 
 
 class Decoder:
@@ -131,7 +131,7 @@ class Decoder:
             raise SetupError(
                 "The process that decodes has ended; the same command goes on where this one stopped."
             ) from None
-        if isinstance(answer, _Refused):
+        if isinstance(answer, _SetupFailed):
             raise SetupError(answer.message)
         return answer
 
@@ -165,9 +165,9 @@ class _Answers:
         self._end = End(block.end, block.number - 1 + len(block.lines), block.digest)
         self._checked = self._rows.decode(block, now_us=time.time_ns() // 1000, oldest_us=oldest_us)
         since = f"{instant(oldest_us - EPOCH_US):%Y-%m-%dT%H:%M:%SZ}"
-        for refused in self._checked.rejected:
-            if refused.code == "too_old":
-                refused.message = f"The timestamp lies before {since}, from when on readings are kept."
+        for reading in self._checked.rejected:
+            if reading.code == "too_old":
+                reading.message = f"The timestamp lies before {since}, from when on readings are kept."
         return self._decoded()
 
     def go_on(self, ids: dict[str, dict[str, int]]) -> Decoded:
@@ -244,7 +244,7 @@ def _serve(pipe: Connection) -> None:
             try:
                 answer = getattr(answers, method)(*arguments)
             except SetupError as error:
-                answer = _Refused(str(error))
+                answer = _SetupFailed(str(error))
             pipe.send_bytes(_encode(answer))
 
 

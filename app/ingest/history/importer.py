@@ -24,12 +24,12 @@ from psycopg.rows import scalar_row
 from app.database import TRANSIENT, UNAVAILABLE, connect
 from app.errors import SetupError
 from app.fleet.registry import register
-from app.ingest.check import Rejected
+from app.ingest.batch import RejectedReading, Source
 from app.ingest.history import journal
 from app.ingest.history.decoder import Decoded, Decoder, Opened, StreamRows
 from app.ingest.history.file import BLOCK_LINES
 from app.ingest.history.journal import Journal
-from app.ingest.quarantine.keep import Source, keep_rejected
+from app.ingest.quarantine.keep import keep_rejected
 from app.ingest.store import statements
 from app.ingest.store.statements import Row
 from app.telemetry.instant import DAY_US, EPOCH_US
@@ -60,7 +60,7 @@ class Importer:
         *,
         tell: Callable[[Opened, int, Journal, Journal], None],
         pause: Callable[[int], None],
-        reject: Callable[[Opened, list[tuple[int, bytes, Rejected]]], None] | None,
+        reject: Callable[[Opened, list[tuple[int, bytes, RejectedReading]]], None] | None,
     ) -> None:
         self._url = url
         self._tell, self._pause, self._reject = tell, pause, reject
@@ -153,7 +153,7 @@ class Importer:
         rows: StreamRows,
         before: Journal,
         following: Callable[[Journal, int], Journal],
-        rejected: Sequence[Rejected] = (),
+        rejected: Sequence[RejectedReading] = (),
     ) -> tuple[Journal, int]:
         """Stores rows in one transaction, with the journal that follows; how many were there with other values."""
         days = {row[0] // DAY_US for of_stream in rows.values() for row in (of_stream[0], of_stream[-1])}
@@ -172,7 +172,7 @@ class Importer:
         rows: StreamRows,
         before: Journal,
         following: Callable[[Journal, int], Journal],
-        rejected: Sequence[Rejected],
+        rejected: Sequence[RejectedReading],
         *,
         staged: bool,
     ) -> tuple[Journal, int]:

@@ -1,7 +1,7 @@
-"""Lines to readings: a thousand at a time, and one by one where one of them is refused.
+"""Lines to readings: a thousand at a time, and one by one where one of them is rejected.
 
-A line that is refused goes through the decode of the live path (decode.py), as the JSON object that a gateway would
-have sent; in that form it is kept, too.
+A line that is rejected goes through the decode of the live path (decode.py), as the JSON object that a gateway would
+have sent; in that form it goes to quarantine, too.
 """
 
 from abc import ABC, abstractmethod
@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from app.ingest.check import PAYLOAD_LIMIT_BYTES, Refused, Rejected, Wire, check_each, rejected
+from app.ingest.batch import PAYLOAD_LIMIT_BYTES, RejectedReading, reject
+from app.ingest.check import RejectedValue, Wire, check_each
 from app.ingest.decode import JSON, UNDECODABLE, decode_one
 from app.ingest.history.columns import ATTRIBUTES, Columns
 from app.ingest.history.file import MAX_LINE_BYTES, Block
@@ -37,7 +38,7 @@ class Checked(msgspec.Struct):
     received: int
     meter: list[list[Any]]
     vehicle: list[list[Any]]
-    rejected: list[Rejected]
+    rejected: list[RejectedReading]
     rejected_lines: list[tuple[int, bytes]]
 
 
@@ -62,15 +63,15 @@ class Rows(ABC):
             piece = lines[start : start + PIECE_LINES]
             try:
                 of_piece = self._check_piece(piece, now_us, oldest_us)
-            except (Refused, TypeError, *UNDECODABLE):
+            except (RejectedValue, TypeError, *UNDECODABLE):
                 # One by one too where all could be read: then the reason is the same, whatever its neighbours are.
                 wires = [self._decode_line(n, line) for n, line in enumerate(piece)]
                 batch = check_each(wires, now_us, None, oldest_us=oldest_us)
-                for refused in batch.rejected:
-                    line = piece[refused.index]
-                    refused.payload = (self._as_json(line) or line)[:PAYLOAD_LIMIT_BYTES]
-                    refused.index += start
-                    checked.rejected_lines.append((block.number + places[refused.index], line))
+                for reading in batch.rejected:
+                    line = piece[reading.index]
+                    reading.payload = (self._as_json(line) or line)[:PAYLOAD_LIMIT_BYTES]
+                    reading.index += start
+                    checked.rejected_lines.append((block.number + places[reading.index], line))
                 checked.rejected += batch.rejected
                 of_piece = values_of(batch.meter), values_of(batch.vehicle)
             for known, more in zip((meter, vehicle), of_piece, strict=True):
@@ -79,15 +80,15 @@ class Rows(ABC):
         return checked
 
     def _check_piece(self, piece: list[bytes], now_us: int, oldest_us: int) -> tuple[Values, Values]:
-        """All of the lines: the values of meters and of vehicles. Raises where one is refused."""
+        """The values of meters and of vehicles in all lines. Raises where one is rejected."""
         if sum(map(len, piece)) > MAX_PIECE_BYTES or max(map(len, piece)) > MAX_LINE_BYTES:
             raise ValueError
         return self._check_all(piece, now_us, oldest_us)
 
-    def _decode_line(self, index: int, line: bytes) -> Wire | Rejected:
+    def _decode_line(self, index: int, line: bytes) -> Wire | RejectedReading:
         document = self._as_json(line)
         if document is None:
-            return rejected(index, "malformed", None, None)
+            return reject(index, "malformed", None, None)
         return decode_one(index, document, JSON, None)
 
     @abstractmethod
@@ -96,7 +97,7 @@ class Rows(ABC):
 
     @abstractmethod
     def _check_all(self, piece: list[bytes], now_us: int, oldest_us: int) -> tuple[Values, Values]:
-        """All of the lines: the values of meters and of vehicles. Raises Refused, TypeError or one of UNDECODABLE."""
+        """The values of meters and of vehicles in all lines. Raises RejectedValue, TypeError or one of UNDECODABLE."""
 
     @abstractmethod
     def _as_json(self, line: bytes) -> bytes | None:
@@ -108,5 +109,5 @@ def values_of(readings: Sequence[MeterReading | VehicleReading]) -> Values:
 
 
 def beside(fields: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """With the columns that stand for no field: what is refused, perhaps for want of one, is kept whole."""
+    """With the columns that stand for no field: what is rejected, perhaps for want of one, stays whole."""
     return {**{name: value for name, value in others.items() if name not in ATTRIBUTES}, **fields}

@@ -13,9 +13,9 @@ from litestar.openapi.spec import (
     Schema,
 )
 
-_ID = Schema(
-    type=OpenAPIType.STRING, pattern=r"^(?!\.\.?$)[A-Za-z0-9._:-]{1,64}$", description="The device's own name."
-)
+from app.telemetry.device_id import ID_PATTERN
+
+_ID = Schema(type=OpenAPIType.STRING, pattern=f"^{ID_PATTERN}$", description="The device's own name.")
 _TIMESTAMP = Schema(
     type=OpenAPIType.STRING,
     format=OpenAPIFormat.DATE_TIME,

@@ -11,11 +11,10 @@ from litestar.di import NamedDependency
 from litestar.exceptions import InternalServerException
 
 from app.errors import AllRejected, MalformedBody, UnsupportedMediaType
-from app.ingest.batch import Receipt
+from app.ingest.batch import Receipt, Source
 from app.ingest.decode import LARGE_BODY_BYTES, MediaType, decode_batch
 from app.ingest.http.body import drain, read_body
 from app.ingest.http.openapi import MeterBatch, MixedBatch, VehicleBatch
-from app.ingest.quarantine.keep import Source
 from app.ingest.store.writer import Writer
 from app.problem_answers import problems
 from app.telemetry.reading import Stream

@@ -1,31 +1,22 @@
-"""Rejected readings, kept with their reason until someone looks at them or drives them again."""
+"""RejectedReading readings, kept with their reason until someone looks at them or drives them again."""
 
 import hashlib
 from collections import Counter
-from enum import StrEnum
 
 import psycopg
 
-from app.ingest.check import Rejected
+from app.ingest.batch import RejectedReading, Source
 from app.ingest.store.statements import clock, transaction
 
 
-class Source(StrEnum):
-    """The way in by which a reading came."""
-
-    HTTP = "http"
-    MQTT = "mqtt"
-    IMPORT = "import"
-
-
-async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rejected: list[Rejected]) -> int:
+async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rejected: list[RejectedReading]) -> int:
     """Stores the rejected readings in one short transaction; one that is there already counts up.
 
     Returns the database's clock in microseconds since 2000-01-01 UTC.
     """
     by_key = {(_digest(reading), reading.code): reading for reading in rejected}
     times = Counter((_digest(reading), reading.code) for reading in rejected)
-    # Sorted by key, so that two processes which refuse the same readings cannot deadlock.
+    # Sorted by key, so that two processes that reject the same readings cannot deadlock.
     rows = [
         (
             source,
@@ -56,7 +47,7 @@ async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rej
         return await clock(connection)
 
 
-def _digest(reading: Rejected) -> bytes:
+def _digest(reading: RejectedReading) -> bytes:
     """Of the topic too: the same payload from another device is another reading."""
     digest = hashlib.blake2b(reading.payload, digest_size=16)
     if reading.topic is not None:

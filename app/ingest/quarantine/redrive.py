@@ -12,9 +12,9 @@ import msgspec
 import psycopg
 
 from app.errors import ServiceError
-from app.ingest.check import MAX_AGE_US, REJECTIONS, Batch, rejected
+from app.ingest.batch import REJECTIONS, Batch, Source, reject
+from app.ingest.check import MAX_AGE_US
 from app.ingest.decode import MediaType, decode_batch
-from app.ingest.quarantine.keep import Source
 from app.ingest.quarantine.rows import Kept, Wanted, fetch_after, settle
 from app.ingest.store.writer import Writer
 from app.telemetry.reading import Stream
@@ -104,7 +104,7 @@ def decode_again(kept: Kept, oldest: datetime) -> Batch | Kept:
         return kept
     instants = [reading.ts_us for reading in batch.meter] + [reading.ts_us for reading in batch.vehicle]
     if instants and min(instants) < oldest.timestamp() * 1_000_000:
-        batch.rejected.append(rejected(0, "too_old", "timestamp", None))
+        batch.rejected.append(reject(0, "too_old", "timestamp", None))
     if not batch.rejected:
         return batch
     reason = batch.rejected[0]

@@ -6,7 +6,7 @@ import msgspec
 import psycopg
 
 from app.fleet.registry import register
-from app.ingest.check import Batch, Rejected, rejected
+from app.ingest.batch import Batch, RejectedReading, reject
 from app.ingest.store.statements import transaction
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
@@ -39,17 +39,17 @@ class DeviceIds:
         readings: list[MeterReading | VehicleReading] = [*batch.meter, *batch.vehicle]
         if not any(map(self._unknown, readings)):
             return
-        taken = sorted(set(range(batch.received)) - {refused.index for refused in batch.rejected})
+        taken = sorted(set(range(batch.received)) - {reading.index for reading in batch.rejected})
         if batch.of_vehicle:
             taken.sort(key=batch.of_vehicle.__getitem__)
-        refused = [
+        rejected = [
             _rejected(index, reading, field, batch.topics[index] if batch.topics else None)
             for index, reading in zip(taken, readings, strict=True)
             if (field := self._unknown(reading))
         ]
         batch.meter = [reading for reading in batch.meter if not self._unknown(reading)]
         batch.vehicle = [reading for reading in batch.vehicle if not self._unknown(reading)]
-        batch.rejected = sorted(batch.rejected + refused, key=lambda one: one.index)
+        batch.rejected = sorted(batch.rejected + rejected, key=lambda reading: reading.index)
 
     def _unknown(self, reading: MeterReading | VehicleReading) -> str | None:
         """The field that names a device without an id."""
@@ -58,7 +58,7 @@ class DeviceIds:
         return "meterId" if reading.meter_id and reading.meter_id not in self.meter else None
 
 
-def _rejected(index: int, reading: MeterReading | VehicleReading, field: str, topic: str | None) -> Rejected:
+def _rejected(index: int, reading: MeterReading | VehicleReading, field: str, topic: str | None) -> RejectedReading:
     """Its payload is the reading written anew: the body is no longer there when the writer comes to it."""
     timestamp = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=reading.ts_us)
     values: dict[str, str | datetime | float | None] = {"meterId": reading.meter_id, "timestamp": timestamp}
@@ -73,10 +73,10 @@ def _rejected(index: int, reading: MeterReading | VehicleReading, field: str, to
             "soc": _whole(reading.soc_centipercent),
             "batteryTemp": _whole(reading.battery_temp_centic),
         }
-    refused = rejected(index, "too_many_new_devices", field, stream, device)
-    refused.topic = topic
-    refused.payload = msgspec.json.encode({name: value for name, value in values.items() if value is not None})
-    return refused
+    rejected = reject(index, "too_many_new_devices", field, stream, device)
+    rejected.topic = topic
+    rejected.payload = msgspec.json.encode({name: value for name, value in values.items() if value is not None})
+    return rejected
 
 
 def _whole(hundredths: int | None) -> float | None:

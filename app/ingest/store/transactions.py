@@ -4,9 +4,7 @@ import asyncio
 from collections import defaultdict
 from typing import NamedTuple
 
-from app.ingest.batch import Receipt, Rejection
-from app.ingest.check import Batch
-from app.ingest.quarantine.keep import Source
+from app.ingest.batch import Batch, Receipt, Rejection, Source
 from app.ingest.store.device_ids import DeviceIds
 from app.ingest.store.statements import Row
 from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US, instant

@@ -26,10 +26,9 @@ import psycopg
 
 from app.database import TRANSIENT, UNAVAILABLE, connect
 from app.errors import StoreBusy
-from app.ingest.batch import Receipt
-from app.ingest.check import Batch
+from app.ingest.batch import Batch, Receipt, Source
 from app.ingest.counters import WAITING, count
-from app.ingest.quarantine.keep import Source, keep_rejected
+from app.ingest.quarantine.keep import keep_rejected
 from app.ingest.store import statements
 from app.ingest.store.device_ids import DeviceIds
 from app.ingest.store.statements import Row
@@ -133,11 +132,11 @@ class Writer:
 
     async def _keep_rejected(self, connection: statements.Connection, group: list[Pending]) -> None:
         for source in Source:
-            refused = [pending for pending in group if pending.source is source and pending.batch.rejected]
-            rejected = [reading for pending in refused for reading in pending.batch.rejected]
+            with_rejected = [pending for pending in group if pending.source is source and pending.batch.rejected]
+            rejected = [reading for pending in with_rejected for reading in pending.batch.rejected]
             if rejected:
                 committed_at = await _retried(keep_rejected, connection, source, rejected)
-                for pending in refused:
+                for pending in with_rejected:
                     pending.committed_at = committed_at
 
     async def _connected(self) -> statements.Connection:
