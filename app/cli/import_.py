@@ -60,8 +60,12 @@ async def _import(url: str, files: tuple[str, ...], mapping: dict[str, str], rej
     gc.set_threshold(1_000_000)
     rejected = 0
     with _Display() as display:
-        reject = _writer(rejects) if rejects else None
-        importer = Importer(url, tell=display.tell, pause=display.pause, reject=reject)
+        importer = Importer(
+            url,
+            on_progress=display.show_progress,
+            on_pause=display.show_pause,
+            on_rejected=_writer(rejects) if rejects else None,
+        )
         try:
             for name in files:
                 display.start(name)
@@ -107,14 +111,14 @@ class _Display:
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._task = self._progress.add_task("", said="")
-        self._started = self._told = 0.0
+        self._task = self._progress.add_task("", text="")
+        self._started = self._shown_at = 0.0
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -124,18 +128,18 @@ class _Display:
         self._progress.stop()
 
     def start(self, name: str) -> None:
-        self._progress.reset(self._task, description=name, said="", total=None)
-        self._started = self._told = time.monotonic()
+        self._progress.reset(self._task, description=name, text="", total=None)
+        self._started = self._shown_at = time.monotonic()
 
-    def tell(self, file: Opened, done: int, journal: Journal, before: Journal) -> None:
-        said = f"{journal.read:,} readings, {self._rate(journal.read - before.read)}"
-        self._progress.update(self._task, completed=done, total=file.size or None, said=said)
-        if not self._console.is_terminal and time.monotonic() > self._told + LINE_SECONDS:
-            self._told = time.monotonic()
+    def show_progress(self, file: Opened, done: int, journal: Journal, before: Journal) -> None:
+        text = f"{journal.read:,} readings, {self._rate(journal.read - before.read)}"
+        self._progress.update(self._task, completed=done, total=file.size or None, text=text)
+        if not self._console.is_terminal and time.monotonic() > self._shown_at + LINE_SECONDS:
+            self._shown_at = time.monotonic()
             percent = f", {done / file.size:.0%} of the file" if file.size else ""
-            click.echo(f"{file.name}: {said}{percent}", err=True)
+            click.echo(f"{file.name}: {text}{percent}", err=True)
 
-    def pause(self, seconds: int) -> None:
+    def show_pause(self, seconds: int) -> None:
         self._progress.console.print(f"The database is busy or away; again in {seconds} s.", highlight=False)
 
     def end(self, before: Journal, after: Journal, ignored: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -77,6 +78,12 @@ class Batch(msgspec.Struct):
     rejected: list[RejectedReading]
     of_vehicle: bytes = b""
     topics: list[str] = []
+
+
+Row = tuple[Any, ...]
+"""A reading in the order of its COPY's columns, as the store has it: `ts` first, the device's id second."""
+
+StreamRows = dict[Stream, list[Row]]
 
 
 class Rejection(msgspec.Struct, frozen=True):

@@ -14,7 +14,8 @@ from statistics import median
 import psycopg
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from app.ingest.store.statements import METER, VEHICLE, Row, StreamSql
+from app.ingest.batch import Row
+from app.ingest.store.statements import METER, VEHICLE, StreamSql
 from tests.fixtures.database import Server
 from tests.fixtures.files import history, peak_bytes, write_csv
 from tests.fixtures.readings import midnight

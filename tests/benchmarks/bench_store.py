@@ -12,8 +12,8 @@ import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from app.database import connect
-from app.ingest.batch import Batch, Source
-from app.ingest.store.statements import METER, Row
+from app.ingest.batch import Batch, Row, Source
+from app.ingest.store.statements import METER
 from app.ingest.store.writer import Writer
 from app.telemetry.instant import EPOCH_US
 from app.telemetry.reading import MeterReading

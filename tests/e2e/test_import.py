@@ -136,7 +136,7 @@ async def test_without_its_decoder_an_import_ends_with_one_line_and_goes_on_late
             if b"history.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(int(pid), signal.SIGKILL)
 
-    importer = Importer(database_url, tell=kill_decoder, pause=lambda _: None, reject=None)
+    importer = Importer(database_url, on_progress=kill_decoder, on_pause=lambda _: None, on_rejected=None)
     with pytest.raises(SetupError, match="process that decodes has ended"):
         await importer.run(str(tmp_path / "h.csv"), {})
     await importer.close()
@@ -425,7 +425,7 @@ async def test_an_import_waits_for_whoever_holds_the_table(
             pauses.append(seconds)
             holding.rollback()
 
-        importer = Importer(database_url, tell=lambda *_: None, pause=pause, reject=None)
+        importer = Importer(database_url, on_progress=lambda *_: None, on_pause=pause, on_rejected=None)
         _, done, _ = await importer.run(str(tmp_path / "h.csv"), {})
         await importer.close()
     assert (done.read, done.inserted, pauses) == (200, 200, [1])

@@ -20,8 +20,9 @@ from app.ingest.check import MAX_AGE_US, MAX_AHEAD_US
 from app.ingest.decode import MAX_READINGS, MediaType
 from app.ingest.history.columns import SYNONYMS
 from app.ingest.http.body import DRAIN_BYTES, DRAIN_SECONDS, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES
+from app.ingest.store.session import STAGED_SECONDS
 from app.ingest.store.transactions import LATE_US
-from app.ingest.store.writer import GROUP_READINGS, STAGED_SECONDS
+from app.ingest.store.writer import GROUP_READINGS
 from app.main import create_app
 from app.ops.maintenance import QUARANTINE_DAYS, QUARANTINE_ROWS
 from app.settings import Settings

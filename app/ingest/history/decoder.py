@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from app.errors import SetupError
-from app.ingest.batch import RejectedReading
+from app.ingest.batch import RejectedReading, StreamRows
 from app.ingest.history.columns import Columns
 from app.ingest.history.csv_lines import CsvRows
 from app.ingest.history.file import HistoryFile
@@ -28,8 +28,6 @@ from app.ingest.history.ndjson_lines import NdjsonRows
 from app.ingest.history.rows import BOM, Rows
 from app.telemetry.instant import EPOCH_US, instant
 from app.telemetry.reading import Stream
-
-StreamRows = dict[Stream, list[tuple[Any, ...]]]
 
 
 class Opened(msgspec.Struct, tag=True):

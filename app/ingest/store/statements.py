@@ -1,26 +1,23 @@
-"""The SQL of one store transaction: readings, latest states, touched hours, always in this order.
+"""The SQL of one store transaction, and what executes it (session.py says in which order).
 
 Instants are integers here (telemetry/instant.py), so that they pass as int8 both ways. Rows stand in the order of their
 COPY's columns, `ts` first and the device second.
 """
 
 import time
-from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psycopg
 from psycopg.rows import scalar_row
 from psycopg.types.numeric import Int8BinaryLoader
 
 from app.database import TRANSACTION_SECONDS
+from app.ingest.batch import Row
 from app.telemetry.instant import DAY_US, HOUR_US, instant
 from app.telemetry.reading import Stream
 
-Row = tuple[Any, ...]
 Connection = psycopg.AsyncConnection[Row]
 #: Devices by stream and hour since 2000-01-01.
 Touched = dict[tuple[Stream, int], set[int]]
@@ -174,17 +171,9 @@ class Outcome(NamedTuple):
     conflicting: Collection[int]
 
 
-async def insert_direct(connection: Connection, stream: Stream, rows: list[Row]) -> Outcome:
-    """Inserts all rows. Raises UniqueViolation when a key is there already."""
-    await _copy(connection, SQL[stream].copy, SQL[stream].copy_types, rows)
-    return Outcome(range(len(rows)), ())
-
-
 async def insert_staged(connection: Connection, stream: Stream, rows: list[Row]) -> Outcome:
-    """Inserts the rows whose keys are not there yet, the first of each key."""
+    """Inserts those of the staged rows whose keys are not there yet, the first of each key."""
     statements = SQL[stream]
-    numbered = ((*row, n) for n, row in enumerate(rows))
-    await _copy(connection, statements.stage, (*statements.copy_types, "int4"), numbered)
     cursor = connection.cursor(binary=True)
     keys = set(await (await cursor.execute(statements.insert_staged.encode())).fetchall())
     if len(keys) == len(rows):
@@ -206,41 +195,8 @@ async def merge_states(connection: Connection, stream: Stream, inserted: list[Ro
         return
     statements = SQL[stream]
     latest = {row[1]: row for row in inserted}
-    await _copy(connection, statements.copy_states, statements.copy_types, latest.values())
+    await copy(connection, statements.copy_states, statements.copy_types, latest.values())
     await connection.execute(statements.merge_states.encode())
-
-
-def touched_hours(inserted: dict[Stream, list[Row]]) -> Touched:
-    """The hours that the rows of each stream, which are ordered by time, lie in."""
-    touched: Touched = {}
-    for stream, rows in inserted.items():
-        start = 0
-        while start < len(rows):
-            hour = rows[start][0] // HOUR_US
-            end = bisect_left(rows, (hour + 1) * HOUR_US, start, key=itemgetter(0))
-            touched[stream, hour] = set(map(itemgetter(1), rows[start:end]))
-            start = end
-    return touched
-
-
-class Noted:
-    """The touched hours that a process has noted. A device's hour is noted once in NOTED_SECONDS, not each time."""
-
-    def __init__(self) -> None:
-        self._hours: defaultdict[tuple[Stream, int], set[int]] = defaultdict(set)
-        self._until = 0.0
-
-    def missing(self, inserted: dict[Stream, list[Row]]) -> Touched:
-        """Hours touched by the inserted rows, which are ordered by time, less those that are noted already."""
-        if time.monotonic() >= self._until:
-            self._hours.clear()
-            self._until = time.monotonic() + NOTED_SECONDS
-        return {hour: new for hour, devices in touched_hours(inserted).items() if (new := devices - self._hours[hour])}
-
-    def add(self, touched: Touched) -> None:
-        """Once they are committed."""
-        for hour, devices in touched.items():
-            self._hours[hour] |= devices
 
 
 async def merge_touched(connection: Connection, touched: Touched) -> None:
@@ -251,7 +207,7 @@ async def merge_touched(connection: Connection, touched: Touched) -> None:
     if not touched:
         return
     at = await clock(connection) + (NOTED_SECONDS + TRANSACTION_SECONDS) * 1_000_000
-    await _copy(
+    await copy(
         connection,
         "COPY new_touched_hour (stream, device_id, hour, at) FROM STDIN (FORMAT binary)",
         ("text", "int4", "int8", "int8"),
@@ -267,11 +223,12 @@ async def clock(connection: Connection) -> int:
     return int(now)
 
 
-async def _copy(connection: Connection, statement: str, types: Sequence[str], rows: Iterable[Row]) -> None:
-    async with connection.cursor().copy(statement.encode()) as copy:
-        copy.set_types(types)
-        # What copy.write_row does: as a coroutine for each row it would take half as long again.
-        write_row, write = copy.formatter.write_row, copy.writer.write
+async def copy(connection: Connection, statement: str, types: Sequence[str], rows: Iterable[Row]) -> None:
+    """Copies rows in. Raises UniqueViolation when one of their keys is there already."""
+    async with connection.cursor().copy(statement.encode()) as to:
+        to.set_types(types)
+        # What Copy.write_row does: as a coroutine for each row it would take half as long again.
+        write_row, write = to.formatter.write_row, to.writer.write
         for row in rows:
             if data := write_row(row):
                 await write(data)

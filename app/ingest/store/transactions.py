@@ -4,9 +4,9 @@ import asyncio
 from collections import defaultdict
 from typing import NamedTuple
 
-from app.ingest.batch import Batch, Receipt, Rejection, Source
+from app.ingest.batch import Batch, Receipt, Rejection, Source, StreamRows
 from app.ingest.store.device_ids import DeviceIds
-from app.ingest.store.statements import Row
+from app.ingest.store.session import Stored
 from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US, instant
 from app.telemetry.reading import Stream
 
@@ -20,13 +20,13 @@ class Pending:
     def __init__(self, batch: Batch, source: Source) -> None:
         self.batch = batch
         self.source = source
-        self.rows: dict[Stream, list[Row]] = {}
+        self.rows: StreamRows = {}
         self.answered: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         self.inserted = self.duplicates = self.conflicts = self.late = 0
         self.committed_at = 0
 
     def receipt(self) -> Receipt:
-        """The receipt, once every part is committed."""
+        """The receipt, once all of its rows are committed."""
         rejected = [Rejection(r.index, r.code, r.field, r.message) for r in self.batch.rejected]
         return Receipt(
             self.batch.received,
@@ -40,36 +40,51 @@ class Pending:
 
 
 class Slice(NamedTuple):
-    """The rows of one batch in one part."""
+    """The rows of one batch in one transaction."""
 
     pending: Pending
-    rows: dict[Stream, list[Row]]
+    rows: StreamRows
 
 
-class Part(NamedTuple):
-    """What goes into one transaction; `first` and `last` bound its instants."""
+class Transaction(NamedTuple):
+    """What is stored at once; `first` and `last` bound its instants."""
 
     late: bool
     first: int
     last: int
     slices: list[Slice]
 
-    def rows(self, stream: Stream) -> list[Row]:
-        """The stream's rows of all batches, in the order of the batches."""
-        return [row for one in self.slices for row in one.rows[stream]]
+    def rows(self) -> StreamRows:
+        """The rows of all batches, in the order of the batches; no stream without rows."""
+        of_all = {stream: [row for one in self.slices for row in one.rows[stream]] for stream in Stream}
+        return {stream: rows for stream, rows in of_all.items() if rows}
 
     def days(self) -> range:
-        """The UTC days that the part may touch, counted from 2000-01-01."""
+        """The UTC days that the transaction may touch, counted from 2000-01-01."""
         return range(self.first // DAY_US, self.last // DAY_US + 1)
 
+    def credit(self, stored: Stored) -> None:
+        """Gives each batch its share of what became of the rows."""
+        for one in self.slices:
+            one.pending.committed_at = stored.at
+        for stream, outcome in stored.outcomes.items():
+            position = 0
+            for pending, rows in self.slices:
+                span = range(position, position := position + len(rows[stream]))
+                inserted = sum(map(outcome.inserted.__contains__, span))
+                pending.inserted += inserted
+                pending.late += inserted if self.late else 0
+                pending.duplicates += len(span) - inserted
+                pending.conflicts += sum(map(outcome.conflicting.__contains__, span)) if outcome.conflicting else 0
 
-def split(group: list[Pending], now_us: int) -> list[Part]:
-    """One part for the readings up to 10 minutes old, then one for each UTC hour of late ones.
+
+def split(group: list[Pending], now_us: int) -> list[Transaction]:
+    """One transaction for the readings up to 10 minutes old, then one for each UTC hour of late ones.
 
     On TimescaleDB, an old and a new row in one transaction invalidate the aggregates over the whole span between them.
     """
     now = now_us - EPOCH_US
-    fresh = Part(False, now - LATE_US, now + AHEAD_US, [])
+    fresh = Transaction(False, now - LATE_US, now + AHEAD_US, [])
     late: dict[int, dict[Pending, Slice]] = defaultdict(dict)
     for pending in group:
         rows = pending.rows
@@ -83,13 +98,13 @@ def split(group: list[Pending], now_us: int) -> list[Part]:
                         empty = Slice(pending, {every: [] for every in Stream})
                         late[row[0] // HOUR_US].setdefault(pending, empty).rows[stream].append(row)
     hours = [
-        Part(True, hour * HOUR_US, (hour + 1) * HOUR_US - 1, list(slices.values()))
+        Transaction(True, hour * HOUR_US, (hour + 1) * HOUR_US - 1, list(slices.values()))
         for hour, slices in sorted(late.items())
     ]
     return [fresh, *hours] if fresh.slices else hours
 
 
-def rows_of(batch: Batch, ids: DeviceIds) -> dict[Stream, list[Row]]:
+def rows_of(batch: Batch, ids: DeviceIds) -> StreamRows:
     """The batch's readings in the order of COPY's columns. Raises KeyError for a device whose id is not known yet."""
     meter, vehicle = ids.meter, ids.vehicle
     return {

@@ -7,16 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.ingest.batch import Batch, Source
-from app.ingest.store.statements import Row
-from app.ingest.store.transactions import AHEAD_US, LATE_US, Part, Pending, split
+from app.ingest.store.transactions import AHEAD_US, LATE_US, Pending, Transaction, split
 from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US
 from app.telemetry.reading import Stream
 
 # 2026-03-01 00:04:56.789 UTC, in microseconds since 2000: the last 10 minutes are of two days.
 NOW = 825_638_696_789_000
 BORDER = NOW - LATE_US
-
-Rows = dict[Stream, list[Row]]
 
 instants = st.one_of(
     st.sampled_from([BORDER - 1, BORDER, BORDER + 1, NOW, NOW + AHEAD_US]),
@@ -49,17 +46,17 @@ def pendings(group: list[dict[Stream, list[int]]]) -> list[Pending]:
     return made
 
 
-def parts_of(group: list[Pending]) -> list[Part]:
+def transactions_of(group: list[Pending]) -> list[Transaction]:
     return split(group, NOW + EPOCH_US)
 
 
 @given(groups)
-def test_every_row_is_in_one_part(group: list[dict[Stream, list[int]]]) -> None:
+def test_every_row_is_in_one_transaction(group: list[dict[Stream, list[int]]]) -> None:
     made = pendings(group)
     found = [
         (pending, stream, row)
-        for part in parts_of(made)
-        for pending, rows in part.slices
+        for transaction in transactions_of(made)
+        for pending, rows in transaction.slices
         for stream in Stream
         for row in rows[stream]
     ]
@@ -69,55 +66,55 @@ def test_every_row_is_in_one_part(group: list[dict[Stream, list[int]]]) -> None:
 
 
 @given(groups)
-def test_order_is_kept_within_a_part(group: list[dict[Stream, list[int]]]) -> None:
+def test_order_is_kept_within_a_transaction(group: list[dict[Stream, list[int]]]) -> None:
     made = pendings(group)
-    for part in parts_of(made):
-        order = [made.index(one.pending) for one in part.slices]
+    for transaction in transactions_of(made):
+        order = [made.index(one.pending) for one in transaction.slices]
         assert order == sorted(set(order))
         for stream in Stream:
-            places = [row[2:] for row in part.rows(stream)]
+            places = [row[2:] for row in transaction.rows().get(stream, [])]
             assert places == sorted(places)
 
 
 @given(groups)
-def test_one_part_for_new_rows_and_one_for_each_hour_of_late_ones(group: list[dict[Stream, list[int]]]) -> None:
-    parts = parts_of(pendings(group))
+def test_one_transaction_for_new_rows_and_one_for_each_hour_of_late_ones(group: list[dict[Stream, list[int]]]) -> None:
+    transactions = transactions_of(pendings(group))
     instants_of = {ts for one in group for stream in Stream for ts in one[stream]}
     expected = [(True, hour) for hour in sorted({ts // HOUR_US for ts in instants_of if ts < BORDER})]
     if any(ts >= BORDER for ts in instants_of):
         expected.insert(0, (False, BORDER // HOUR_US))
-    assert [(part.late, part.first // HOUR_US) for part in parts] == expected
-    for part in parts:
-        for row in (row for stream in Stream for row in part.rows(stream)):
-            assert part.first <= row[0] <= part.last
-            assert part.late == (row[0] < BORDER)
-            assert not part.late or row[0] // HOUR_US == part.first // HOUR_US
-            assert row[0] // DAY_US in part.days()
+    assert [(transaction.late, transaction.first // HOUR_US) for transaction in transactions] == expected
+    for transaction in transactions:
+        for row in (row for stream in Stream for row in transaction.rows().get(stream, [])):
+            assert transaction.first <= row[0] <= transaction.last
+            assert transaction.late == (row[0] < BORDER)
+            assert not transaction.late or row[0] // HOUR_US == transaction.first // HOUR_US
+            assert row[0] // DAY_US in transaction.days()
 
 
 @given(groups)
-def test_no_part_and_no_slice_is_empty(group: list[dict[Stream, list[int]]]) -> None:
-    for part in parts_of(pendings(group)):
-        assert part.slices
-        assert all(any(rows.values()) for _, rows in part.slices)
+def test_no_transaction_and_no_slice_is_empty(group: list[dict[Stream, list[int]]]) -> None:
+    for transaction in transactions_of(pendings(group)):
+        assert transaction.slices
+        assert all(any(rows.values()) for _, rows in transaction.slices)
 
 
 def test_ten_minutes_old_is_not_late_yet() -> None:
     (pending,) = pendings([{Stream.METER: [BORDER - 1, BORDER], Stream.VEHICLE: [BORDER]}])
-    fresh, late = parts_of([pending])
+    fresh, late = transactions_of([pending])
     assert (fresh.late, late.late) == (False, True)
-    assert [row[0] for row in fresh.rows(Stream.METER)] == [BORDER]
-    assert [row[0] for row in fresh.rows(Stream.VEHICLE)] == [BORDER]
-    assert [row[0] for row in late.rows(Stream.METER)] == [BORDER - 1]
-    assert late.rows(Stream.VEHICLE) == []
+    assert [row[0] for row in fresh.rows()[Stream.METER]] == [BORDER]
+    assert [row[0] for row in fresh.rows()[Stream.VEHICLE]] == [BORDER]
+    assert [row[0] for row in late.rows()[Stream.METER]] == [BORDER - 1]
+    assert Stream.VEHICLE not in late.rows()
 
 
-def test_the_days_of_a_part() -> None:
+def test_the_days_of_a_transaction() -> None:
     (pending,) = pendings([{Stream.METER: [NOW, BORDER - 1, BORDER - DAY_US], Stream.VEHICLE: []}])
     today = NOW // DAY_US
-    days = [list(part.days()) for part in parts_of([pending])]
+    days = [list(transaction.days()) for transaction in transactions_of([pending])]
     assert days == [[today - 1, today], [today - 2], [today - 1]]
 
 
-def test_a_group_of_refused_readings_has_no_part() -> None:
-    assert parts_of(pendings([{stream: [] for stream in Stream}])) == []
+def test_a_group_of_rejected_readings_has_no_transaction() -> None:
+    assert transactions_of(pendings([{stream: [] for stream in Stream}])) == []

@@ -1,0 +1,177 @@
+"""One store transaction: the only way in, taken by the writer and by the import of history.
+
+Each stores meter readings, vehicle readings, latest states and touched hours, always in this order: it keeps two
+processes from deadlocking.
+"""
+
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from operator import itemgetter
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+
+import psycopg
+
+from app.database import connect
+from app.ingest.batch import StreamRows
+from app.ingest.store import statements
+from app.ingest.store.statements import SQL, Connection, Outcome, Touched
+from app.telemetry.instant import HOUR_US
+from app.telemetry.reading import Stream
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+STAGED_SECONDS = 30
+
+
+class Stored(NamedTuple):
+    """What became of a transaction's rows.
+
+    `inserted` are the new ones in order of time; `at` is the database's clock after all of them, in microseconds since
+    2000-01-01 UTC.
+    """
+
+    outcomes: dict[Stream, Outcome]
+    inserted: StreamRows
+    at: int
+
+    def conflicts(self) -> int:
+        """How many rows had keys that are stored with other values."""
+        return sum(len(outcome.conflicting) for outcome in self.outcomes.values())
+
+
+Also = Callable[[Connection, Stored], Awaitable[None]]
+
+
+class Session:
+    """A connection that is made anew when it is lost, and what is known of the database at its other end.
+
+    `pause` is called when an attempt has failed with one of `errors`, with the number of that attempt and its error:
+    it waits until the next one, or raises.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        errors: tuple[type[psycopg.Error], ...],
+        pause: Callable[[int, psycopg.Error], Awaitable[None]],
+    ) -> None:
+        self._url = url
+        self._errors, self._pause = errors, pause
+        self._connection: Connection | None = None
+        self._prepared_days: set[int] = set()
+        self._staged_until = 0.0
+        self._noted = Noted()
+
+    async def run(
+        self,
+        work: Callable[Concatenate[Connection, Arguments], Awaitable[Result]],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Does some work with the connection, and again while it fails with one of the errors."""
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await work(await self._connected(), *args, **kwargs)
+            except self._errors as error:
+                await self._pause(attempt, error)
+
+    async def store(self, connection: Connection, rows: StreamRows, days: range, also: Also | None = None) -> Stored:
+        """Stores rows of these UTC days, counted from 2000-01-01, in one transaction; `also` is called at its end.
+
+        COPY goes direct. When a key is there already, the transaction is done again through a temporary table, and so
+        is each one of the next half minute: retries come in runs, and an aborted COPY leaves dead rows behind.
+        """
+        prepared = not days
+        staged = time.monotonic() < self._staged_until
+        while True:
+            if not (prepared or self._prepared_days.issuperset(days)):
+                await statements.prepare_days(connection, days)
+                self._prepared_days.update(days)
+                prepared = True
+            try:
+                return await self._commit(connection, rows, also, staged=staged)
+            except psycopg.errors.UniqueViolation:
+                if staged:
+                    raise
+                staged = True
+                self._staged_until = time.monotonic() + STAGED_SECONDS
+            except psycopg.errors.CheckViolation:
+                # Retention may have dropped the partition of an old day since it was prepared.
+                if prepared:
+                    raise
+                self._prepared_days.difference_update(days)
+
+    async def close(self) -> None:
+        """Ends the connection."""
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def _connected(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = await connect(self._url)
+            statements.prepare_connection(self._connection)
+        return self._connection
+
+    async def _commit(self, connection: Connection, rows: StreamRows, also: Also | None, *, staged: bool) -> Stored:
+        outcomes: dict[Stream, Outcome] = {}
+        inserted: StreamRows = {}
+        async with statements.store_transaction(connection, staged=staged):
+            for stream, of_stream in rows.items():
+                sql = SQL[stream]
+                if staged:
+                    numbered = ((*row, n) for n, row in enumerate(of_stream))
+                    await statements.copy(connection, sql.stage, (*sql.copy_types, "int4"), numbered)
+                    outcome = await statements.insert_staged(connection, stream, of_stream)
+                else:
+                    await statements.copy(connection, sql.copy, sql.copy_types, of_stream)
+                    outcome = Outcome(range(len(of_stream)), ())
+                outcomes[stream] = outcome
+                inserted[stream] = sorted(map(of_stream.__getitem__, outcome.inserted), key=itemgetter(0))
+            for stream in rows:
+                await statements.merge_states(connection, stream, inserted[stream])
+            touched = self._noted.missing(inserted)
+            await statements.merge_touched(connection, touched)
+            stored = Stored(outcomes, inserted, await statements.clock(connection))
+            if also is not None:
+                await also(connection, stored)
+        self._noted.add(touched)
+        return stored
+
+
+class Noted:
+    """The touched hours that a process has noted. A device's hour is noted once in NOTED_SECONDS, not each time."""
+
+    def __init__(self) -> None:
+        self._hours: defaultdict[tuple[Stream, int], set[int]] = defaultdict(set)
+        self._until = 0.0
+
+    def missing(self, inserted: StreamRows) -> Touched:
+        """Hours touched by the inserted rows, which are ordered by time, less those that are noted already."""
+        if time.monotonic() >= self._until:
+            self._hours.clear()
+            self._until = time.monotonic() + statements.NOTED_SECONDS
+        return {hour: new for hour, devices in touched_hours(inserted).items() if (new := devices - self._hours[hour])}
+
+    def add(self, touched: Touched) -> None:
+        """Takes hours as noted, once they are committed."""
+        for hour, devices in touched.items():
+            self._hours[hour] |= devices
+
+
+def touched_hours(inserted: StreamRows) -> Touched:
+    """The hours that the rows of each stream, which are ordered by time, lie in."""
+    touched: Touched = {}
+    for stream, rows in inserted.items():
+        start = 0
+        while start < len(rows):
+            hour = rows[start][0] // HOUR_US
+            end = bisect_left(rows, (hour + 1) * HOUR_US, start, key=itemgetter(0))
+            touched[stream, hour] = set(map(itemgetter(1), rows[start:end]))
+            start = end
+    return touched
