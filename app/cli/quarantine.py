@@ -11,10 +11,9 @@ import psycopg
 from app.cli.common import INSTANT, counted, on_database, printable, table
 from app.errors import SetupError
 from app.ingest.batch import PAYLOAD_LIMIT_BYTES, Source
-from app.ingest.quarantine.redrive import Redriven
-from app.ingest.quarantine.redrive import redrive as redrive_kept
-from app.ingest.quarantine.rows import Kept, Wanted, count_dropped, count_kept, fetch_newest
-from app.ingest.quarantine.rows import purge as purge_kept
+from app.ingest.quarantine import rows
+from app.ingest.quarantine.redrive import Redriven, redrive
+from app.ingest.quarantine.rows import Filter, QuarantinedReading
 from app.ops.refresh import refresh_aggregates
 
 PAYLOAD_START = 60
@@ -27,7 +26,7 @@ def quarantine() -> None:
 
 
 def filtered(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the arguments that become a `Wanted`."""
+    """Adds the arguments that become a `Filter`."""
     for add in (
         click.option("--until", type=INSTANT, help="That arrived last before then."),
         click.option("--since", type=INSTANT, help="That arrived last at that time or later."),
@@ -40,9 +39,9 @@ def filtered(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _wanted(ids: tuple[int, ...], since: datetime | None, until: datetime | None, **others: Any) -> Wanted:
+def _filter(ids: tuple[int, ...], since: datetime | None, until: datetime | None, **others: Any) -> Filter:
     since, until = (bound and bound.replace(tzinfo=bound.tzinfo or UTC) for bound in (since, until))
-    return Wanted(ids=list(ids) or None, since=since, until=until, **others)
+    return Filter(ids=list(ids) or None, since=since, until=until, **others)
 
 
 @quarantine.command("list")
@@ -50,17 +49,17 @@ def _wanted(ids: tuple[int, ...], since: datetime | None, until: datetime | None
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most so many.")
 def list_(limit: int, **filters: Any) -> None:
     """List rejected readings, newest first: all, those with the IDS, or those that the options leave."""
-    wanted = _wanted(**filters)
+    matching = _filter(**filters)
 
-    async def work(connection: psycopg.AsyncConnection, _: str) -> tuple[int, int, list[Kept]]:
-        newest = await fetch_newest(connection, wanted, limit=limit, payload_bytes=4 * PAYLOAD_START)
-        return (await count_kept(connection, wanted))[0], await count_dropped(connection), newest
+    async def work(connection: psycopg.AsyncConnection, _: str) -> tuple[int, int, list[QuarantinedReading]]:
+        newest = await rows.fetch_newest(connection, matching, limit=limit, payload_bytes=4 * PAYLOAD_START)
+        return (await rows.count(connection, matching))[0], await rows.count_dropped(connection), newest
 
     count, dropped, newest = on_database(work)
     headings = ("id", "last arrival", "times", "source", "stream", "code", "field", "device", "payload")
     if newest:
         click.echo("\n".join(table(headings, list(map(_row, newest)))))
-    nothing = "Nothing is in quarantine." if wanted == Wanted() else "Nothing in quarantine matches."
+    nothing = "Nothing is in quarantine." if matching == Filter() else "Nothing in quarantine matches."
     click.echo(f"{len(newest)} shown, {max(0, count - len(newest))} more." if count else nothing)
     if dropped:
         click.echo(f"The bounds of the quarantine have dropped {dropped} so far.")
@@ -71,43 +70,43 @@ def list_(limit: int, **filters: Any) -> None:
 def show(row_id: int) -> None:
     """Show a rejected reading with its payload."""
 
-    async def work(connection: psycopg.AsyncConnection, _: str) -> list[Kept]:
-        return await fetch_newest(connection, Wanted(ids=[row_id]), limit=1, payload_bytes=PAYLOAD_LIMIT_BYTES)
+    async def work(connection: psycopg.AsyncConnection, _: str) -> list[QuarantinedReading]:
+        return await rows.fetch_newest(connection, Filter(ids=[row_id]), limit=1, payload_bytes=PAYLOAD_LIMIT_BYTES)
 
     found = on_database(work)
     if not found:
         raise SetupError(f"There is no {row_id} in quarantine.")
-    (kept,) = found
+    (row,) = found
     for name, value in (
-        ("id", kept.id),
-        ("first arrival", _utc(kept.first_at)),
-        ("last arrival", _utc(kept.last_at)),
-        ("times", kept.times),
-        ("source", kept.source),
-        ("stream", kept.stream),
-        ("device", kept.device),
-        ("topic", kept.topic),
-        ("code", kept.code),
-        ("field", kept.field),
-        ("message", kept.message),
-        ("payload", f"{kept.payload_bytes} bytes" + (", cut" if kept.payload_bytes >= PAYLOAD_LIMIT_BYTES else "")),
+        ("id", row.id),
+        ("first arrival", _utc(row.first_at)),
+        ("last arrival", _utc(row.last_at)),
+        ("times", row.times),
+        ("source", row.source),
+        ("stream", row.stream),
+        ("device", row.device),
+        ("topic", row.topic),
+        ("code", row.code),
+        ("field", row.field),
+        ("message", row.message),
+        ("payload", f"{row.payload_bytes} bytes" + (", cut" if row.payload_bytes >= PAYLOAD_LIMIT_BYTES else "")),
     ):
         click.echo(f"{name:<14} {printable(str('-' if value is None else value))}")
-    click.echo(_payload(kept.payload))
+    click.echo(_payload(row.payload))
 
 
-@quarantine.command()
+@quarantine.command("redrive")
 @filtered
-def redrive(**filters: Any) -> None:
+def redrive_(**filters: Any) -> None:
     """Check and store rejected readings once more: all, those with the IDS, or those that the options leave.
 
     What passes leaves the quarantine. Judged by today's rules, and by the clock of its first arrival. New devices are
     registered without a limit.
     """
-    wanted = _wanted(**filters)
+    matching = _filter(**filters)
 
     async def work(connection: psycopg.AsyncConnection, url: str) -> Redriven:
-        count, these = await count_kept(connection, wanted)
+        count, these = await rows.count(connection, matching)
         # Older readings are about to be dropped, or are: stored anew, they would be in no sum.
         ((oldest,),) = await (await connection.execute("SELECT importable_from()")).fetchall()
 
@@ -117,7 +116,7 @@ def redrive(**filters: Any) -> None:
         done = Redriven()
         hidden = not sys.stderr.isatty()
         with click.progressbar(length=count, label="Driving again", file=sys.stderr, hidden=hidden) as bar:
-            async for done in redrive_kept(connection, url, these, oldest=oldest, refresh_day=refresh_day):
+            async for done in redrive(connection, url, these, oldest=oldest, refresh_day=refresh_day):
                 bar.update(done.rows - bar.pos)
         return done
 
@@ -136,24 +135,24 @@ def redrive(**filters: Any) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def purge(*, everything: bool, yes: bool, **filters: Any) -> None:
     """Delete rejected readings for good: those with the IDS, or those that the options leave."""
-    wanted = _wanted(**filters)
-    if (wanted == Wanted()) != everything:
+    matching = _filter(**filters)
+    if (matching == Filter()) != everything:
         raise SetupError("Say what to purge: ids or filters; or everything, by --all alone.")
 
     async def work(connection: psycopg.AsyncConnection, _: str) -> int:
-        count, these = await count_kept(connection, wanted)
+        count, these = await rows.count(connection, matching)
         if count and not yes:
             if not sys.stdin.isatty():
                 raise SetupError(f"{count} would be deleted for good: say --yes.")
             click.confirm(f"Delete {counted(count, 'rejected reading')} for good?", abort=True)
-        return await purge_kept(connection, these)
+        return await rows.purge(connection, these)
 
     click.echo(f"{on_database(work)} deleted.")
 
 
-def _row(kept: Kept) -> list[str]:
-    start = _text(kept.payload[: 4 * PAYLOAD_START]) or kept.payload[: PAYLOAD_START // 2].hex()
-    cells = [kept.id, _utc(kept.last_at), kept.times, kept.source, kept.stream, kept.code, kept.field, kept.device]
+def _row(row: QuarantinedReading) -> list[str]:
+    start = _text(row.payload[: 4 * PAYLOAD_START]) or row.payload[: PAYLOAD_START // 2].hex()
+    cells = [row.id, _utc(row.last_at), row.times, row.source, row.stream, row.code, row.field, row.device]
     return [*("-" if cell is None else str(cell) for cell in cells), start[:PAYLOAD_START]]
 
 

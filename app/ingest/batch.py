@@ -43,7 +43,7 @@ class RejectedReading(msgspec.Struct):
     """A rejected reading, as it goes to quarantine.
 
     `index` is its position in the batch, `code` and `message` come from `REJECTIONS`, `field` is the JSON name.
-    `stream` is None when it cannot be told, and so is `device`, the name that the reading gives; `payload` holds the
+    `stream` is None when it is not known, and so is `device`, the name that the reading gives; `payload` holds the
     reading's own bytes as received, cut at PAYLOAD_LIMIT_BYTES. `topic` is that of MQTT, which may name the device.
     """
 

@@ -177,7 +177,7 @@ class Topics:
         self._known = lru_cache(maxsize=100_000)(self._of)
 
     def of(self, topic: str) -> tuple[Stream | None, str | None]:
-        """The stream, None when the readings have to tell; and the device that the last level names.
+        """The stream, None when the readings decide; and the device that the last level names.
 
         A topic of neither comes from a subscription that the session still has of former settings.
         """

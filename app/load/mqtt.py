@@ -39,12 +39,12 @@ class Broker:
         try:
             await asyncio.to_thread(self._client.reconnect)
             self._client.loop_start()
-            refused = await asyncio.wait_for(self._connected, _CONNECT_S)
+            failure = await asyncio.wait_for(self._connected, _CONNECT_S)
         except (OSError, ValueError) as error:
-            refused = str(error) or type(error).__name__
-        if refused is not None:
+            failure = str(error) or type(error).__name__
+        if failure is not None:
             self._client.loop_stop()
-            raise SetupError(f"The broker at {self._address} cannot be used: {refused}. Another one: --broker.")
+            raise SetupError(f"The broker at {self._address} cannot be used: {failure}. Another one: --broker.")
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -80,13 +80,13 @@ class Broker:
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
         # A message that matches no subscription is dropped: a success for the broker only.
-        refused = reason.is_failure or reason.getName() == "No matching subscribers"
-        self._loop.call_soon_threadsafe(self._acknowledge, mid, str(reason) if refused else None)
+        rejected = reason.is_failure or reason.getName() == "No matching subscribers"
+        self._loop.call_soon_threadsafe(self._acknowledge, mid, str(reason) if rejected else None)
 
-    def _acknowledge(self, mid: int, refused: str | None) -> None:
-        self._settle(self._awaited.pop(mid), refused)
+    def _acknowledge(self, mid: int, failure: str | None) -> None:
+        self._settle(self._awaited.pop(mid), failure)
 
     @staticmethod
-    def _settle(future: asyncio.Future[str | None], refused: str | None) -> None:
+    def _settle(future: asyncio.Future[str | None], failure: str | None) -> None:
         if not future.done():  # it was given up, or the connection was made anew
-            future.set_result(refused)
+            future.set_result(failure)

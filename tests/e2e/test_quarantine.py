@@ -18,7 +18,7 @@ from app.database import connect
 from app.ingest.batch import PAYLOAD_LIMIT_BYTES, REJECTIONS, RejectedReading, Source
 from app.ingest.quarantine.keep import keep_rejected
 from app.ingest.quarantine.redrive import PAGE_ROWS, Redriven, redrive
-from app.ingest.quarantine.rows import Wanted
+from app.ingest.quarantine.rows import Filter
 from app.ingest.store.statements import prepare_connection
 from app.telemetry.reading import Stream
 from tests.e2e.test_cli import refusal
@@ -68,7 +68,7 @@ async def keep(url: str, source: Source, *rejected: RejectedReading) -> None:
 async def drive(url: str) -> Redriven:
     async with await connect(url) as connection:
         oldest = datetime.now(UTC) - timedelta(days=29)
-        *_, done = [done async for done in redrive(connection, url, Wanted(), oldest=oldest, refresh_day=print)]
+        *_, done = [done async for done in redrive(connection, url, Filter(), oldest=oldest, refresh_day=print)]
     return done
 
 

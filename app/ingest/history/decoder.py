@@ -50,7 +50,7 @@ class Decoded(msgspec.Struct, tag=True):
     """A block: its `good` readings and the rejected ones, each with its line and that line's number.
 
     Until devices that are `unknown` have been registered, there are no rows. `ignored` are the columns, so far, that
-    stand for no field, `read_bytes` tells how much of the file's size has been read.
+    stand for no field, `read_bytes` is how much of the file's size has been read.
     """
 
     end: End

@@ -22,7 +22,7 @@ else:
 BLOCK_LINES = 75_000
 BLOCK_BYTES = 6 * 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024
-#: How much of a file's beginning tells it from others.
+#: Files that agree in so many first bytes count as one until all that was read of them is compared.
 HEAD_BYTES = 64 * 1024
 
 _FOREIGN = {
@@ -126,18 +126,18 @@ class HistoryFile:
 
     def _read(self, size: int) -> bytes:
         """So many bytes of the text; fewer only at its end."""
-        parts = [self._waiting[:size]]
+        pieces = [self._waiting[:size]]
         self._waiting = self._waiting[size:]
-        missing = size - len(parts[0])
+        missing = size - len(pieces[0])
         try:
             while missing and (data := self._text.read(missing)):
-                parts.append(data)
+                pieces.append(data)
                 missing -= len(data)
         except EOFError:
             raise SetupError(f"{self.name} is truncated: its compressed data end early.") from None
         except (OSError, zlib.error, zstd.ZstdError) as error:
             raise SetupError(f"{self.name} cannot be read: {error}.") from None
-        return b"".join(parts)
+        return b"".join(pieces)
 
     def _opened(self) -> io.BufferedIOBase:
         magic = self._raw.peek(4)[:4]

@@ -13,7 +13,7 @@ from app.telemetry.instant import DAY_US, instant
 
 
 class Journal(NamedTuple):
-    """What has become of a file up to `position`, in bytes as decompressed, and `lines`; `digest` tells these bytes.
+    """What has become of a file up to `position`, in bytes as decompressed, and `lines`; `digest` sums these bytes.
 
     read = inserted + duplicates + rejected. `conflicts` are duplicates that came with other values. `ahead` counts the
     rows behind `position` that the first transactions of their block have inserted: no other number has them.

@@ -1,4 +1,4 @@
-"""RejectedReading readings, kept with their reason until someone looks at them or drives them again."""
+"""Rejected readings, stored with their reasons until someone looks at them or drives them again."""
 
 import hashlib
 from collections import Counter
@@ -35,12 +35,12 @@ async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rej
     async with transaction(connection):
         await connection.execute(
             """
-            INSERT INTO quarantine AS kept (source, topic, stream, device, code, field, message, payload, hash, times)
+            INSERT INTO quarantine AS known (source, topic, stream, device, code, field, message, payload, hash, times)
             SELECT * FROM unnest(
                 %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[],
                 %s::bytea[], %s::integer[])
             ON CONFLICT (hash, code) DO UPDATE SET
-                times = least(kept.times::bigint + excluded.times, 2147483647), last_at = now()
+                times = least(known.times::bigint + excluded.times, 2147483647), last_at = now()
             """,
             [list(column) for column in zip(*rows, strict=True)],
         )

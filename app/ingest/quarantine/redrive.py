@@ -4,9 +4,10 @@ Killed in between, a row stays; driving it again finds its readings to be duplic
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 import psycopg
@@ -15,16 +16,13 @@ from app.errors import ServiceError
 from app.ingest.batch import REJECTIONS, Batch, Source, reject
 from app.ingest.check import MAX_AGE_US
 from app.ingest.decode import MediaType, decode_batch
-from app.ingest.quarantine.rows import Kept, Wanted, fetch_after, settle
+from app.ingest.quarantine.rows import Filter, QuarantinedReading, fetch_after, settle
 from app.ingest.store.writer import Writer
+from app.telemetry.instant import DAY_US, EPOCH, EPOCH_US, instant
 from app.telemetry.reading import Stream
 
 # At 64 KiB each, 32 MB at most are in memory.
 PAGE_ROWS = 500
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-DAY_US = 24 * 3600 * 1_000_000
-# Refresh policies see to what is younger (check.MAX_AGE_US).
-REFRESHED_DAYS = 7
 
 
 class Redriven(msgspec.Struct):
@@ -39,7 +37,7 @@ class Redriven(msgspec.Struct):
 async def redrive(
     connection: psycopg.AsyncConnection,
     url: str,
-    wanted: Wanted,
+    matching: Filter,
     *,
     oldest: datetime,
     refresh_day: Callable[[datetime], None],
@@ -55,15 +53,15 @@ async def redrive(
     done = Redriven()
     last_id = 0
     try:
-        while page := await fetch_after(connection, wanted, last_id, limit=PAGE_ROWS):
+        while page := await fetch_after(connection, matching, last_id, limit=PAGE_ROWS):
             last_id = page[-1].id
-            judged = [decode_again(kept, oldest) for kept in page]
+            judged = [decode_again(reading, oldest) for reading in page]
             await _store(writer, [batch for batch in judged if isinstance(batch, Batch)], refresh_day, done)
-            stored = [kept.id for kept, outcome in zip(page, judged, strict=True) if isinstance(outcome, Batch)]
-            refused = [kept for kept in judged if isinstance(kept, Kept)]
-            await settle(connection, stored, refused)
+            stored = [reading.id for reading, outcome in zip(page, judged, strict=True) if isinstance(outcome, Batch)]
+            rejected = [outcome for outcome in judged if isinstance(outcome, QuarantinedReading)]
+            await settle(connection, stored, rejected)
             done.rows += len(page)
-            done.rejected.update(kept.code for kept in refused)
+            done.rejected.update(reading.code for reading in rejected)
             yield done
     finally:
         writer.close()
@@ -82,40 +80,41 @@ async def _store(writer: Writer, batches: list[Batch], refresh_day: Callable[[da
     done.duplicates += receipt.duplicates
 
 
-def decode_again(kept: Kept, oldest: datetime) -> Batch | Kept:
-    """Its readings, or the row with the reason for which it is refused now."""
-    first = kept.payload.lstrip()[:1]
+def decode_again(reading: QuarantinedReading, oldest: datetime) -> Batch | QuarantinedReading:
+    """The batch that the row's payload makes, or the row with the reason for which it is rejected now."""
+    first = reading.payload.lstrip()[:1]
     is_array = first == b"[" or first in _MSGPACK_ARRAYS
-    if is_array and kept.source != Source.MQTT:
-        # A reading that was an array. Over MQTT the whole payload is kept, which may be a batch.
-        return kept
-    now_us = (kept.first_at - EPOCH) // timedelta(microseconds=1)
+    if is_array and reading.source != Source.MQTT:
+        # A reading that was an array. Over MQTT quarantine has the whole payload, which may be a batch.
+        return reading
+    now_us = (reading.first_at - EPOCH) // timedelta(microseconds=1) + EPOCH_US
     try:
         batch = decode_batch(
-            kept.payload,
+            reading.payload,
             MediaType.MSGPACK if first >= b"\x80" else MediaType.JSON,
             now_us=now_us,
-            stream=Stream(kept.stream) if kept.stream else None,
-            device_id=kept.device,
-            # History may be as old as `oldest`, and so may what a broker has kept while no consumer was connected.
-            max_age_us=MAX_AGE_US if kept.source == Source.HTTP else now_us,
+            stream=Stream(reading.stream) if reading.stream else None,
+            device_id=reading.device,
+            # History may be as old as `oldest`, and so may what a broker has held while no consumer was connected.
+            max_age_us=MAX_AGE_US if reading.source == Source.HTTP else now_us,
         )
     except ServiceError:
-        return kept
-    instants = [reading.ts_us for reading in batch.meter] + [reading.ts_us for reading in batch.vehicle]
+        return reading
+    instants = [one.ts_us for one in batch.meter] + [one.ts_us for one in batch.vehicle]
     if instants and min(instants) < oldest.timestamp() * 1_000_000:
         batch.rejected.append(reject(0, "too_old", "timestamp", None))
     if not batch.rejected:
         return batch
     reason = batch.rejected[0]
-    if (reason.code, reason.field) == (kept.code, kept.field):
-        return kept
-    return msgspec.structs.replace(kept, code=reason.code, field=reason.field, message=REJECTIONS[reason.code])
+    if (reason.code, reason.field) == (reading.code, reading.field):
+        return reading
+    return msgspec.structs.replace(reading, code=reason.code, field=reason.field, message=REJECTIONS[reason.code])
 
 
 _MSGPACK_ARRAYS = {bytes([head]) for head in (*range(0x90, 0xA0), 0xDC, 0xDD)}
 
 
 def _days_without_refresh(instants: list[int]) -> set[datetime]:
-    limit = (datetime.now(UTC) - timedelta(days=REFRESHED_DAYS) - EPOCH) // timedelta(microseconds=1)
-    return {EPOCH + timedelta(days=ts_us // DAY_US) for ts_us in instants if ts_us < limit}
+    """The UTC days of the readings that are older than live ones may be: the refresh policies reach no further."""
+    oldest_us = time.time_ns() // 1000 - MAX_AGE_US
+    return {instant((ts_us - EPOCH_US) // DAY_US * DAY_US) for ts_us in instants if ts_us < oldest_us}

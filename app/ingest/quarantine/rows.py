@@ -1,4 +1,4 @@
-"""What the quarantine holds: looked at, purged, and settled after a re-drive."""
+"""The rows of the quarantine: looked at, purged, and settled after they were driven again."""
 
 from datetime import datetime
 
@@ -7,10 +7,10 @@ import psycopg
 from psycopg.rows import class_row
 
 
-class Kept(msgspec.Struct, frozen=True):
+class QuarantinedReading(msgspec.Struct, frozen=True):
     """A rejected reading, or a payload that could not be decoded.
 
-    `payload` is what was asked for of the `payload_bytes` that are kept.
+    `payload` is the start that was asked for, of the `payload_bytes` that quarantine holds.
     """
 
     id: int
@@ -28,8 +28,8 @@ class Kept(msgspec.Struct, frozen=True):
     payload_bytes: int
 
 
-class Wanted(msgspec.Struct, frozen=True):
-    """Those to which all applies that is not None; `since` and `until` bound their last arrival."""
+class Filter(msgspec.Struct, frozen=True):
+    """The rows to which every member applies that is not None; `since` and `until` bound their last arrival."""
 
     ids: list[int] | None = None
     code: str | None = None
@@ -45,7 +45,7 @@ _COLUMNS = b"""
            substring(payload for %(payload_bytes)s) AS payload, octet_length(payload) AS payload_bytes
     FROM quarantine
 """
-_WANTED = b"""
+_WHERE = b"""
     WHERE (%(ids)s::bigint[] IS NULL OR id = ANY (%(ids)s))
         AND (%(code)s::text IS NULL OR code = %(code)s)
         AND (%(source)s::text IS NULL OR source = %(source)s)
@@ -56,48 +56,50 @@ _WANTED = b"""
 """
 
 
-async def count_kept(connection: psycopg.AsyncConnection, wanted: Wanted) -> tuple[int, Wanted]:
-    """How many there are, and the condition for these without those that come later."""
-    statement = b"SELECT count(*), coalesce(max(id), 0) FROM quarantine" + _WANTED
-    ((count, newest_id),) = await (await connection.execute(statement, msgspec.structs.asdict(wanted))).fetchall()
-    return count, msgspec.structs.replace(wanted, newest_id=newest_id)
+async def count(connection: psycopg.AsyncConnection, matching: Filter) -> tuple[int, Filter]:
+    """How many rows match, and a filter for these alone, without rows that come later."""
+    statement = b"SELECT count(*), coalesce(max(id), 0) FROM quarantine" + _WHERE
+    ((found, newest_id),) = await (await connection.execute(statement, msgspec.structs.asdict(matching))).fetchall()
+    return found, msgspec.structs.replace(matching, newest_id=newest_id)
 
 
 async def count_dropped(connection: psycopg.AsyncConnection) -> int:
-    """How many the bounds of the quarantine have dropped so far."""
-    ((count,),) = await (await connection.execute("SELECT quarantine_dropped FROM installation")).fetchall()
-    return int(count)
+    """How many rows the bounds of the quarantine have dropped so far."""
+    ((dropped,),) = await (await connection.execute("SELECT quarantine_dropped FROM installation")).fetchall()
+    return int(dropped)
 
 
 async def fetch_newest(
-    connection: psycopg.AsyncConnection, wanted: Wanted, *, limit: int, payload_bytes: int
-) -> list[Kept]:
-    """Those that arrived last, newest first."""
-    cursor = connection.cursor(row_factory=class_row(Kept))
+    connection: psycopg.AsyncConnection, matching: Filter, *, limit: int, payload_bytes: int
+) -> list[QuarantinedReading]:
+    """The matching rows that arrived last, newest first."""
+    cursor = connection.cursor(row_factory=class_row(QuarantinedReading))
     bounds = {"limit": limit, "payload_bytes": payload_bytes}
-    statement = _COLUMNS + _WANTED + b"ORDER BY last_at DESC, id DESC LIMIT %(limit)s"
-    return await (await cursor.execute(statement, msgspec.structs.asdict(wanted) | bounds)).fetchall()
+    statement = _COLUMNS + _WHERE + b"ORDER BY last_at DESC, id DESC LIMIT %(limit)s"
+    return await (await cursor.execute(statement, msgspec.structs.asdict(matching) | bounds)).fetchall()
 
 
-async def fetch_after(connection: psycopg.AsyncConnection, wanted: Wanted, after: int, *, limit: int) -> list[Kept]:
-    """Those with the next ids, with their whole payloads."""
-    cursor = connection.cursor(row_factory=class_row(Kept))
+async def fetch_after(
+    connection: psycopg.AsyncConnection, matching: Filter, after: int, *, limit: int
+) -> list[QuarantinedReading]:
+    """The matching rows with the next ids, with their whole payloads."""
+    cursor = connection.cursor(row_factory=class_row(QuarantinedReading))
     bounds = {"after": after, "limit": limit, "payload_bytes": 2**30}
-    statement = _COLUMNS + _WANTED + b"AND id > %(after)s ORDER BY id LIMIT %(limit)s"
-    return await (await cursor.execute(statement, msgspec.structs.asdict(wanted) | bounds)).fetchall()
+    statement = _COLUMNS + _WHERE + b"AND id > %(after)s ORDER BY id LIMIT %(limit)s"
+    return await (await cursor.execute(statement, msgspec.structs.asdict(matching) | bounds)).fetchall()
 
 
-async def purge(connection: psycopg.AsyncConnection, wanted: Wanted) -> int:
-    """Deletes them; returns how many there were."""
-    return (await connection.execute(b"DELETE FROM quarantine" + _WANTED, msgspec.structs.asdict(wanted))).rowcount
+async def purge(connection: psycopg.AsyncConnection, matching: Filter) -> int:
+    """Deletes the matching rows; returns how many there were."""
+    return (await connection.execute(b"DELETE FROM quarantine" + _WHERE, msgspec.structs.asdict(matching))).rowcount
 
 
-async def settle(connection: psycopg.AsyncConnection, stored: list[int], refused: list[Kept]) -> None:
-    """Lets those leave whose readings are stored, and notes the new reasons of those that were refused again.
+async def settle(connection: psycopg.AsyncConnection, stored: list[int], rejected: list[QuarantinedReading]) -> None:
+    """Deletes the rows whose readings are stored, by their ids, and notes the new reasons of those rejected again.
 
-    One that is kept under its new reason already leaves too.
+    A row that is there already under its new reason is deleted too.
     """
-    columns = [[getattr(kept, name) for kept in refused] for name in ("id", "code", "field", "message")]
+    columns = [[getattr(reading, name) for reading in rejected] for name in ("id", "code", "field", "message")]
     async with connection.transaction():
         await connection.execute("DELETE FROM quarantine WHERE id = ANY (%s)", [stored])
         await connection.execute(
@@ -105,16 +107,16 @@ async def settle(connection: psycopg.AsyncConnection, stored: list[int], refused
             WITH judged AS (
                 SELECT * FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::text[]) AS new (id, code, field, message)
             ), leaving AS (
-                DELETE FROM quarantine AS kept USING judged, quarantine AS other
-                WHERE kept.id = judged.id AND other.id <> kept.id
-                    AND other.hash = kept.hash AND other.code = judged.code
+                DELETE FROM quarantine AS known USING judged, quarantine AS other
+                WHERE known.id = judged.id AND other.id <> known.id
+                    AND other.hash = known.hash AND other.code = judged.code
             )
-            UPDATE quarantine AS kept SET code = judged.code, field = judged.field, message = judged.message
+            UPDATE quarantine AS known SET code = judged.code, field = judged.field, message = judged.message
             FROM judged
-            WHERE kept.id = judged.id
+            WHERE known.id = judged.id
                 AND NOT EXISTS (
                     SELECT FROM quarantine AS other
-                    WHERE other.id <> kept.id AND other.hash = kept.hash AND other.code = judged.code)
+                    WHERE other.id <> known.id AND other.hash = known.hash AND other.code = judged.code)
             """,
             columns,
         )

@@ -1,6 +1,6 @@
 """The writer's cache of device ids."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import msgspec
 import psycopg
@@ -8,6 +8,7 @@ import psycopg
 from app.fleet.registry import register
 from app.ingest.batch import Batch, RejectedReading, reject
 from app.ingest.store.statements import transaction
+from app.telemetry.instant import EPOCH_US, instant
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
 
@@ -60,7 +61,7 @@ class DeviceIds:
 
 def _rejected(index: int, reading: MeterReading | VehicleReading, field: str, topic: str | None) -> RejectedReading:
     """Its payload is the reading written anew: the body is no longer there when the writer comes to it."""
-    timestamp = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=reading.ts_us)
+    timestamp = instant(reading.ts_us - EPOCH_US)
     values: dict[str, str | datetime | float | None] = {"meterId": reading.meter_id, "timestamp": timestamp}
     if isinstance(reading, MeterReading):
         stream, device = Stream.METER, reading.meter_id
