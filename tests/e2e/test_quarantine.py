@@ -8,14 +8,14 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any, LiteralString
+from typing import Any
 
 import msgspec
 import psycopg
 import pytest
 
 from app.database import connect
-from app.ingest.batch import PAYLOAD_LIMIT_BYTES, REJECTIONS, RejectedReading, Source
+from app.ingest.batch import REJECTIONS, RejectedReading, Source
 from app.ingest.quarantine.keep import keep_rejected
 from app.ingest.quarantine.redrive import PAGE_ROWS, Redriven, redrive
 from app.ingest.quarantine.rows import Filter
@@ -24,38 +24,16 @@ from app.telemetry.reading import Stream
 from tests.e2e.test_cli import refusal
 from tests.fixtures.commands import command
 from tests.fixtures.database import await_nobody
-from tests.fixtures.readings import batch_of, counted, midnight, random_readings, store, writing
+from tests.fixtures.files import stored
+from tests.fixtures.readings import batch_of, counted, midnight, random_readings, rejected, store, writing
 from tests.fixtures.sending import meter, minutes_ago, stamp, vehicle
 from tests.fixtures.waiting import eventually
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-READINGS: tuple[LiteralString, ...] = (
-    """
-    SELECT ts, external_id, ac_milliwh, voltage_centiv
-    FROM meter_reading JOIN meter ON id = meter_id ORDER BY ts, external_id
-    """,
-    """
-    SELECT ts, vehicle.external_id, meter.external_id, dc_milliwh, soc_centipercent, battery_temp_centic
-    FROM vehicle_reading JOIN vehicle ON vehicle.id = vehicle_id LEFT JOIN meter ON meter.id = meter_id
-    ORDER BY ts, vehicle.external_id
-    """,
-)
-
-
-def stored(connection: Connection) -> list[Any]:
-    return [connection.execute(statement).fetchall() for statement in READINGS]
-
 
 def codes(connection: Connection) -> list[str]:
     return [code for (code,) in connection.execute("SELECT code FROM quarantine ORDER BY id").fetchall()]
-
-
-def refused(
-    payload: object, code: str = "malformed", *, stream: Stream | None = None, device: str | None = None
-) -> RejectedReading:
-    body = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
-    return RejectedReading(0, code, None, REJECTIONS[code], stream, body[:PAYLOAD_LIMIT_BYTES], device)
 
 
 async def keep(url: str, source: Source, *rejected: RejectedReading) -> None:
@@ -72,7 +50,7 @@ async def drive(url: str) -> Redriven:
     return done
 
 
-async def refuse_all(url: str, *readings: Any) -> None:
+async def reject_all(url: str, *readings: Any) -> None:
     """Sends readings of new devices to a writer that registers none."""
     async with writing(url, new_devices_per_hour=0) as writer:
         receipt = await writer.store(batch_of(*readings), Source.HTTP)
@@ -83,8 +61,8 @@ async def test_what_was_rejected_for_its_new_device_is_stored_as_if_it_had_not_b
     database_url: str, connection: Connection
 ) -> None:
     readings = list(random_readings(7, datetime.now(UTC) - timedelta(days=2), 1.5, PAGE_ROWS + 50))
-    await refuse_all(database_url, *readings)
-    assert stored(connection) == [[], []]
+    await reject_all(database_url, *readings)
+    assert stored(connection) == []
     done = await drive(database_url)
     assert (done.rows, done.stored, done.duplicates, done.rejected) == (len(readings), len(readings), 0, {})
     assert codes(connection) == []
@@ -101,14 +79,20 @@ async def test_each_is_judged_by_todays_rules_and_leaves_or_stays(database_url: 
     await keep(
         database_url,
         Source.HTTP,
-        refused(meter(at), gone, stream=Stream.METER),
-        refused(in_msgpack, gone, stream=Stream.VEHICLE),
-        refused(vehicle(at, soc=207), "malformed", stream=Stream.VEHICLE),
-        refused([meter(at, meter_id="nested")]),
-        refused(b'{"meterId": "half'),
+        rejected(meter(at), gone, stream=Stream.METER),
+        rejected(in_msgpack, gone, stream=Stream.VEHICLE),
+        rejected(vehicle(at, soc=207), "malformed", stream=Stream.VEHICLE),
+        rejected([meter(at, meter_id="nested")]),
+        rejected(b'{"meterId": "half'),
     )
     whole_batch = [meter(at, meter_id="M2"), vehicle(at), meter(at)]
-    await keep(database_url, Source.MQTT, refused(whole_batch), refused([meter(at, meter_id="M3"), {}]), refused(b""))
+    await keep(
+        database_url,
+        Source.MQTT,
+        rejected(whole_batch),
+        rejected([meter(at, meter_id="M3"), {}]),
+        rejected(b""),
+    )
     done = await drive(database_url)
     assert (done.rows, done.stored, done.duplicates) == (8, 4, 1)
     assert done.rejected == {"malformed": 3, "soc_out_of_range": 1, "missing_field": 1}
@@ -121,7 +105,7 @@ async def test_each_is_judged_by_todays_rules_and_leaves_or_stays(database_url: 
 async def test_a_new_reason_that_is_kept_already_is_not_kept_twice(database_url: str, connection: Connection) -> None:
     payload = vehicle(minutes_ago(1), soc=207)
     for code in ("malformed", "soc_out_of_range", "invalid_id"):
-        await keep(database_url, Source.HTTP, refused(payload, code, stream=Stream.VEHICLE))
+        await keep(database_url, Source.HTTP, rejected(payload, code, stream=Stream.VEHICLE))
     await drive(database_url)
     assert codes(connection) == ["soc_out_of_range"]
 
@@ -140,9 +124,9 @@ async def test_a_reading_is_as_old_as_it_was_when_it_arrived(database_url: str, 
     await keep(
         database_url,
         Source.HTTP,
-        refused(meter(young, meter_id="late"), "too_many_new_devices"),
-        refused(meter(now - timedelta(days=6) + timedelta(minutes=6)), "in_the_future"),
-        refused(meter(now - timedelta(days=6 + 8)), "too_old"),
+        rejected(meter(young, meter_id="late"), "too_many_new_devices"),
+        rejected(meter(now - timedelta(days=6) + timedelta(minutes=6)), "in_the_future"),
+        rejected(meter(now - timedelta(days=6 + 8)), "too_old"),
     )
     arrived(connection, 6)
     start = young.replace(hour=0, minute=0, second=0)
@@ -166,7 +150,7 @@ async def test_what_has_left_is_in_the_sums_although_a_later_page_fails(
     await store(database_url, *random_readings(3, midnight(21), 20, 50))
     connection.execute("CALL refresh_aggregates()")
     before = [counted(connection, "meter_day", start, start + day) for start in days]
-    await keep(database_url, Source.IMPORT, *(refused(meter(start), stream=Stream.METER) for start in days))
+    await keep(database_url, Source.IMPORT, *(rejected(meter(start), stream=Stream.METER) for start in days))
     connection.execute("""
         CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END';
         CREATE TRIGGER fail BEFORE DELETE ON quarantine FOR EACH ROW WHEN (OLD.id = 2) EXECUTE FUNCTION fail();
@@ -185,11 +169,11 @@ async def test_history_and_what_a_broker_kept_may_be_as_old_as_an_import_takes_i
 ) -> None:
     now = datetime.now(UTC).replace(microsecond=0)
     for source, days in ((Source.IMPORT, 20), (Source.MQTT, 18), (Source.IMPORT, 29), (Source.HTTP, 19)):
-        await keep(database_url, source, refused(meter(now - timedelta(days=days)), "too_old", stream=Stream.METER))
+        await keep(database_url, source, rejected(meter(now - timedelta(days=days)), "too_old", stream=Stream.METER))
     connection.execute("UPDATE quarantine SET field = 'timestamp', message = 'as it was'")
     done = command("quarantine", "redrive", DATABASE_URL=database_url)
     assert done.stdout.startswith("4 driven again: 2 readings stored, 0 duplicates, 2 still rejected.\n"), done.stderr
-    assert [ts for ts, *_ in stored(connection)[0]] == [now - timedelta(days=days) for days in (20, 18)]
+    assert [ts for _, ts, *_ in stored(connection)] == [now - timedelta(days=days) for days in (20, 18)]
     assert connection.execute("SELECT message FROM quarantine").fetchall() == [("as it was",)] * 2
     day = (now - timedelta(days=20)).replace(hour=0, minute=0, second=0)
     assert counted(connection, "meter_day", day, day + timedelta(days=1)) == 1
@@ -197,11 +181,11 @@ async def test_history_and_what_a_broker_kept_may_be_as_old_as_an_import_takes_i
 
 async def test_what_would_be_dropped_at_once_is_too_old(database_url: str, connection: Connection) -> None:
     old = datetime.now(UTC) - timedelta(days=29, hours=1)
-    await keep(database_url, Source.HTTP, refused(meter(old), "too_many_new_devices", stream=Stream.METER))
+    await keep(database_url, Source.HTTP, rejected(meter(old), "too_many_new_devices", stream=Stream.METER))
     arrived(connection, 28)
     assert (await drive(database_url)).rejected == {"too_old": 1}
     assert codes(connection) == ["too_old"]
-    assert stored(connection) == [[], []]
+    assert stored(connection) == []
 
 
 def start_redrive(url: str) -> subprocess.Popen[bytes]:
@@ -215,7 +199,9 @@ def start_redrive(url: str) -> subprocess.Popen[bytes]:
 async def test_killed_between_commit_and_deletion_it_stores_once(database_url: str, connection: Connection) -> None:
     at = minutes_ago(5)
     await keep(
-        database_url, Source.HTTP, *(refused(meter(at, meter_id=f"M{n}"), "too_many_new_devices") for n in range(9))
+        database_url,
+        Source.HTTP,
+        *(rejected(meter(at, meter_id=f"M{n}"), "too_many_new_devices") for n in range(9)),
     )
     connection.execute("CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); END'")
     connection.execute("CREATE TRIGGER hang BEFORE DELETE ON quarantine EXECUTE FUNCTION hang()")
@@ -226,10 +212,10 @@ async def test_killed_between_commit_and_deletion_it_stores_once(database_url: s
     killed.wait()
     connection.execute("SELECT pg_terminate_backend(%s)", hanging[0])
     connection.execute("DROP TRIGGER hang ON quarantine")
-    assert len(stored(connection)[0]) == len(codes(connection)) == 9
+    assert len(stored(connection)) == len(codes(connection)) == 9
     done = await drive(database_url)
     assert (done.stored, done.duplicates) == (0, 9)
-    assert len(stored(connection)[0]) == 9
+    assert len(stored(connection)) == 9
     assert codes(connection) == []
 
 
@@ -238,7 +224,7 @@ async def test_killed_at_random_moments_it_stores_each_reading_once(database_url
     print("seed", seed)  # noqa: T201 - shown when the test fails
     random = Random(seed)
     readings = list(random_readings(seed, datetime.now(UTC) - timedelta(days=2), 1.5, 8 * PAGE_ROWS, hours=40))
-    await refuse_all(database_url, *readings)
+    await reject_all(database_url, *readings)
     for _ in range(2):
         left = len(codes(connection))
         process = start_redrive(database_url)
@@ -250,7 +236,7 @@ async def test_killed_at_random_moments_it_stores_each_reading_once(database_url
     assert codes(connection)
     await drive(database_url)
     assert codes(connection) == []
-    assert sum(map(len, stored(connection))) == len(readings)
+    assert len(stored(connection)) == len(readings)
 
 
 async def test_list_shows_the_newest_and_says_how_many_more_there_are(
@@ -259,10 +245,10 @@ async def test_list_shows_the_newest_and_says_how_many_more_there_are(
     await keep(
         database_url,
         Source.HTTP,
-        refused(meter(minutes_ago(1), -1, meter_id="M1"), "energy_out_of_range", stream=Stream.METER, device="M1"),
-        refused(b'{"meterId": "M2", "x": "\x1b[31m"}', device="M2"),
+        rejected(meter(minutes_ago(1), -1, meter_id="M1"), "energy_out_of_range", stream=Stream.METER, device="M1"),
+        rejected(b'{"meterId": "M2", "x": "\x1b[31m"}', device="M2"),
     )
-    await keep(database_url, Source.MQTT, refused(b"\x00\xff\x80 no text"))
+    await keep(database_url, Source.MQTT, rejected(b"\x00\xff\x80 no text"))
     connection.execute("UPDATE quarantine SET last_at = now() - make_interval(hours => 9 - id::int), times = id")
     connection.execute("UPDATE installation SET quarantine_dropped = 12")
     listed = command("quarantine", "list", "--limit", "2", DATABASE_URL=database_url)
@@ -303,8 +289,8 @@ async def test_list_shows_the_newest_and_says_how_many_more_there_are(
 
 async def test_show_has_everything_and_a_dump_of_what_is_no_text(database_url: str) -> None:
     bad = meter(minutes_ago(1), -1)
-    await keep(database_url, Source.HTTP, refused(bad, "energy_out_of_range", stream=Stream.METER, device="M1"))
-    await keep(database_url, Source.MQTT, refused(b"\x1b]0;x\x07" + bytes(70_000)), refused(b""))
+    await keep(database_url, Source.HTTP, rejected(bad, "energy_out_of_range", stream=Stream.METER, device="M1"))
+    await keep(database_url, Source.MQTT, rejected(b"\x1b]0;x\x07" + bytes(70_000)), rejected(b""))
     text = command("quarantine", "show", "1", DATABASE_URL=database_url).stdout
     assert text.endswith(f"payload        {len(msgspec.json.encode(bad))} bytes\n{msgspec.json.encode(bad).decode()}\n")
     assert f"message        {REJECTIONS['energy_out_of_range']}\n" in text
@@ -312,14 +298,14 @@ async def test_show_has_everything_and_a_dump_of_what_is_no_text(database_url: s
     assert "\x1b" not in binary
     assert "payload        65536 bytes, cut\n0000  1b 5d 30 3b 78 07 00 00" in binary
     assert command("quarantine", "show", "3", DATABASE_URL=database_url).stdout.endswith("payload        0 bytes\n\n")
-    await keep(database_url, Source.HTTP, refused(b'{\r\n\t"x": 1}\rcode           fine'))
+    await keep(database_url, Source.HTTP, rejected(b'{\r\n\t"x": 1}\rcode           fine'))
     lines = command("quarantine", "show", "4", DATABASE_URL=database_url).stdout
     assert lines.endswith('bytes\n{·\n\t"x": 1}·code           fine\n')
     assert refusal(command("quarantine", "show", "5", DATABASE_URL=database_url)) == "There is no 5 in quarantine."
 
 
 async def test_purge_wants_to_be_told_what_and_to_be_sure(database_url: str, connection: Connection) -> None:
-    await keep(database_url, Source.HTTP, *(refused(b"%d" % n, device=f"M{n}") for n in range(4)))
+    await keep(database_url, Source.HTTP, *(rejected(b"%d" % n, device=f"M{n}") for n in range(4)))
 
     def purge(*arguments: str) -> subprocess.CompletedProcess[str]:
         return command("quarantine", "purge", *arguments, DATABASE_URL=database_url)

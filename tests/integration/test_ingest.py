@@ -1,4 +1,4 @@
-"""Batches over HTTP: every form and encoding, what the receipt counts, what is stored, what is refused."""
+"""Batches over HTTP: every form and encoding, what the receipt counts, what is stored, what is rejected."""
 
 import asyncio
 import gzip

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from random import Random
@@ -15,16 +15,15 @@ from psycopg import sql
 
 from app.database import TRANSACTION_SECONDS, UNAVAILABLE
 from app.errors import StoreBusy
-from app.ingest.batch import Batch, Receipt, RejectedReading, Source
+from app.ingest.batch import Batch, Receipt, Source
 from app.ingest.store import statements, writer
 from app.ingest.store.writer import TRANSIENT_ATTEMPTS, Writer
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
-from tests.fixtures.readings import writing
+from tests.fixtures.readings import Reading, batch_of, rejected, writing
 
 SECOND_US = 1_000_000
 HOUR_US = 3_600 * SECOND_US
 
-Reading = MeterReading | VehicleReading
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
@@ -55,21 +54,8 @@ def v(name: str, age_s: float = 0, dc_milliwh: int = 900, **others: Any) -> Vehi
     return VehicleReading(name, Clock.us - round(age_s * SECOND_US), dc_milliwh, **others)
 
 
-def batch(*readings: Reading, rejected: Sequence[RejectedReading] = ()) -> Batch:
-    return Batch(
-        len(readings) + len(rejected),
-        [reading for reading in readings if isinstance(reading, MeterReading)],
-        [reading for reading in readings if isinstance(reading, VehicleReading)],
-        list(rejected),
-    )
-
-
-def refused(payload: bytes, code: str = "malformed") -> RejectedReading:
-    return RejectedReading(0, code, None, "The reading is no object.", None, payload)
-
-
 async def store(to: Writer, *readings: Reading) -> Receipt:
-    return await to.store(batch(*readings), Source.HTTP)
+    return await to.store(batch_of(*readings), Source.HTTP)
 
 
 async def store_together(to: Writer, batches: Iterable[Batch]) -> list[Receipt]:
@@ -146,7 +132,7 @@ def attempts(connection: Connection) -> int:
 
 async def test_batches_in_flight_share_transactions(one: Writer, connection: Connection) -> None:
     await store(one, m("m0"))
-    receipts = await store_together(one, [batch(m(f"m{n}", 1), v(f"v{n}", 1)) for n in range(32)])
+    receipts = await store_together(one, [batch_of(m(f"m{n}", 1), v(f"v{n}", 1)) for n in range(32)])
     assert all(counts(receipt) == (2, 0, 0, 0) for receipt in receipts)
     assert len({receipt.committed_at for receipt in receipts}) <= 2
     assert value(connection, "SELECT count(DISTINCT xmin::text) FROM meter_reading") <= 3
@@ -166,14 +152,14 @@ async def test_a_group_is_bounded_in_readings(
 ) -> None:
     monkeypatch.setattr(writer, "GROUP_READINGS", 10)
     monkeypatch.setattr(one, "_group_readings", 10)
-    await store_together(one, [batch(*(m(f"m{n}", age) for age in range(4))) for n in range(5)])
+    await store_together(one, [batch_of(*(m(f"m{n}", age) for age in range(4))) for n in range(5)])
     per_transaction = rows(connection, "SELECT count(*) FROM meter_reading GROUP BY xmin::text ORDER BY 1")
     assert per_transaction == [(4,), (8,), (8,)]
 
 
 async def test_a_duplicate_across_batches_counts_in_the_earlier(one: Writer) -> None:
-    both = batch(m("m1"), v("v1", meter_id="m1"))
-    receipts = await store_together(one, [batch(m("m1")), both, both, batch(m("m2"), m("m1"))])
+    both = batch_of(m("m1"), v("v1", meter_id="m1"))
+    receipts = await store_together(one, [batch_of(m("m1")), both, both, batch_of(m("m2"), m("m1"))])
     assert [counts(receipt)[:2] for receipt in receipts] == [(1, 0), (1, 1), (0, 2), (1, 1)]
 
 
@@ -241,7 +227,7 @@ def random_batch(random: Random) -> Batch:
 
     meters = [m(f"m{random.randrange(3)}", age(), random.randrange(2)) for _ in range(random.randrange(6))]
     vehicles = [v(f"v{random.randrange(3)}", age(), random.randrange(2)) for _ in range(random.randrange(6))]
-    return batch(*meters, *vehicles)
+    return batch_of(*meters, *vehicles)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -277,9 +263,9 @@ async def test_one_batch_never_fails_another(one: Writer, connection: Connection
         level="ROW",
     )
     day = 86_400
-    group = [batch(m(f"m{n}"), m(f"m{n}", day), v(f"v{n}")) for n in range(4)]
-    group[1] = batch(m("m1", ac_milliwh=666), m("m1", 1))
-    group[3] = batch(m("m3", day, ac_milliwh=666), m("m2", day), m("m3", day + 1))
+    group = [batch_of(m(f"m{n}"), m(f"m{n}", day), v(f"v{n}")) for n in range(4)]
+    group[1] = batch_of(m("m1", ac_milliwh=666), m("m1", 1))
+    group[3] = batch_of(m("m3", day, ac_milliwh=666), m("m2", day), m("m3", day + 1))
     good = [*group[0].meter, *group[2].meter]
     results = await try_together(one, group)
     assert [isinstance(result, psycopg.errors.CheckViolation) for result in results] == [False, True, False, True]
@@ -299,7 +285,7 @@ async def test_transient_errors_are_retried(one: Writer, connection: Connection)
         END CASE;
         """,
     )
-    receipts = await store_together(one, [batch(m("m1")), batch(m("m2"))])
+    receipts = await store_together(one, [batch_of(m("m1")), batch_of(m("m2"))])
     assert [counts(receipt) for receipt in receipts] == [(1, 0, 0, 0)] * 2
     assert attempts(connection) == 4
 
@@ -349,8 +335,8 @@ def moment(age_s: float) -> datetime:
 
 
 async def test_blocked_batches_fail_in_time_and_the_next_ones_work(database_url: str, connection: Connection) -> None:
-    known = [batch(m("m1")), batch(m("m2"))]
-    groups = [known[:1], known, [batch(m("m3")), batch(m("m4"))], [batch(rejected=[refused(b"1")])]]
+    known = [batch_of(m("m1")), batch_of(m("m2"))]
+    groups = [known[:1], known, [batch_of(m("m3")), batch_of(m("m4"))], [batch_of(rejected=[rejected(b"1")])]]
     async with AsyncExitStack() as stack:
         writers = [await stack.enter_async_context(writing(database_url)) for _ in groups]
         for to in writers:
@@ -400,7 +386,7 @@ async def test_lost_connections_under_load(one: Writer, connection: Connection) 
         for n in range(60):
             readings: list[Reading] = [m(f"m{client}", n, n), v(f"v{n}", client, n), m(f"m{n}", 7_200 + client)]
             sent.update(readings)
-            acknowledged.append(await until_stored(one, batch(*readings)))
+            acknowledged.append(await until_stored(one, batch_of(*readings)))
 
     async def interrupt() -> None:
         random = Random(1)
@@ -440,7 +426,7 @@ async def test_cancelling_the_caller_cancels_nothing(one: Writer, connection: Co
 
 async def test_a_full_queue_refuses_and_recovers(database_url: str, connection: Connection) -> None:
     def many(name: str, number: int) -> Batch:
-        return batch(*(m(name, age) for age in range(number)))
+        return batch_of(*(m(name, age) for age in range(number)))
 
     async with writing(database_url, queue_max_readings=100) as small:
         # Nothing waits, so that even a batch above the limit is taken.
@@ -535,7 +521,7 @@ async def test_transient_errors_around_the_readings_are_retried(
             sql.SQL(table)
         )
     )
-    receipt = await one.store(batch(m("m1"), rejected=[refused(b"1")]), Source.HTTP)
+    receipt = await one.store(batch_of(m("m1"), rejected=[rejected(b"1")]), Source.HTTP)
     assert (receipt.inserted, len(receipt.rejected)) == (1, 1)
     assert rows(connection, "SELECT payload, times FROM quarantine") == [(b"1", 1)]
 
@@ -635,7 +621,7 @@ async def test_every_reading_is_covered_by_a_note_until_it_is_judged(
 async def test_late_readings_have_a_transaction_for_each_hour(one: Writer, connection: Connection) -> None:
     hours: list[list[Reading]] = [[m("m1", 3_600 * n), v("v1", 3_600 * n + 1)] for n in range(1, 7)]
     flat = [reading for hour in hours for reading in hour]
-    receipts = await store_together(one, [batch(m("m1"), *flat), batch(v("v1", 300), m("m2", 3_600 * 5))])
+    receipts = await store_together(one, [batch_of(m("m1"), *flat), batch_of(v("v1", 300), m("m2", 3_600 * 5))])
     assert [counts(receipt) for receipt in receipts] == [(13, 0, 0, 12), (2, 0, 0, 1)]
     transactions = rows(
         connection,
@@ -670,12 +656,12 @@ async def test_a_day_that_retention_dropped_is_prepared_again(one: Writer, conne
 # Quarantine
 
 
-async def test_refused_readings_count_up(one: Writer, connection: Connection) -> None:
-    same = refused(b"same")
-    await one.store(batch(m("m1"), rejected=[same, refused(b"other"), same]), Source.HTTP)
-    await one.store(batch(rejected=[same, refused(b"same", "missing_field")]), Source.MQTT)
-    kept = rows(connection, "SELECT source, code, payload, times FROM quarantine")
-    assert sorted(kept) == [
+async def test_rejected_readings_count_up(one: Writer, connection: Connection) -> None:
+    same = rejected(b"same")
+    await one.store(batch_of(m("m1"), rejected=[same, rejected(b"other"), same]), Source.HTTP)
+    await one.store(batch_of(rejected=[same, rejected(b"same", "missing_field")]), Source.MQTT)
+    quarantined = rows(connection, "SELECT source, code, payload, times FROM quarantine")
+    assert sorted(quarantined) == [
         ("http", "malformed", b"other", 1),
         ("http", "malformed", b"same", 3),
         ("mqtt", "missing_field", b"same", 1),
@@ -684,20 +670,21 @@ async def test_refused_readings_count_up(one: Writer, connection: Connection) ->
 
 
 async def test_a_count_that_is_full_fails_no_neighbour(one: Writer, connection: Connection) -> None:
-    await one.store(batch(rejected=[refused(b"same")]), Source.HTTP)
+    await one.store(batch_of(rejected=[rejected(b"same")]), Source.HTTP)
     connection.execute("UPDATE quarantine SET times = 2147483647")
     receipts = await asyncio.gather(
-        one.store(batch(rejected=[refused(b"same")]), Source.HTTP), one.store(batch(m("m1")), Source.HTTP)
+        one.store(batch_of(rejected=[rejected(b"same")]), Source.HTTP),
+        one.store(batch_of(m("m1")), Source.HTTP),
     )
     assert [receipt.inserted for receipt in receipts] == [0, 1]
     assert value(connection, "SELECT times FROM quarantine") == 2147483647
 
 
-async def test_two_writers_refuse_the_same_readings_at_once(database_url: str, connection: Connection) -> None:
+async def test_two_writers_reject_the_same_readings_at_once(database_url: str, connection: Connection) -> None:
     random = Random(4)
-    bad = [refused(b"%d" % n) for n in range(300)]
+    bad = [rejected(b"%d" % n) for n in range(300)]
     async with writing(database_url) as first, writing(database_url) as second:
         for _ in range(5):
-            group = [batch(rejected=random.sample(bad, len(bad))) for _ in range(2)]
+            group = [batch_of(rejected=random.sample(bad, len(bad))) for _ in range(2)]
             await asyncio.gather(*(to.store(one, Source.HTTP) for to, one in zip((first, second), group, strict=True)))
     assert rows(connection, "SELECT times, count(*) FROM quarantine GROUP BY times") == [(10, 300)]

@@ -63,12 +63,12 @@ def decoded(head: str, lines: list[bytes], *, together: bool) -> list[Any]:
     return [
         [reading for one in checked for reading in zip(*one.meter, strict=True)],
         [reading for one in checked for reading in zip(*one.vehicle, strict=True)],
-        [_reason(refused) for one in checked for refused in one.rejected],
+        [_reason(reading) for one in checked for reading in one.rejected],
     ]
 
 
-def _reason(refused: RejectedReading) -> tuple[Any, ...]:
-    return refused.code, refused.field, refused.stream, refused.device, refused.payload
+def _reason(reading: RejectedReading) -> tuple[Any, ...]:
+    return reading.code, reading.field, reading.stream, reading.device, reading.payload
 
 
 @given(csv_lines)
@@ -84,8 +84,8 @@ def test_a_number_in_csv_is_what_it_is_in_an_object(field: str, number: float | 
     line = {"timestamp": "2025-05-01T12:00:00Z", "meterId": "M1", "kwhConsumedAc": "1", field: text}
     members = ",".join(f'"{name}":{value if name in FLOATS else json.dumps(value)}' for name, value in line.items())
     *accepted, rejected = decoded(",".join(line) + "\n", [",".join(line.values()).encode()], together=True)
-    *expected, refused = decoded("{}\n", [b"{" + members.encode() + b"}"], together=True)
-    assert (accepted, [reason[:4] for reason in rejected]) == (expected, [reason[:4] for reason in refused])
+    *expected, alone = decoded("{}\n", [b"{" + members.encode() + b"}"], together=True)
+    assert (accepted, [reason[:4] for reason in rejected]) == (expected, [reason[:4] for reason in alone])
 
 
 @given(ndjson_lines)

@@ -199,7 +199,7 @@ def test_timestamps_become_exact_microseconds(timestamp: str, ts_us: int) -> Non
         (1_777_636_800.5, "malformed"),
     ],
 )
-def test_timestamps_that_are_refused(timestamp: str | float, code: str) -> None:
+def test_timestamps_that_are_rejected(timestamp: str | float, code: str) -> None:
     assert rejection(METER | {"timestamp": timestamp}) == (code, "timestamp")
 
 

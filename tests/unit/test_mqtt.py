@@ -40,8 +40,8 @@ def on(topic: str) -> Message:
 
 
 def test_merged_batches_keep_all_readings_in_their_order() -> None:
-    refused = reject(1, "malformed", None, None)
-    one = Batch(2, [MeterReading("M1", 1, 1)], [], [refused])
+    rejected = reject(1, "malformed", None, None)
+    one = Batch(2, [MeterReading("M1", 1, 1)], [], [rejected])
     two = Batch(2, [MeterReading("M2", 1, 1)], [VehicleReading("V1", 1, 1)], [], of_vehicle=b"\1\0")
     for _ in range(2):  # a group that fails is merged again, in halves
         whole = merged([(on("two"), two), (on("one"), one), (on("one"), one)])
