@@ -78,7 +78,7 @@ async def _import(url: str, files: tuple[str, ...], mapping: dict[str, str], rej
 
 
 def _writer(rejects: IO[bytes]) -> Callable[[Opened, list[tuple[int, bytes, RejectedReading]]], None]:
-    """Before the transaction that counts them, so that none is lost: those of a killed block stand there twice."""
+    """Writes rows before the transaction that counts them, so that none is lost: a killed block's stand there twice."""
 
     def write(file: Opened, rows: list[tuple[int, bytes, RejectedReading]]) -> None:
         for line, row, why in rows:
@@ -104,7 +104,7 @@ def _refresh_touched(url: str) -> None:
 
 
 class _Display:
-    """What is going on, on standard error: a bar on a terminal, else a line now and then. Summaries go to stdout."""
+    """Shows progress on standard error: a bar on a terminal, else a line now and then. Summaries go to stdout."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)

@@ -96,7 +96,7 @@ class Rejection(msgspec.Struct, frozen=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, rename="camel"):
-    """What became of a batch; received = inserted + duplicates + rejected.
+    """The outcome of a batch; received = inserted + duplicates + rejected.
 
     `conflicts` are duplicates whose values differ from the stored ones, `late` inserted readings that are more than 10
     minutes old. `committed_at` is the database's clock at the end of the last transaction.

@@ -1,4 +1,4 @@
-"""What this process has taken in since its start, for /metrics."""
+"""Counts of the readings that this process has taken in since its start, for /metrics."""
 
 from prometheus_client import Counter, Gauge
 

@@ -72,7 +72,7 @@ class Consumer:
         self._quarantined = counters.MQTT_QUARANTINED.labels(broker)
 
     async def run(self) -> None:
-        """Until `close()`; what is being stored then is stored and acknowledged, the rest stays at the broker."""
+        """Runs until `close()`; what is being stored then is stored and acknowledged, the rest stays at the broker."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._session.run())
             while not self._closing.is_set():
@@ -96,7 +96,7 @@ class Consumer:
         self._wake.set()
 
     async def _take_group(self) -> list[tuple[Message, Batch]]:
-        """What has arrived, decoded, up to what the writer stores in one transaction."""
+        """Decodes what has arrived, up to what the writer stores in one transaction."""
         group: list[tuple[Message, Batch]] = []
         readings = 0
         turn_ends = time.monotonic() + TURN_SECONDS
@@ -210,7 +210,7 @@ def decode_message(message: Message, topics: Topics) -> Batch:
 
 
 def _media_type(message: Message) -> MediaType:
-    """What the publisher says; else a first byte that no text begins with is MessagePack's."""
+    """The type that the publisher names; else a first byte that no text begins with is MessagePack's."""
     if message.content_type is None:
         return MediaType.MSGPACK if message.payload[:1] >= b"\x80" else MediaType.JSON
     given = message.content_type.partition(";")[0].strip().lower()

@@ -22,7 +22,7 @@ SYNONYMS = {
     "soc": ("stateOfCharge", "socPercent"),
     "batteryTemp": ("batteryTemperature", "batteryTempC"),
 }
-"""What a field may be called besides its own name; upper and lower case, `_`, `-` and blanks make no difference."""
+"""Names that a field may have besides its own; upper and lower case, `_`, `-` and blanks make no difference."""
 
 # A file whose objects have ever new members would fill the memory.
 MAX_NAMES = 1_000

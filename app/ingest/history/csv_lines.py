@@ -135,7 +135,7 @@ class CsvRows(Rows):
 
 
 class _Cells(dict[bytes, Any]):
-    """What the cells of a column say, in the units of the store. Raises RejectedValue, or one of UNDECODABLE."""
+    """The values of the cells of a column, in the units of the store. Raises RejectedValue, or one of UNDECODABLE."""
 
     def __init__(self, name: str, checked: Mapping[Any, Any]) -> None:
         super().__init__()

@@ -107,7 +107,7 @@ class Decoder:
         return opened
 
     def pass_over(self, end: int, lines: int) -> bytes:
-        """As HistoryFile.pass_over."""
+        """Leaves out what was read before, as HistoryFile.pass_over does."""
         digest: bytes = self._ask("pass_over", end, lines)
         return digest
 

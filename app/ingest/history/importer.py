@@ -150,7 +150,7 @@ class Importer:
                 return now
 
     async def _pause(self, attempt: int, error: psycopg.Error) -> None:
-        """While the database is away, or something else holds what the import needs."""
+        """Waits while the database is away, or something else holds what the import needs; longer each time."""
         if attempt == ATTEMPTS:
             raise SetupError(
                 f"The database is unavailable: {error}. The same command goes on where this one stopped."

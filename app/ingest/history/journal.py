@@ -13,7 +13,7 @@ from app.telemetry.instant import DAY_US, instant
 
 
 class Journal(NamedTuple):
-    """What has become of a file up to `position`, in bytes as decompressed, and `lines`; `digest` sums these bytes.
+    """How far the import of a file is: `position`, in bytes as decompressed, and `lines`; `digest` sums these bytes.
 
     read = inserted + duplicates + rejected. `conflicts` are duplicates that came with other values. `ahead` counts the
     rows behind `position` that the first transactions of their block have inserted: no other number has them.
@@ -82,7 +82,7 @@ class Unrefreshed(NamedTuple):
 
 
 def unrefreshed(connection: psycopg.Connection[tuple[Any, ...]]) -> Unrefreshed:
-    """Of all imports: also those of one that was killed and is not continued."""
+    """The days of all imports, also of one that was killed and is not continued."""
     seen = connection.execute("SELECT id, updated_at FROM import_journal WHERE NOT isempty(touched)").fetchall()
     ranges = connection.execute(
         """
@@ -96,7 +96,7 @@ def unrefreshed(connection: psycopg.Connection[tuple[Any, ...]]) -> Unrefreshed:
 
 
 def mark_refreshed(connection: psycopg.Connection[tuple[Any, ...]], days: Unrefreshed) -> None:
-    """What was stored meanwhile stays unrefreshed."""
+    """Takes the days as refreshed; days that were stored in meanwhile stay unrefreshed."""
     for id, updated_at in days.seen:
         connection.execute(
             "UPDATE import_journal SET touched = '{}' WHERE id = %s AND updated_at = %s", [id, updated_at]

@@ -1,4 +1,4 @@
-"""What /schema says of the body of a batch, which the service reads itself."""
+"""The description in /schema of the body of a batch, which the service reads itself."""
 
 from dataclasses import dataclass
 

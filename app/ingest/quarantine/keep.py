@@ -48,7 +48,7 @@ async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rej
 
 
 def _digest(reading: RejectedReading) -> bytes:
-    """Of the topic too: the same payload from another device is another reading."""
+    """Includes the topic: the same payload from another device is another reading."""
     digest = hashlib.blake2b(reading.payload, digest_size=16)
     if reading.topic is not None:
         digest.update(b"\0" + reading.topic.encode())

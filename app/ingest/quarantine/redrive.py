@@ -26,7 +26,7 @@ PAGE_ROWS = 500
 
 
 class Redriven(msgspec.Struct):
-    """What became of the rows so far."""
+    """The outcome so far."""
 
     rows: int = 0
     stored: int = 0

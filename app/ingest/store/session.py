@@ -1,7 +1,7 @@
-"""One store transaction: the only way in, taken by the writer and by the import of history.
+"""One store transaction: the only way in, which the writer and the import of history share.
 
-Each stores meter readings, vehicle readings, latest states and touched hours, always in this order: it keeps two
-processes from deadlocking.
+A transaction stores meter readings, vehicle readings, latest states and touched hours, always in this order, which
+keeps two processes from deadlocking.
 """
 
 import time
@@ -27,9 +27,9 @@ STAGED_SECONDS = 30
 
 
 class Stored(NamedTuple):
-    """What became of a transaction's rows.
+    """The outcome of a transaction.
 
-    `inserted` are the new ones in order of time; `at` is the database's clock after all of them, in microseconds since
+    `inserted` are the new rows in order of time; `at` is the database's clock after all of them, in microseconds since
     2000-01-01 UTC.
     """
 
@@ -46,7 +46,7 @@ Also = Callable[[Connection, Stored], Awaitable[None]]
 
 
 class Session:
-    """A connection that is made anew when it is lost, and what is known of the database at its other end.
+    """A connection that is made anew when it is lost, with what this process knows of the database at its other end.
 
     `pause` is called when an attempt has failed with one of `errors`, with the number of that attempt and its error:
     it waits until the next one, or raises.
@@ -72,7 +72,7 @@ class Session:
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> Result:
-        """Does some work with the connection, and again while it fails with one of the errors."""
+        """Does work with the connection, and does it again while it fails with one of the errors."""
         attempt = 0
         while True:
             attempt += 1

@@ -24,7 +24,7 @@ Touched = dict[tuple[Stream, int], set[int]]
 
 
 class StreamSql(NamedTuple):
-    """What differs between the streams."""
+    """The statements of one stream."""
 
     copy_types: Sequence[str]
     copy: str

@@ -47,7 +47,7 @@ class Slice(NamedTuple):
 
 
 class Transaction(NamedTuple):
-    """What is stored at once; `first` and `last` bound its instants."""
+    """The rows that are stored at once; `first` and `last` bound their instants."""
 
     late: bool
     first: int
@@ -64,7 +64,7 @@ class Transaction(NamedTuple):
         return range(self.first // DAY_US, self.last // DAY_US + 1)
 
     def credit(self, stored: Stored) -> None:
-        """Gives each batch its share of what became of the rows."""
+        """Gives each batch its share of the outcome."""
         for one in self.slices:
             one.pending.committed_at = stored.at
         for stream, outcome in stored.outcomes.items():

@@ -138,10 +138,10 @@ class Writer:
 
 
 async def _pause(attempt: int, error: psycopg.Error) -> None:
-    """Between attempts of a transaction that loses against others."""
+    """Waits a random while, so that transactions that lost against each other do not meet again."""
     if attempt == TRANSIENT_ATTEMPTS:
         raise error
-    await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - spreads, hides nothing
+    await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - hides nothing
 
 
 def _fail(pending: Pending, error: BaseException) -> None:
