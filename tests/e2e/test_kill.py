@@ -121,7 +121,7 @@ async def kill_and_check(process: Process, connection: psycopg.Connection, round
 
 
 async def test_every_reading_is_stored_once(server_process: Process, connection: psycopg.Connection) -> None:
-    await kill_and_check(server_process, connection, rounds=3)
+    await kill_and_check(server_process, connection, rounds=2)
 
 
 @pytest.mark.soak

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import msgspec
 import psycopg
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,6 @@ from tests.fixtures.service import service
 from tests.property.brute_force import MINUTE_US, Performance, VehicleMeter, performance
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-EXAMPLES = 60
 
 Reading = MeterReading | VehicleReading
 
@@ -405,11 +405,12 @@ def serving(url: str) -> Iterator[tuple[asyncio.Runner, httpx.AsyncClient]]:
             runner.run(running.__aexit__(None, None, None))
 
 
-def test_only_the_distinct_good_readings_count(database_url: str, connection: psycopg.Connection) -> None:
+@pytest.mark.parametrize("count", [25, pytest.param(300, marks=pytest.mark.soak)])
+def test_only_the_distinct_good_readings_count(count: int, database_url: str, connection: psycopg.Connection) -> None:
     fleets: list[Fleet] = []
     with serving(database_url) as (runner, client):
 
-        @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(examples())
         def law(example: Example) -> None:
             fleet = Fleet(len(fleets), example)
