@@ -23,6 +23,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from app.errors import SetupError
+from app.loops import backoff_seconds
 from app.settings import Settings
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
@@ -31,7 +32,7 @@ KEEPALIVE_SECONDS = 60
 RECEIVE_MAXIMUM = 40_000
 # Only the operator ends a session. What is older than 7 days when it is taken goes to quarantine, as over HTTP.
 NEVER_EXPIRES = 0xFFFFFFFF
-LONGEST_PAUSE_SECONDS = 30.0
+LONGEST_PAUSE_SECONDS = 30
 DISCONNECT_SECONDS = 5
 # Then the rest of the event loop has its turn.
 PACKETS_AT_ONCE = 100
@@ -137,7 +138,7 @@ class Session:
         self._closing = False
         self._wake = asyncio.Event()
         self._reason = ""
-        self._pause_seconds = 1.0
+        self._pauses = 0
         self._client = create_client(settings, settings.mqtt_client_id, persistent=True)
         self._client.on_connect = self._connected
         self._client.on_subscribe = self._subscribed
@@ -215,8 +216,9 @@ class Session:
 
     async def _pause(self) -> None:
         # The random part keeps many consumers from coming back in the same moment.
-        seconds = self._pause_seconds * random.uniform(0.5, 1)  # noqa: S311
-        self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+        longest = backoff_seconds(self._pauses, first=1, longest=LONGEST_PAUSE_SECONDS)
+        seconds = longest * random.uniform(0.5, 1)  # noqa: S311
+        self._pauses += 1
         _log.warning("mqtt_away", broker=self._address, reason=self._reason, retry_seconds=round(seconds, 1))
         await self._sleep(seconds)
 
@@ -264,7 +266,7 @@ class Session:
         if reason.is_failure:
             self._reason = str(reason)
             return
-        self._pause_seconds = 1.0
+        self._pauses = 0
         self._session_present = flags.session_present
         # A retained reading comes once, not again with each connection.
         options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)

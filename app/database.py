@@ -56,6 +56,16 @@ async def connect(url: str) -> psycopg.AsyncConnection:
     return await psycopg.AsyncConnection.connect(url, autocommit=True, **_OPTIONS)
 
 
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[psycopg.AsyncConnection]:
+    """Such a connection, closed at the end."""
+    connection = await connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 def most_connections(settings: Settings) -> int:
     """The connections that a serving process opens at most, whether or not it consumes MQTT."""
     # Besides its two pools, the writer and the maintenance loop have one each, and so have webhooks where they are set.

@@ -44,7 +44,7 @@ from app.ops.server import before_stop, follow_parent
 from app.parameters import refuse_unknown_parameters
 from app.problem_answers import answer_problem, operation_id
 from app.settings import Settings
-from app.webhooks.deliver import tell_forever
+from app.webhooks.deliver import deliver_forever
 
 _log = structlog.get_logger()
 
@@ -99,7 +99,7 @@ async def ingesting(url: str, settings: Settings, writer: Writer, consumer: Cons
     loops = [
         asyncio.create_task(maintain_forever(url), name="maintenance"),
         asyncio.create_task(judge_forever(url, settings), name="alerts"),
-        asyncio.create_task(tell_forever(url, settings), name="webhooks"),
+        asyncio.create_task(deliver_forever(url, settings), name="webhooks"),
     ]
     consuming = asyncio.create_task(consumer.run() if consumer else asyncio.sleep(0), name="mqtt_consumer")
     for task in (*loops, consuming):

@@ -25,6 +25,7 @@ from app.ingest.batch import PAYLOAD_LIMIT_BYTES, Batch, Receipt, RejectedReadin
 from app.ingest.decode import MediaType, decode_batch
 from app.ingest.http.body import MAX_BODY_BYTES
 from app.ingest.store.writer import GROUP_READINGS, Writer
+from app.loops import backoff_seconds
 from app.settings import Settings
 from app.telemetry.device_id import is_id
 from app.telemetry.reading import Stream
@@ -62,12 +63,12 @@ class Consumer:
         self._inbox: deque[Message] = deque()
         self._inbox_bytes = 0
         self._group_readings = GROUP_READINGS
-        self._pause_seconds = FIRST_PAUSE_SECONDS
+        self._pauses = 0
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
         broker = shown_address(settings)
         counters.MQTT_CONNECTED.labels(broker).set_function(lambda: self._session.subscribed)
-        counters.MQTT_STORE_WAITS.labels(broker).set_function(lambda: self._pause_seconds > FIRST_PAUSE_SECONDS)
+        counters.MQTT_STORE_WAITS.labels(broker).set_function(lambda: self._pauses > 0)
         self._stored = counters.MQTT_MESSAGES.labels(broker)
         self._quarantined = counters.MQTT_QUARANTINED.labels(broker)
 
@@ -139,7 +140,7 @@ class Consumer:
                     _log.error("mqtt_message_failed", topic=message.topic, exc_info=error)
                     group = [(message, rejected_message(message, InternalError(), None, None, limit=None))]
             else:
-                self._pause_seconds = FIRST_PAUSE_SECONDS
+                self._pauses = 0
                 self._group_readings = min(2 * self._group_readings, GROUP_READINGS)
                 self._count(group, receipt)
                 for start in range(0, len(group), MESSAGES_AT_ONCE):
@@ -153,10 +154,11 @@ class Consumer:
         self._quarantined.inc(len({bisect_right(ends, rejection.index) for rejection in receipt.rejected}))
 
     async def _pause(self, error: Exception) -> None:
-        _log.warning("mqtt_store_waits", reason=str(error), retry_seconds=self._pause_seconds)
+        seconds = backoff_seconds(self._pauses, first=FIRST_PAUSE_SECONDS, longest=LONGEST_PAUSE_SECONDS)
+        _log.warning("mqtt_store_waits", reason=str(error), retry_seconds=seconds)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), self._pause_seconds)
-        self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        self._pauses += 1
 
 
 def _named(device_id: str | None) -> str | None:

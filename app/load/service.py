@@ -10,6 +10,7 @@ import httpx
 import msgspec
 
 from app.errors import SetupError
+from app.loops import backoff_seconds
 from app.simulator.devices import Reading
 
 CONNECTIONS = 16
@@ -96,7 +97,7 @@ class Service:
     async def _answer(
         self, method: str, path: str, body: bytes | None = None, params: dict[str, Any] | None = None
     ) -> httpx.Response:
-        pause_s = 0.2
+        pauses = 0
         while True:
             asked_s = 0.0
             try:
@@ -107,8 +108,9 @@ class Service:
             except httpx.TransportError:
                 pass  # it is starting, stopping or away
             self.retries += 1
-            await asyncio.sleep(asked_s + random.uniform(0, pause_s))  # noqa: S311 - spreads
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            longest_s = backoff_seconds(pauses, first=0.2, longest=_LONGEST_PAUSE_S)
+            await asyncio.sleep(asked_s + random.uniform(0, longest_s))  # noqa: S311 - spreads
+            pauses += 1
 
 
 def _document(answer: httpx.Response) -> dict[str, Any]:

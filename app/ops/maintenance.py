@@ -1,11 +1,10 @@
 """The maintenance loop: partitions for the coming days, and an end to what is too old."""
 
-import asyncio
-
 import psycopg
 import structlog
 
-from app.database import connect
+from app.database import connected
+from app.loops import repeat
 
 PERIOD_SECONDS = 60
 QUARANTINE_ROWS = 100_000
@@ -24,18 +23,13 @@ _log = structlog.get_logger()
 
 async def maintain_forever(url: str) -> None:
     """Maintains the database each minute, whatever happens; to be cancelled."""
-    while True:
-        try:
-            connection = await connect(url)
-            try:
-                while True:
-                    await maintain(connection)
-                    await asyncio.sleep(PERIOD_SECONDS)
-            finally:
-                await connection.close()
-        except psycopg.Error as error:
-            _log.warning("maintenance_failed", error=str(error))
-            await asyncio.sleep(PERIOD_SECONDS)
+    await repeat(
+        maintain,
+        lambda: connected(url),
+        period_seconds=PERIOD_SECONDS,
+        survives=psycopg.Error,
+        failed=lambda error: _log.warning("maintenance_failed", error=str(error)),
+    )
 
 
 async def maintain(connection: psycopg.AsyncConnection) -> bool:

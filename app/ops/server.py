@@ -4,14 +4,14 @@ import asyncio
 import os
 import signal
 import socket
-import threading
-import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces
 from granian.log import LogLevels
+
+from app.loops import when_parent_ends
 
 # Batches in flight are finished within it: a store transaction runs 5 s at most, and a group has few of them.
 STOP_SECONDS = 30
@@ -42,14 +42,7 @@ def follow_parent() -> None:
     STOP_SECONDS and cut off a request. Without its parent, a worker would go on for ever and keep the port.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
+    when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def before_stop(close: Callable[[], None]) -> None:

@@ -15,7 +15,8 @@ import structlog
 
 from app import __version__
 from app.analytics.alerts.listing import AlertAnswer
-from app.database import connect
+from app.database import connected
+from app.loops import backoff_seconds, repeat
 from app.settings import Settings
 from app.webhooks.queue import Taken, postpone, take, told
 
@@ -36,49 +37,43 @@ class Event(msgspec.Struct, frozen=True):
     data: AlertAnswer
 
 
-async def tell_forever(database_url: str, settings: Settings) -> None:
+async def deliver_forever(database_url: str, settings: Settings) -> None:
     """Tells the receiver that is set of what happens to alerts; to be cancelled."""
-    if settings.webhook_url is None or settings.webhook_secret is None:
+    url = settings.webhook_url
+    if url is None or settings.webhook_secret is None:
         return
     key = base64.b64decode(settings.webhook_secret.removeprefix("whsec_"))
     agent = {"User-Agent": f"wattline/{__version__}"}
     # No proxy of the environment, which httpx might not understand; but the authorities that SSL_CERT_FILE names.
     async with httpx.AsyncClient(headers=agent, verify=httpx.create_ssl_context(), trust_env=False) as client:
-        while True:
-            try:
-                connection = await connect(database_url)
-                try:
-                    while True:
-                        while await tell_due(connection, client, settings.webhook_url, key):
-                            pass
-                        await asyncio.sleep(PERIOD_SECONDS)
-                finally:
-                    await connection.close()
-            except psycopg.Error as error:
-                _log.warning("webhooks_failed", error=str(error))
-                await asyncio.sleep(PERIOD_SECONDS)
+        await repeat(
+            lambda connection: deliver_due(connection, client, url, key),
+            lambda: connected(database_url),
+            period_seconds=PERIOD_SECONDS,
+            survives=psycopg.Error,
+            failed=lambda error: _log.warning("webhooks_failed", error=str(error)),
+        )
 
 
-async def tell_due(connection: psycopg.AsyncConnection, client: httpx.AsyncClient, url: str, key: bytes) -> bool:
-    """One round; false when nothing was due."""
-    taken = await take(connection)
-    faults = await asyncio.gather(*(_post(client, url, key, each) for each in taken))
-    for each, fault in zip(taken, faults, strict=True):
-        if fault is None:
-            await told(connection, each)
-            continue
-        pause = pause_seconds(each.attempts)
-        about = {"alert": each.alert.id, "transition": each.transition, "attempts": each.attempts, "fault": fault}
-        if await postpone(connection, each, pause):
-            _log.warning("webhook_failed", **about, again_in_seconds=round(pause))
-        else:
-            _log.error("webhook_given_up", **about)
-    return bool(taken)
+async def deliver_due(connection: psycopg.AsyncConnection, client: httpx.AsyncClient, url: str, key: bytes) -> None:
+    """Sends transitions, some at a time, until none is due."""
+    while taken := await take(connection):
+        faults = await asyncio.gather(*(_post(client, url, key, each) for each in taken))
+        for each, fault in zip(taken, faults, strict=True):
+            if fault is None:
+                await told(connection, each)
+                continue
+            pause = pause_seconds(each.attempts)
+            about = {"alert": each.alert.id, "transition": each.transition, "attempts": each.attempts, "fault": fault}
+            if await postpone(connection, each, pause):
+                _log.warning("webhook_failed", **about, again_in_seconds=round(pause))
+            else:
+                _log.error("webhook_given_up", **about)
 
 
 def pause_seconds(attempts: int) -> float:
     """After so many attempts: each about twice as long as the one before, and never at the same time for all."""
-    pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(attempts - 1, 30), LONGEST_PAUSE_SECONDS)
+    pause = backoff_seconds(attempts - 1, first=FIRST_PAUSE_SECONDS, longest=LONGEST_PAUSE_SECONDS)
     return pause * random.uniform(0.75, 1.25)  # noqa: S311 - no secret
 
 

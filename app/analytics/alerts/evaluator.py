@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Collection
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 
 import psycopg
@@ -17,6 +18,7 @@ from app.analytics.alerts.minutes import fetch_concerned, fetch_slice
 from app.analytics.freshness import fetch_instants
 from app.database import ALERTS_POOL_SIZE, create_pool, driver_connection, snapshot
 from app.fleet.states import REPORTING_MINUTES
+from app.loops import repeat
 from app.settings import Settings
 from app.telemetry.reading import Stream
 
@@ -32,23 +34,29 @@ async def judge_forever(url: str, settings: Settings) -> None:
     """Judges each minute, whatever happens; to be cancelled."""
     pool = create_pool(url, ALERTS_POOL_SIZE)
     grace, at_once = Grace(), _TOUCHED_AT_ONCE
+
+    async def judge_all(pool: AsyncEngine) -> None:
+        nonlocal at_once
+        is_more = True
+        while is_more:
+            if grace.is_over():
+                await judge_silence(pool)
+            is_more = await judge_touched(pool, settings, at_once=at_once)
+            at_once = _TOUCHED_AT_ONCE
+
+    def failed(error: Exception) -> None:
+        nonlocal at_once
+        _log.warning("alerts_failed", error=str(error))
+        if isinstance(getattr(error, "orig", error), psycopg.errors.QueryCanceled):
+            at_once = max(1, at_once // 2)  # it took too long
+        else:
+            grace.begin()
+
+    errors = psycopg.Error, SQLAlchemyError
     try:
-        while True:
-            is_more = False
-            try:
-                if grace.is_over():
-                    await judge_silence(pool)
-                is_more = await judge_touched(pool, settings, at_once=at_once)
-                at_once = _TOUCHED_AT_ONCE
-            except (psycopg.Error, SQLAlchemyError) as error:
-                _log.warning("alerts_failed", error=str(error))
-                if isinstance(getattr(error, "orig", error), psycopg.errors.QueryCanceled):
-                    # What took too long.
-                    at_once = max(1, at_once // 2)
-                else:
-                    grace.begin()
-            if not is_more:
-                await asyncio.sleep(PERIOD_SECONDS)
+        await repeat(
+            judge_all, lambda: nullcontext(pool), period_seconds=PERIOD_SECONDS, survives=errors, failed=failed
+        )
     finally:
         await pool.dispose()
 

@@ -7,7 +7,6 @@ import gc
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -26,6 +25,7 @@ from app.ingest.history.csv_lines import CsvRows
 from app.ingest.history.file import HistoryFile
 from app.ingest.history.ndjson_lines import NdjsonRows
 from app.ingest.history.rows import BOM, Rows
+from app.loops import when_parent_ends
 from app.telemetry.instant import EPOCH_US, instant
 from app.telemetry.reading import Stream
 
@@ -219,22 +219,11 @@ def _since_2000(all_us: list[int]) -> Iterator[int]:
     return map(sub, all_us, repeat(EPOCH_US))
 
 
-def _end_with_parent() -> None:
-    """A process that waits for standard input does not learn from the pipe that nobody is left at its other end."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _serve(pipe: Connection) -> None:
     # A block makes 75,000 rows and drops them again: nothing in which to look for circles.
     gc.set_threshold(1_000_000)
-    _end_with_parent()
+    # While it waits for standard input, it does not learn from the pipe that nobody is left at the other end.
+    when_parent_ends(lambda: os._exit(1))
     answers = _Answers()
     with suppress(EOFError, ConnectionError):
         while True:
