@@ -9,11 +9,11 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
 from app.load.count import Count, count_lost
+from app.load.display import console, progress, show_table, showing
 from app.load.mqtt import Broker
 from app.load.run import Run, Tally
 from app.load.service import CONNECTIONS, Service
 from app.load.source import Batch
-from app.load.tell import console, progress, show_table, showing
 from app.settings import Settings
 
 # What a simulated network held back is two hours old at most when it arrives.

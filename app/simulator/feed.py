@@ -12,8 +12,8 @@ import msgspec
 
 from app.simulator.charging import DAY_US, HOUR_US
 from app.simulator.devices import Reading
+from app.simulator.display import show, show_examples, showing_progress
 from app.simulator.fleet import Fleet
-from app.simulator.tell import reporting, say, say_what_to_try
 
 # Larger batches are stored no faster. In smaller ones, a large fleet looks for late and repeated readings too often.
 BATCH_READINGS = 10_000
@@ -57,9 +57,9 @@ class Feeder:
                 sent_until_us = _now_us()
                 self._send_history(sent_until_us)
                 if not self.stopped.is_set():
-                    say("Refreshing the sums.")
+                    show("Refreshing the sums.")
                     self._refresh()
-                    say_what_to_try(self._ask, self._base_url, self._fleet)
+                    show_examples(self._ask, self._base_url, self._fleet)
                 while not self.stopped.wait(1):
                     now_us = _now_us()
                     # The machine may have slept for days.
@@ -67,7 +67,7 @@ class Feeder:
                         self._post("/v1/telemetry", readings)
                     sent_until_us = now_us
             except httpx.HTTPStatusError as error:
-                say(f"The simulated fleet has ended: {error.response.text}")
+                show(f"The simulated fleet has ended: {error.response.text}")
 
     def _map_vehicles(self) -> None:
         """Maps the vehicles that do not name their meter; what a visitor has mapped stays."""
@@ -80,7 +80,7 @@ class Feeder:
         if (states := self._ask("/v1/analytics/meters/states")) is None:
             return
         from_us = max(self._sent_until_us(states) - OVERLAP_US, to_us - DAY_US)
-        with reporting((to_us - from_us) / HOUR_US) as report:
+        with showing_progress((to_us - from_us) / HOUR_US) as report:
             for hours, readings in self._batches(from_us, to_us):
                 self._post("/v1/telemetry", readings)
                 report(hours, len(readings))

@@ -1,4 +1,4 @@
-"""What the feeder tells the user: how far the history is, and then what to try."""
+"""The feeder's output: its progress through the history, then a few things to try."""
 
 import json
 import time
@@ -13,24 +13,29 @@ from app.simulator.fleet import Fleet
 
 _SECONDS_BETWEEN_LINES = 5
 
+_OTHER_ENGINE = (
+    "WATTLINE_ENGINE=timescale or plain, with a WATTLINE_DATA_DIR of its own; timescale needs "
+    "PostgreSQL 16-18 with TimescaleDB Community, or docker compose up"
+)
+
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
-def reporting(hours: float) -> Iterator[Callable[[float, int], None]]:
-    """Shows how far a history of so many hours is; what it yields is told of each batch's hours and readings.
+def showing_progress(hours: float) -> Iterator[Callable[[float, int], None]]:
+    """Shows the progress of a history of so many hours; yields a function to call with each batch's hours and readings.
 
-    A bar, which goes away at the end; where the output is no terminal, a line now and then.
+    On a terminal, a bar is shown until the end; elsewhere, a line is printed now and then.
     """
-    what, started, sent = f"Sending the last {hours:.0f} hours", time.monotonic(), 0
+    title, started, sent = f"Sending the last {hours:.0f} hours", time.monotonic(), 0
     rate, left = TextColumn("{task.fields[rate]:,.0f} readings/s,"), TextColumn("left")
-    columns = TextColumn(what), BarColumn(), TaskProgressColumn(), rate, TimeRemainingColumn(), left
+    columns = TextColumn(title), BarColumn(), TaskProgressColumn(), rate, TimeRemainingColumn(), left
     next_line = started + _SECONDS_BETWEEN_LINES
     with Progress(*columns, console=_console, transient=True, disable=not _console.is_interactive) as progress:
-        progress.add_task(what, total=hours, rate=0)
+        progress.add_task(title, total=hours, rate=0)
         (task,) = progress.tasks
         if progress.disable:
-            _console.print(f"{what}; what is stored already is not stored twice.")
+            _console.print(f"{title}; what is stored already is not stored twice.")
 
         def report(hours_done: float, readings: int) -> None:
             nonlocal sent, next_line
@@ -46,8 +51,11 @@ def reporting(hours: float) -> Iterator[Callable[[float, int], None]]:
         _console.print(f"Sent {sent:,} readings in {time.monotonic() - started:.0f} s.")
 
 
-def say_what_to_try(ask: Callable[[str], Any], base_url: str, fleet: Fleet) -> None:
-    """Prints what to open, the engine, and some questions with their answers. `ask` answers None when it must end."""
+def show_examples(ask: Callable[[str], Any], base_url: str, fleet: Fleet) -> None:
+    """Prints the addresses to open, the engine, and some questions with their answers.
+
+    `ask` takes a path and returns the answer, None when the feeder has been stopped; then nothing is printed.
+    """
     questions = _questions(fleet)
     ready, *answers = [ask(path) for path in ("/health/ready", *questions.values())]
     if None in (ready, *answers):
@@ -57,40 +65,28 @@ def say_what_to_try(ask: Callable[[str], Any], base_url: str, fleet: Fleet) -> N
     _console.print(f"  Dashboard         {base_url}/", style="bold")
     _console.print(f"  API description   {base_url}/schema")
     _console.print(f"  Fleet by hour     {base_url}/v1/analytics/fleet/series?hours=24&bucket=1h")
-    for line in _engine_lines(ready):
-        _console.print(line)
+    _console.print(f"  Engine            {ready['engine']}, on PostgreSQL {ready['postgresql']}")
+    _console.print(f"  The other engine  {_OTHER_ENGINE}")
     _console.print(f"  Failing chargers  those of {', '.join(fleet.failing()) or 'none'}")
-    for (what, path), answer in zip(questions.items(), answers, strict=True):
-        _console.print(f"\n  # {what}")
+    for (question, path), answer in zip(questions.items(), answers, strict=True):
+        _console.print(f"\n  # {question}")
         _console.print(f"  curl '{base_url}{path}'", style="bold")
         _console.print(f"  {json.dumps(answer)}")
     _console.print()
 
 
-def say(line: str) -> None:
+def show(line: str) -> None:
     """Prints a line."""
     _console.print(line)
 
 
 def _questions(fleet: Fleet) -> dict[str, str]:
-    """Paths worth asking, by what they show; a small fleet may have no vehicle to show it."""
+    """Questions and their paths; a small fleet may have no vehicle for some of them."""
     charging, failing = fleet.charging(time.time_ns() // 1000), fleet.failing()
     performance = "/v1/analytics/performance/{}?hours=24"
-    shown = {"A vehicle that is charging now: how much of the AC energy reached its battery": charging[:1]}
-    shown["One at a failing charger, with the alert"] = failing[:1]
-    asked = {what: performance.format(vehicle_id) for what, vehicles in shown.items() for vehicle_id in vehicles}
-    return {**asked, "The fleet by hour, as columns for a chart": "/v1/analytics/fleet/series?hours=2&bucket=1h"}
-
-
-def _engine_lines(ready: dict[str, Any]) -> tuple[str, str]:
-    """The engine that it runs on, and how to get the other one, which takes a database of its own."""
-    if ready["engine"] == "timescale":
-        running = f"TimescaleDB {ready['timescaledb']} on PostgreSQL {ready['postgresql']}"
-        other = "plain PostgreSQL: WATTLINE_ENGINE=plain WATTLINE_DATA_DIR=.wattline-plain make demo"
-    else:
-        running = f"plain PostgreSQL {ready['postgresql']}"
-        other = (
-            "TimescaleDB: WATTLINE_DATA_DIR=.wattline-timescale make demo, "
-            "with PostgreSQL 16-18 and TimescaleDB Community installed; or docker compose up"
-        )
-    return f"  Engine            {running}", f"  The other engine  {other}"
+    examples = {"A vehicle that is charging now: how much of the AC energy reached its battery": charging[:1]}
+    examples["One at a failing charger, with the alert"] = failing[:1]
+    questions = {
+        question: performance.format(vehicle_id) for question, found in examples.items() for vehicle_id in found
+    }
+    return {**questions, "The fleet by hour, as columns for a chart": "/v1/analytics/fleet/series?hours=2&bucket=1h"}
