@@ -15,6 +15,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    Interval,
     LargeBinary,
     MetaData,
     SmallInteger,
@@ -245,6 +246,13 @@ installation = Table(
     Column("webhooks_queued", BigInteger),
     Column("webhooks_given_up", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),
+)
+
+retention = Table(
+    "retention",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("drop_after", Interval, nullable=False),
 )
 
 _METER_COLUMNS = (

@@ -10,7 +10,6 @@ from app.errors import SetupError
 
 POLICIES_FILE = Path(__file__).resolve().parent.parent.parent / "timescale" / "policies.toml"
 
-
 Readings = Literal["meter_reading", "vehicle_reading"]
 Aggregate = Literal[
     "meter_minute",
@@ -24,6 +23,9 @@ Aggregate = Literal[
     "meter_day",
     "vehicle_day",
 ]
+Table = Literal["import_journal", "quarantine", "efficiency_hour", "alert", "alert_transition"]
+"""Tables that are alike on both engines."""
+
 Interval = Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,5} (second|minute|hour|day)s?\Z")]
 
 
@@ -37,16 +39,16 @@ class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All policies, by the name of the readings table or aggregate; intervals as PostgreSQL writes them."""
+    """All policies, by the name of the table or aggregate; intervals as PostgreSQL writes them."""
 
     chunk_interval: dict[Readings, Interval]
     columnstore_after: dict[Readings | Aggregate, Interval]
-    retention: dict[Readings | Aggregate, Interval]
+    retention: dict[Readings | Aggregate | Table, Interval]
     refresh: dict[Aggregate, Refresh]
 
 
 def read_policies(path: Path = POLICIES_FILE) -> Policies:
-    """Raises SetupError for a file that is missing, no TOML, or holds unknown names, wrong types or no intervals."""
+    """Reads the file. Raises SetupError where it is missing or no TOML, or has unknown names or wrong values."""
     try:
         return msgspec.convert(tomllib.loads(path.read_text()), Policies)
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:

@@ -21,13 +21,13 @@ class RefreshRule(msgspec.Struct, frozen=True):
 
 Kind = Literal["chunk_interval", "columnstore", "retention", "refresh"]
 Rule = timedelta | RefreshRule | None
-"""What a policy says; None where it counts from something else than a reading's time."""
+"""The content of a policy; None where it counts from something else than a reading's time."""
 
 State = dict[tuple[Kind, str], list[Rule]]
-"""Every policy, by its kind and the name of the readings table or aggregate. TimescaleDB allows several of a kind."""
+"""Every policy, by its kind and the name of the table or aggregate. TimescaleDB allows several of a kind."""
 
 
-def wanted_state(policies: Policies, engine: str) -> State:
+def desired_state(policies: Policies, engine: str) -> State:
     """The desired state in the terms of the live one: what an engine does not have is left out."""
     if engine == "plain":
         # A device's minutes are computed from its readings and go with them.
@@ -42,8 +42,10 @@ def wanted_state(policies: Policies, engine: str) -> State:
 
 
 def live_state(connection: Connection, engine: str) -> State:
-    """What the database has."""
-    return _plain_state(connection) if engine == "plain" else _timescale_state(connection)
+    """The policies that the database has."""
+    of_jobs = {} if engine == "plain" else _state_of_jobs(connection)
+    rows = connection.execute(text("SELECT name, drop_after FROM retention"))
+    return of_jobs | {("retention", name): [drop_after] for name, drop_after in rows}
 
 
 def relation_of(name: str) -> str:
@@ -57,12 +59,7 @@ def _span(interval: str) -> timedelta:
     return timedelta(**{unit if unit.endswith("s") else f"{unit}s": int(count)})
 
 
-def _plain_state(connection: Connection) -> State:
-    rows = connection.execute(text("SELECT name, drop_after FROM retention"))
-    return {("retention", name): [drop_after] for name, drop_after in rows}
-
-
-def _timescale_state(connection: Connection) -> State:
+def _state_of_jobs(connection: Connection) -> State:
     state: State = defaultdict(list)
     for kind, relation, interval, start, end, batch in connection.execute(_POLICIES, {"ours": list(_NAMES)}):
         rule = RefreshRule(interval, start, end, batch) if kind == "refresh" else interval

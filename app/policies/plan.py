@@ -1,13 +1,13 @@
 """The plan: what differs between the desired and the live state, in words, and the statements that end it."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from sqlalchemy import Connection, text
 
-from app.policies.desired import Policies
-from app.policies.live import Kind, RefreshRule, Rule, State, live_state, relation_of, wanted_state
+from app.policies.desired import Policies, Table
+from app.policies.live import Kind, RefreshRule, Rule, State, desired_state, live_state, relation_of
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -19,7 +19,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The changes, none when the database does what the file says; and what its engine has no policies for."""
+    """The changes, none when the database does as the file says; and notes on policies that its engine lacks."""
 
     changes: list[Change]
     notes: list[str]
@@ -28,22 +28,22 @@ class Plan(msgspec.Struct, frozen=True):
 def plan_policies(connection: Connection, policies: Policies) -> Plan:
     """Compares the policies with the database. Reads only, so that no job is disturbed."""
     engine = connection.scalars(text("SELECT engine FROM installation")).one()
-    changes = compare(wanted_state(policies, engine), live_state(connection, engine), engine)
+    changes = compare(desired_state(policies, engine), live_state(connection, engine), engine)
     return Plan(changes, _PLAIN_NOTES if engine == "plain" else [])
 
 
-def compare(wanted: State, live: State, engine: str) -> list[Change]:
-    """A change for each policy that is not as wanted; what fits is left alone, with its history."""
+def compare(desired: State, live: State, engine: str) -> list[Change]:
+    """A change for each policy that differs; one that does not is left alone, with its history."""
     # Five seconds apart, lower levels first: each refresh finds the level below it done, and no two start together.
-    refreshed = [name for kind, name in wanted if kind == "refresh"]
+    refreshed = [name for kind, name in desired if kind == "refresh"]
     start_second = {name: 5 * position for position, name in enumerate(refreshed)}
-    changed = [key for key in wanted if live.get(key, []) != wanted[key]]
-    ended = [key for key in live if key not in wanted and key[0] != "chunk_interval"]
+    changed = [key for key in desired if live.get(key, []) != desired[key]]
+    ended = [key for key in live if key not in desired and key[0] != "chunk_interval"]
     return [
         Change(
-            _sentence(*key, wanted.get(key, []), live.get(key, [])),
-            _statements(engine, key[0], ends=key in ended),
-            _parameters(key[1], wanted.get(key, [])) | {"start_second": start_second.get(key[1])},
+            _sentence(*key, desired.get(key, []), live.get(key, [])),
+            _statements(engine, *key, ends=key in ended),
+            _parameters(key[1], desired.get(key, [])) | {"start_second": start_second.get(key[1])},
         )
         for key in changed + ended
     ]
@@ -60,27 +60,28 @@ def _parameters(name: str, rules: list[Rule]) -> dict[str, Any]:
             return values
 
 
-def _statements(engine: str, kind: Kind, *, ends: bool) -> tuple[str, ...]:
-    remove, put = (_PLAIN_STATEMENTS if engine == "plain" else _TIMESCALE_STATEMENTS)[kind]
+def _statements(engine: str, kind: Kind, name: str, *, ends: bool) -> tuple[str, ...]:
+    in_table = engine == "plain" or name in get_args(Table)
+    remove, put = _RETENTION_STATEMENTS if in_table else _TIMESCALE_STATEMENTS[kind]
     return tuple(filter(None, (remove, "" if ends else put)))
 
 
-def _sentence(kind: Kind, name: str, wanted: list[Rule], live: list[Rule]) -> str:
+def _sentence(kind: Kind, name: str, desired: list[Rule], live: list[Rule]) -> str:
     """`keep meter_hour for 1095 days (was 30 days)`."""
     said, never = _SENTENCES[kind]
     was = " and ".join(map(words, live))
-    return (said.format(name, words(wanted[0])) if wanted else never.format(name)) + (f" (was {was})" if was else "")
+    return (said.format(name, words(desired[0])) if desired else never.format(name)) + (f" (was {was})" if was else "")
 
 
 def words(rule: Rule) -> str:
-    """An interval in its largest whole unit, `8 days`; of a refresh, all that it says."""
+    """The interval in its largest whole unit, `8 days`; a refresh in full."""
     match rule:
         case None:
             return "another rule"
         case RefreshRule(every, start, end, buckets):
             first = "over all there is" if start is None else f"over the last {words(start)}"
             last = "up to the newest reading" if end is None else f"up to {words(end)} ago"
-            # What TimescaleDB takes none and 0 for.
+            # TimescaleDB's own default, and its meaning of 0.
             batch = {None: "10", 0: "all"}.get(buckets, buckets)
             return f"each {words(every)}, {first}, {last}, {batch} buckets at a time"
     for unit, name in _UNITS:
@@ -108,13 +109,11 @@ _PLAIN_NOTES = [
     "Nothing is refreshed: aggregates are computed from the readings when asked.",
 ]
 
-# Of each kind, the statement that removes a policy, and the one that puts another in its place; chunks have one always.
-_PLAIN_STATEMENTS = {
-    "retention": (
-        "DELETE FROM retention WHERE name = :name",
-        "INSERT INTO retention (name, drop_after) VALUES (:name, :interval)",
-    ),
-}
+# The statement that removes a policy, and the one that puts another in its place; chunks have one always.
+_RETENTION_STATEMENTS = (
+    "DELETE FROM retention WHERE name = :name",
+    "INSERT INTO retention (name, drop_after) VALUES (:name, :interval)",
+)
 _TIMESCALE_STATEMENTS = {
     "chunk_interval": (
         "",

@@ -7,6 +7,10 @@ EPOCH_US = 946_684_800_000_000  # in microseconds since 1970, as readings count
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
 
+# The live window: readings may be this old when they arrive, and their timestamps this far ahead.
+MAX_AGE = timedelta(days=7)
+MAX_AHEAD = timedelta(minutes=5)
+
 
 def instant(ts: int) -> datetime:
     """The instant that many microseconds after 2000-01-01 UTC."""

@@ -22,6 +22,13 @@ def upgrade() -> None:
     )
     op.get_bind().execute(sa.text("INSERT INTO installation (engine) VALUES (:engine)"), {"engine": engine})
 
+    # How long rows are kept; written from policies.toml. What TimescaleDB has a job for is not in it there.
+    op.create_table(
+        "retention",
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("drop_after", sa.Interval, nullable=False),
+    )
+
     for device in ("meter", "vehicle"):
         op.create_table(
             device,
@@ -133,6 +140,7 @@ def downgrade() -> None:
         "former_name",
         "vehicle",
         "meter",
+        "retention",
         "installation",
     ):
         op.drop_table(table)

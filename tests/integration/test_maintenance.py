@@ -4,14 +4,18 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
 import psycopg
 import pytest
+from psycopg import sql
 
-from app.database import connect
+from app.database import command_connection, connect
 from app.ops.maintenance import QUARANTINE_ROWS, maintain
 from app.ops.refresh import refresh_aggregates
+from app.policies.apply import apply_policies
+from app.policies.desired import Table, read_policies
 from tests.fixtures.engines import on_plain, on_timescale, policy_jobs, refresh_while_young, run_policies
 from tests.fixtures.readings import (
     Reading,
@@ -260,6 +264,37 @@ async def test_what_alerts_are_judged_by_and_their_log_come_to_an_end(
     assert column(connection, "SELECT vehicle_id FROM efficiency_hour") == [1094]
     assert column(connection, "SELECT device_id FROM alert ORDER BY 1") == [1, 3]
     assert column(connection, "SELECT device_id FROM alert_transition ORDER BY 1") == [89, 92]
+
+
+@pytest.mark.parametrize(("age", "left"), [("20 days", 0), ("40 days", 1), (None, 1)])
+async def test_what_policies_retain_is_what_maintenance_leaves(
+    connection: psycopg.Connection, database_url: str, age: str | None, left: int
+) -> None:
+    policies = read_policies()
+    retention = {name: kept for name, kept in policies.retention.items() if name not in get_args(Table)}
+    if age is not None:
+        retention |= dict.fromkeys(get_args(Table), age)
+    with command_connection(database_url) as migrating, migrating.begin():
+        words = apply_policies(migrating, msgspec.structs.replace(policies, retention=retention))
+    assert sorted(words) == sorted(
+        f"keep {name} for {age or 'good'} (was {policies.retention[name]})" for name in get_args(Table)
+    )
+    connection.execute(
+        """
+        INSERT INTO efficiency_hour SELECT 1, now() - INTERVAL '30 days', 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
+        INSERT INTO alert SELECT 'frozen_meter', 'meter', 1, '2000-01-01', now() - INTERVAL '30 days', '{}';
+        INSERT INTO alert_transition (at, transition, kind, stream, device_id, opened, evidence)
+        SELECT now() - INTERVAL '30 days', 'opened', 'frozen_meter', 'meter', 1, '2000-01-01', '{}';
+        INSERT INTO quarantine (source, code, message, payload, hash, last_at)
+        SELECT 'http', 'malformed', '', '', '', now() - INTERVAL '30 days';
+        INSERT INTO import_journal
+        SELECT '1', 'h.csv', 1, 1, '', 0, 0, 0, 0, 0, 0, '{}', now() - INTERVAL '30 days';
+        """
+    )
+    assert await maintain_once(database_url)
+    for table in get_args(Table):
+        rows = sql.SQL("TABLE {}").format(sql.Identifier(table))
+        assert connection.execute(rows).rowcount == left, table
 
 
 async def test_of_two_processes_one_maintains(connection: psycopg.Connection, database_url: str) -> None:

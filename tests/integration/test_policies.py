@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import psycopg
@@ -13,8 +13,10 @@ from app.database import command_connection
 from app.errors import SetupError
 from app.migrate import migrate
 from app.policies.apply import apply_policies
-from app.policies.desired import POLICIES_FILE, Policies, read_policies
+from app.policies.desired import POLICIES_FILE, Policies, Table, read_policies
 from app.policies.plan import plan_policies, words
+from app.telemetry.instant import MAX_AGE
+from app.webhooks.queue import GIVE_UP_DAYS
 from tests.fixtures.engines import on_plain, on_timescale
 from tests.fixtures.readings import Rows
 
@@ -92,7 +94,8 @@ def test_the_columnstore_and_retention_jobs_and_the_chunks_are_those_of_the_file
 ) -> None:
     policies = read_policies()
     assert live_ages(connection, COLUMNSTORE, "compress_after") == wanted_ages(connection, policies.columnstore_after)
-    assert live_ages(connection, RETENTION, "drop_after") == wanted_ages(connection, policies.retention)
+    retention = {name: age for name, age in policies.retention.items() if name not in get_args(Table)}
+    assert live_ages(connection, RETENTION, "drop_after") == wanted_ages(connection, retention)
     chunks = fetched(connection, "SELECT hypertable_name, time_interval FROM timescaledb_information.dimensions")
     wanted = wanted_ages(connection, policies.chunk_interval)
     assert {name: width for name, width in chunks if name in wanted} == wanted
@@ -255,14 +258,25 @@ def test_an_interval_is_said_in_its_largest_whole_unit(interval: timedelta | Non
     assert words(interval) == said
 
 
-@on_plain
-def test_the_retention_table_is_that_of_the_file_without_what_is_computed(connection: psycopg.Connection) -> None:
-    wanted = {
-        name: interval(connection, age)
-        for name, age in read_policies().retention.items()
-        if name not in ("meter_minute", "vehicle_minute")
-    }
+def test_the_retention_table_is_that_of_the_file_without_what_is_computed_or_a_job_s(
+    connection: psycopg.Connection, engine: str
+) -> None:
+    in_table = get_args(Table) if engine == "timescale" else {*read_policies().retention} - {*COMPUTED}
+    wanted = {name: interval(connection, age) for name, age in read_policies().retention.items() if name in in_table}
     assert dict(fetched(connection, "SELECT name, drop_after FROM retention")) == wanted
+
+
+COMPUTED = "meter_minute", "vehicle_minute"
+
+
+def test_rows_of_the_retention_of_tables_are_brought_back(connection: psycopg.Connection, database_url: str) -> None:
+    query = "SELECT name, drop_after FROM retention ORDER BY name"
+    before = fetched(connection, query)
+    connection.execute("UPDATE retention SET drop_after = '1 day' WHERE name = 'import_journal'")
+    connection.execute("DELETE FROM retention WHERE name = 'alert'")
+    assert sorted(migrate(database_url)) == ["keep alert for 1095 days", "keep import_journal for 30 days (was 1 day)"]
+    assert fetched(connection, query) == before
+    assert migrate(database_url) == []
 
 
 @on_plain
@@ -291,7 +305,7 @@ def start_offsets(connection: psycopg.Connection) -> dict[str, Any]:
 
 def test_start_offsets_lie_beyond_the_live_window_and_grow_upward(connection: psycopg.Connection) -> None:
     start = start_offsets(connection)
-    assert min(start.values()) > interval(connection, "7 days")
+    assert min(start.values()) > MAX_AGE
     for stream in ("meter", "vehicle"):
         minute, hour, day = (start[f"{stream}_{width}_cagg"] for width in ("minute", "hour", "day"))
         assert minute < hour < day
@@ -302,11 +316,21 @@ def test_nothing_is_dropped_or_compressed_that_a_refresh_could_still_read_or_rew
 ) -> None:
     start, policies = start_offsets(connection), read_policies()
     for name, age in wanted_ages(connection, policies.columnstore_after).items():
-        assert age > start.get(name, interval(connection, "7 days"))
+        assert age > start.get(name, MAX_AGE)
     kept, chunk = wanted_ages(connection, policies.retention), interval(connection, "10 days")
     for stream in ("meter", "vehicle"):
         for level, above in LEVELS.items():
             assert kept[relation(f"{stream}_{level}")] > start[f"{stream}_{above}_cagg"] + chunk
+
+
+def test_what_must_outlive_something_does(connection: psycopg.Connection) -> None:
+    retention: dict[str, timedelta] = {
+        name: interval(connection, age) for name, age in read_policies().retention.items()
+    }
+    assert retention["import_journal"] >= max(retention["meter_reading"], retention["vehicle_reading"])
+    minutes = max(retention[name] for name in COMPUTED)
+    assert min(retention["efficiency_hour"], retention["alert"]) > minutes
+    assert retention["alert_transition"] > timedelta(days=GIVE_UP_DAYS)
 
 
 LEVELS = {"reading": "minute", "minute": "hour", "hour": "day"}

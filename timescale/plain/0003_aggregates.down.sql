@@ -1,4 +1,3 @@
-DROP TABLE retention;
 DROP TABLE fleet_vehicle_hour_kept;
 DROP TABLE fleet_meter_hour_kept;
 DROP TABLE vehicle_day_kept;

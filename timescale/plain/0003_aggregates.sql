@@ -104,9 +104,3 @@ CREATE TABLE fleet_vehicle_hour_kept (
     dc_milliwh  bigint      NOT NULL,
     readings    bigint      NOT NULL
 );
-
--- How long each kind of row is kept; written from policies.toml, read by drop_expired().
-CREATE TABLE retention (
-    name        text     PRIMARY KEY,
-    drop_after  interval NOT NULL
-);
