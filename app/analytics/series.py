@@ -14,10 +14,11 @@ from app.analytics.efficiency.evidence import fetch_minutes, fetch_sides, pair_s
 from app.analytics.efficiency.pairing import Evidence
 from app.analytics.freshness import fetch_instants
 from app.analytics.series_source import FLEET, METER, VEHICLE, Source, WantedWidth, Width
-from app.analytics.window import AHEAD, Window
+from app.analytics.window import Window
 from app.database import snapshot
 from app.errors import InvalidTimeRange, UnknownDevice
 from app.tables import aggregate_retention, meter, vehicle
+from app.telemetry.instant import MAX_AHEAD
 
 MAX_POINTS = 100_000
 """A series of so many buckets is a few megabytes; more are asked for in pieces, or in wider buckets."""
@@ -230,7 +231,7 @@ async def _id_of(connection: AsyncConnection, table: Table, external_id: str) ->
 
 def efficiency_bounds(buckets: Buckets, kept_from: datetime | None, now: datetime) -> tuple[datetime, datetime]:
     """The minutes that efficiency is computed from: an hour more than the buckets, as far back as minutes are kept."""
-    end = min(buckets.end, (now + AHEAD).replace(second=0, microsecond=0) + timedelta(minutes=1))
+    end = min(buckets.end, (now + MAX_AHEAD).replace(second=0, microsecond=0) + timedelta(minutes=1))
     start = max(buckets.start - timedelta(minutes=_EFFICIENCY_MINUTES), end - EFFICIENCY_REACH)
     if kept_from is not None and kept_from > start:
         start = kept_from.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)

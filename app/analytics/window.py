@@ -4,9 +4,8 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from app.errors import InvalidTimeRange
+from app.telemetry.instant import MAX_AHEAD
 
-# Devices' clocks may be that far ahead, and their readings are taken.
-AHEAD = timedelta(minutes=5)
 MAX_HOURS = 2160
 # As long as the calendar below.
 CALENDAR_HOURS = 300 * 366 * 24
@@ -53,7 +52,7 @@ def window_of(
     if hours is not None and not 1 <= hours <= max_hours:
         raise InvalidTimeRange(f"`hours` must lie between 1 and {max_hours:,}.")
     try:
-        end = now + AHEAD if end is None else end.astimezone(UTC)
+        end = now + MAX_AHEAD if end is None else end.astimezone(UTC)
         start = end - timedelta(hours=hours or 24) if start is None else start.astimezone(UTC)
     except OverflowError:
         raise InvalidTimeRange("`from` or `to` lies outside of what can be counted.") from None

@@ -15,12 +15,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.analytics.freshness import fetch_freshness
 from app.analytics.series import Buckets, FleetColumns, fetch_fleet_series
-from app.analytics.window import AHEAD
 from app.errors import StoreBusy
 from app.fleet.states import VehicleState, vehicle_states
 from app.ops.server import cut_off
 from app.problem_answers import AWAY, problems, translated
 from app.tables import alert_transition
+from app.telemetry.instant import MAX_AHEAD
 
 MAX_LISTENERS = 200
 """Of one process; each holds a connection and a few kilobytes."""
@@ -161,7 +161,7 @@ class News:
 async def _fetch_fleet(pool: AsyncEngine) -> LiveFleet:
     now = datetime.now(UTC)
     minute = now.replace(second=0, microsecond=0)
-    series = await fetch_fleet_series(pool, Buckets("1m", minute - _SHOWN_MINUTES, minute + _MINUTE + AHEAD))
+    series = await fetch_fleet_series(pool, Buckets("1m", minute - _SHOWN_MINUTES, minute + _MINUTE + MAX_AHEAD))
     async with pool.connect() as connection:
         freshness = await fetch_freshness(connection)
     settled = (now - _SETTLED).replace(second=0, microsecond=0) - _MINUTE

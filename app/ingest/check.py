@@ -12,10 +12,11 @@ import msgspec
 
 from app.ingest.batch import Batch, RejectedReading, reject
 from app.telemetry.device_id import is_id
+from app.telemetry.instant import MAX_AGE, MAX_AHEAD
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
-MAX_AHEAD_US = 5 * 60 * 1_000_000
-MAX_AGE_US = 7 * 24 * 3600 * 1_000_000
+MAX_AHEAD_US = MAX_AHEAD // timedelta(microseconds=1)
+MAX_AGE_US = MAX_AGE // timedelta(microseconds=1)
 
 
 class Wire(msgspec.Struct, rename="camel", gc=False):

@@ -1,8 +1,9 @@
 """The tables and links of the documents under docs/ are those of the code."""
 
+import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -11,12 +12,11 @@ from app.analytics.efficiency.evidence import MAX_SHARED_MINUTES
 from app.analytics.efficiency.verdict import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO, Status
 from app.analytics.export import MAX_EXPORT_DAYS
 from app.analytics.series import EFFICIENCY_REACH, MAX_POINTS
-from app.analytics.window import AHEAD, MAX_HOURS
+from app.analytics.window import MAX_HOURS
 from app.database import TRANSACTION_SECONDS
 from app.errors import ServiceError
 from app.fleet.states import REPORTING_MINUTES
 from app.ingest.batch import PAYLOAD_LIMIT_BYTES, REJECTIONS
-from app.ingest.check import MAX_AGE_US, MAX_AHEAD_US
 from app.ingest.decode import MAX_READINGS, MediaType
 from app.ingest.history.columns import SYNONYMS
 from app.ingest.http.body import DRAIN_BYTES, DRAIN_SECONDS, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES
@@ -24,14 +24,19 @@ from app.ingest.store.session import STAGED_SECONDS
 from app.ingest.store.transactions import LATE_US
 from app.ingest.store.writer import GROUP_READINGS
 from app.main import create_app
-from app.ops.maintenance import QUARANTINE_DAYS, QUARANTINE_ROWS
+from app.ops.maintenance import QUARANTINE_ROWS
+from app.policies.desired import read_policies
 from app.settings import Settings
+from app.telemetry.instant import MAX_AGE, MAX_AHEAD
 from app.webhooks.deliver import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, TIMEOUT_SECONDS
 from app.webhooks.queue import GIVE_UP_DAYS
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("api.md", "architecture.md", "efficiency.md", "gateways.md", "import.md", "webhooks.md")
+NAMES = ("alerts.md", "api.md", "architecture.md", "efficiency.md", "gateways.md", "import.md", "webhooks.md")
 TEXT = {name: (ROOT / "docs" / name).read_text() for name in NAMES}
+TEXT["README.md"] = (ROOT / "README.md").read_text()
+POLICIES = read_policies()
+RETENTION = POLICIES.retention
 MIB = 1024 * 1024
 MINUTE_US = 60_000_000
 # Any call may be answered with these; api.md does not repeat them at each.
@@ -126,14 +131,14 @@ def test_limits_are_those_of_the_code() -> None:
         "gzip members or zstd frames of a body": f"{MAX_FRAMES:,}",
         "readings of a batch": f"{MAX_READINGS:,}",
         "characters of an id": "64",
-        "timestamp ahead": f"{MAX_AHEAD_US // MINUTE_US} minutes",
-        "timestamp back": f"{MAX_AGE_US // MINUTE_US // 60 // 24} days",
+        "timestamp ahead": f"{MAX_AHEAD.seconds // 60} minutes",
+        "timestamp back": f"{MAX_AGE.days} days",
         "age from which a reading is late": f"{LATE_US // MINUTE_US} minutes",
         "new devices within an hour": f"{settings.new_devices_per_hour:,}",
         "readings that wait for the writer": f"{settings.queue_max_readings:,}",
         "one store transaction": f"{TRANSACTION_SECONDS} s",
         "what is read of a request after it was refused": f"{DRAIN_BYTES // MIB} MiB or {DRAIN_SECONDS:g} s",
-        "rejected readings kept": f"{QUARANTINE_ROWS:,}, for {QUARANTINE_DAYS} days",
+        "rejected readings kept": f"{QUARANTINE_ROWS:,}, for {RETENTION['quarantine']}",
         "what is kept of a rejected reading": f"{PAYLOAD_LIMIT_BYTES // 1024} KiB",
     }
     assert "64" in REJECTIONS["invalid_id"]
@@ -153,14 +158,14 @@ def test_statuses_are_those_of_the_code_in_its_order() -> None:
 
 
 def test_numbers_in_sentences_are_those_of_the_code() -> None:
-    gap, hours = Settings().pairing_gap_minutes, f"{MAX_HOURS} hours"
+    gap, hours, live = Settings().pairing_gap_minutes, f"{MAX_HOURS} hours", f"{MAX_AGE.days} days"
     for name, sentence in (
         ("efficiency.md", f"at most {gap} minutes apart (`WATTLINE_PAIRING_GAP_MINUTES`)"),
         ("efficiency.md", f"up to {hours} ({MAX_HOURS // 24} days)"),
-        ("efficiency.md", f"A window ends {AHEAD.seconds // 60} minutes from now"),
+        ("efficiency.md", f"A window ends {MAX_AHEAD.seconds // 60} minutes from now"),
         ("efficiency.md", f"less {TRANSACTION_SECONDS} seconds"),
         ("api.md", f"a window of at most {hours}"),
-        ("api.md", f"it ends {AHEAD.seconds // 60} minutes from now"),
+        ("api.md", f"it ends {MAX_AHEAD.seconds // 60} minutes from now"),
         ("api.md", f"more than {MAX_POINTS:,} buckets"),
         ("api.md", f"more than {EFFICIENCY_REACH.days} days before the end"),
         ("api.md", f"times the minutes of the window, may be {MAX_SHARED_MINUTES:,} at most"),
@@ -179,8 +184,40 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
         ("architecture.md", f"with the temporary table for {STAGED_SECONDS} seconds"),
         ("architecture.md", f"{EFFICIENCY_REACH.days} days of a series, {MAX_HOURS // 24} of performance"),
         ("architecture.md", f"{MAX_SHARED_MINUTES:,} minutes of vehicles that share"),
+        ("architecture.md", f"rests on the {TRANSACTION_SECONDS} seconds that bound a store transaction"),
+        ("architecture.md", f"start of the last successful refresh, less {TRANSACTION_SECONDS} s"),
+        ("architecture.md", f"columnstore, after {POLICIES.columnstore_after['meter_reading']}"),
+        ("architecture.md", f"({POLICIES.refresh['meter_minute'].start_offset} and more) than readings may ({live})"),
+        ("gateways.md", f"{MAX_AHEAD.seconds // 60} minutes ahead** of the service's clock and **{live} back**"),
+        ("gateways.md", f"refreshed over {POLICIES.refresh['meter_minute'].start_offset}"),
+        ("import.md", f"older than the {live} of the service"),
+        ("import.md", f"less two days, which is {days('meter_reading') - 2} days"),
+        ("import.md", f"is forgotten after {RETENTION['import_journal']}"),
+        ("api.md", f"Readings are kept for {RETENTION['meter_reading']} unless"),
+        ("alerts.md", f"closed alerts are deleted after {days('alert'):,} days, transitions after"),
+        ("alerts.md", f"transitions after {days('alert_transition')}, unless"),
+        ("alerts.md", f"more than {REPORTING_MINUTES} minutes old"),
+        ("alerts.md", f"not in the first {REPORTING_MINUTES} minutes after the service"),
+        ("README.md", f"{live} back and {MAX_AHEAD.seconds // 60} minutes ahead"),
+        ("README.md", f"counts inserted readings more than {LATE_US // MINUTE_US} minutes old"),
+        ("README.md", f"kept for {RETENTION['meter_reading']}, minutes for {days('meter_minute')}"),
+        ("README.md", f"The quarantine keeps {QUARANTINE_ROWS:,} readings for {RETENTION['quarantine']}"),
     ):
         assert sentence in prose(name), (name, sentence)
+
+
+def days(name: Literal["meter_reading", "meter_minute", "alert", "alert_transition"]) -> int:
+    """For how many days the file keeps it."""
+    return int(RETENTION[name].removesuffix(" days"))
+
+
+async def test_sentences_of_the_schema_and_the_rejections_hold_the_limits_of_the_code() -> None:
+    ahead, back = f"{MAX_AHEAD.seconds // 60} minutes ahead", f"{MAX_AGE.days} days back"
+    assert ahead in REJECTIONS["in_the_future"]
+    assert back in REJECTIONS["too_old"]
+    shown = json.dumps(await schema())
+    assert f"at most {back} and {ahead}" in shown
+    assert f"Its end; else {MAX_AHEAD.seconds // 60} minutes from now." in shown
 
 
 def example() -> dict[str, dict[int, float]]:

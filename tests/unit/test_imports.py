@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "migrate": {*DATABASE, "policies"},
     "ops": {*DATABASE, "broker", "fleet", "loops", "migrate", "policies"},
     "webhooks": {*DATABASE, "analytics", "loops"},
-    "dashboard": {*DATABASE, "fleet", "analytics", "ops"},
+    "dashboard": {*DATABASE, "telemetry", "fleet", "analytics", "ops"},
 }
 # Where the parts meet.
 ALLOWED["main"] = set(ALLOWED)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.ingest.batch import Batch, Source
-from app.ingest.store.transactions import AHEAD_US, LATE_US, Pending, Transaction, split
+from app.ingest.check import MAX_AHEAD_US
+from app.ingest.store.transactions import LATE_US, Pending, Transaction, split
 from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US
 from app.telemetry.reading import Stream
 
@@ -16,9 +17,9 @@ NOW = 825_638_696_789_000
 BORDER = NOW - LATE_US
 
 instants = st.one_of(
-    st.sampled_from([BORDER - 1, BORDER, BORDER + 1, NOW, NOW + AHEAD_US]),
-    st.integers(NOW - 7 * DAY_US, NOW + AHEAD_US),
-    st.integers(NOW - HOUR_US, NOW + AHEAD_US),
+    st.sampled_from([BORDER - 1, BORDER, BORDER + 1, NOW, NOW + MAX_AHEAD_US]),
+    st.integers(NOW - 7 * DAY_US, NOW + MAX_AHEAD_US),
+    st.integers(NOW - HOUR_US, NOW + MAX_AHEAD_US),
     st.builds(
         lambda hours, offset: NOW // HOUR_US * HOUR_US - hours * HOUR_US + offset,
         st.integers(0, 25),

@@ -12,7 +12,8 @@ from psycopg.rows import scalar_row
 from psycopg.types.json import Jsonb
 
 from app.analytics.alerts.hours import Hour, Hours
-from app.analytics.alerts.judge import Alert, Kind, Row
+from app.analytics.alerts.judge import WINDOW_HOURS, Alert, Kind, Row
+from app.telemetry.instant import MAX_AGE
 from app.telemetry.reading import Stream
 
 Connection = AsyncConnection[tuple[Any, ...]]
@@ -35,19 +36,19 @@ async def fetch_touched_hours(connection: Connection, before: datetime, as_of: d
 
     Last come those that are to be judged again, for readings may have been stored that are not to be seen yet; of the
     others, and of these, the last day comes first. What an import has stored is to be seen when its days are refreshed;
-    policies see to the last week.
+    policies see to the live window.
     """
     cursor = await connection.execute(
         """
         SELECT hour, count(*)
         FROM touched_hour
         WHERE hour < %(before)s
-            AND (hour >= %(as_of)s - INTERVAL '7 days'
+            AND (hour >= %(as_of)s - %(live)s
                  OR NOT EXISTS (SELECT FROM import_journal WHERE touched @> touched_hour.hour))
         GROUP BY hour
-        ORDER BY max(at) >= %(as_of)s, hour < %(as_of)s - INTERVAL '25 hours', hour
+        ORDER BY max(at) >= %(as_of)s, hour < %(as_of)s - make_interval(hours => %(window)s + 1), hour
         """,
-        {"before": before, "as_of": as_of},
+        {"before": before, "as_of": as_of, "live": MAX_AGE, "window": WINDOW_HOURS},
     )
     return [(hour, count) for hour, count in await cursor.fetchall()]
 

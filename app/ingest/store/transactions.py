@@ -5,13 +5,13 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from app.ingest.batch import Batch, Receipt, Rejection, Source, StreamRows
+from app.ingest.check import MAX_AHEAD_US
 from app.ingest.store.device_ids import DeviceIds
 from app.ingest.store.session import Stored
 from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US, instant
 from app.telemetry.reading import Stream
 
 LATE_US = 600_000_000
-AHEAD_US = 300_000_000
 
 
 class Pending:
@@ -84,7 +84,7 @@ def split(group: list[Pending], now_us: int) -> list[Transaction]:
     On TimescaleDB, an old and a new row in one transaction invalidate the aggregates over the whole span between them.
     """
     now = now_us - EPOCH_US
-    fresh = Transaction(False, now - LATE_US, now + AHEAD_US, [])
+    fresh = Transaction(False, now - LATE_US, now + MAX_AHEAD_US, [])
     late: dict[int, dict[Pending, Slice]] = defaultdict(dict)
     for pending in group:
         rows = pending.rows
