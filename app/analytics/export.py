@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.analytics.window import Window
 from app.csv_rows import CSV, csv_text, stamp
 from app.database import snapshot
-from app.errors import StoreUnavailable, UnknownDevice
+from app.errors import StoreUnavailable
+from app.fleet.registry import device_id_of
 from app.tables import meter, meter_reading, vehicle, vehicle_reading
 
 NDJSON = "application/x-ndjson"
@@ -73,10 +74,7 @@ async def export_readings(
     deliver all is broken off, so that its end is missing.
     """
     async with pool.connect() as connection:
-        statement = select(exported.device.c.id).where(exported.device.c.external_id == external_id)
-        device: int | None = await connection.scalar(statement)
-    if device is None:
-        raise UnknownDevice(f"There is no {exported.device.name} {external_id}.")
+        device = await device_id_of(connection, exported.device, external_id)
     pages = _pages(pool, exported, device, window)
     # Asked for before the answer begins: what fails here can still be told by a problem document.
     first: Page = await anext(pages, [])

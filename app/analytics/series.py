@@ -7,16 +7,27 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Table, bindparam, or_, select
+from sqlalchemy import bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.analytics.efficiency.evidence import fetch_minutes, fetch_sides, pair_sides
+from app.analytics.efficiency.evidence import VEHICLE_MINUTES, fetch_minutes, fetch_sides, pair_sides
 from app.analytics.efficiency.pairing import Evidence
 from app.analytics.freshness import fetch_instants
-from app.analytics.series_source import FLEET, METER, VEHICLE, Source, WantedWidth, Width
+from app.analytics.series_source import (
+    FLEET,
+    MEASURED_MINUTES,
+    METER,
+    VEHICLE,
+    Source,
+    WantedWidth,
+    Width,
+    minute_columns,
+    minutes_between,
+)
 from app.analytics.window import Window
 from app.database import snapshot
-from app.errors import InvalidTimeRange, UnknownDevice
+from app.errors import InvalidTimeRange
+from app.fleet.registry import device_id_of
 from app.tables import aggregate_retention, meter, vehicle
 from app.telemetry.instant import MAX_AHEAD
 
@@ -165,7 +176,7 @@ def _touched(window: Window, width: Width) -> Buckets:
 async def fetch_meter_series(pool: AsyncEngine, meter_id: str, buckets: Buckets) -> MeterSeries:
     """Raises UnknownDevice."""
     async with pool.connect() as connection:
-        device = await _id_of(connection, meter, meter_id)
+        device = await device_id_of(connection, meter, meter_id)
         instants = await fetch_instants(connection, *METER.aggregates[buckets.width])
         async with snapshot(connection):
             columns = MeterColumns(*await _fetch(connection, METER, buckets, device=device))
@@ -176,25 +187,30 @@ async def fetch_vehicle_series(
     pool: AsyncEngine, vehicle_id: str, buckets: Buckets, *, gap_minutes: int
 ) -> VehicleSeries:
     """Raises UnknownDevice."""
-    own, sides = [], None
+    sides = None
     async with pool.connect() as connection:
-        device = await _id_of(connection, vehicle, vehicle_id)
+        device = await device_id_of(connection, vehicle, vehicle_id)
         minutes = await fetch_instants(connection, "vehicle_minute", "meter_minute")
         instants = minutes
         if buckets.width != "1m":
             instants = await fetch_instants(connection, *VEHICLE.aggregates[buckets.width])
         bounds = efficiency_bounds(buckets, minutes.kept_from, datetime.now(UTC))
         async with snapshot(connection):
-            sums = await _fetch(connection, VEHICLE, buckets, device=device)
-            if sums[0]:
-                own = await fetch_minutes(connection, vehicle_id, *bounds)
+            if buckets.width == "1m":
+                start = min(buckets.start, bounds[0])
+                own = await fetch_minutes(connection, MEASURED_MINUTES, [device], start, buckets.end)
+                sums = minute_columns(own, buckets.start)
+                own = minutes_between(own, *bounds) if sums[0] else []
+            else:
+                sums = await _fetch(connection, VEHICLE, buckets, device=device)
+                own = await fetch_minutes(connection, VEHICLE_MINUTES, [device], *bounds) if sums[0] else []
             if own:
                 with suppress(InvalidTimeRange):  # too many vehicles share its meters: no efficiency
                     sides = await fetch_sides(connection, own, *bounds)
 
     efficiency: tuple[list[Any], list[Any]] = [None] * len(sums[0]), [None] * len(sums[0])
     if sides is not None:
-        evidence = await pair_sides(sides, gap_minutes=gap_minutes)
+        evidence = await pair_sides(sides, device, gap_minutes=gap_minutes)
         efficiency = _efficiency(sums[0], buckets, evidence, bounds[0])
     columns = VehicleColumns(*[*sums, *efficiency])
     both = [instant for instant in (instants.as_of, minutes.as_of) if instant is not None]
@@ -220,13 +236,6 @@ async def fetch_fleet_series(pool: AsyncEngine, buckets: Buckets) -> FleetSeries
 
 def _kwh(milliwh: list[int | None]) -> list[float | None]:
     return [None if energy is None else energy / 1_000_000 for energy in milliwh]
-
-
-async def _id_of(connection: AsyncConnection, table: Table, external_id: str) -> int:
-    device: int | None = await connection.scalar(select(table.c.id).where(table.c.external_id == external_id))
-    if device is None:
-        raise UnknownDevice(f"There is no {table.name} {external_id}.")
-    return device
 
 
 def efficiency_bounds(buckets: Buckets, kept_from: datetime | None, now: datetime) -> tuple[datetime, datetime]:

@@ -1,10 +1,15 @@
 """Where series come from: the statements that make columns of buckets."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from itertools import chain, compress, groupby
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sqlalchemy import BigInteger, ColumnElement, Double, Select, TableValuedAlias, bindparam, cast, func, select
 
+from app.analytics.efficiency.evidence import vehicle_minutes
+from app.analytics.efficiency.pairing import Minutes
 from app.tables import (
     fleet_day,
     fleet_hour,
@@ -96,7 +101,7 @@ METER = Source(
 )
 VEHICLE = Source(
     {"1m": ("vehicle_minute",), "1h": ("vehicle_hour",), "1d": ("vehicle_day",)},
-    {"1m": _vehicle_arrays(vehicle_minute), "1h": _vehicle_arrays(vehicle_hour), "1d": _vehicle_arrays(vehicle_day)},
+    {"1h": _vehicle_arrays(vehicle_hour), "1d": _vehicle_arrays(vehicle_day)},
 )
 # The fleet's days are computed from its hours.
 FLEET = Source(
@@ -107,3 +112,50 @@ FLEET = Source(
     },
     {"1m": _fleet_arrays(fleet_minute), "1h": _fleet_arrays(fleet_hour), "1d": _fleet_arrays(fleet_day)},
 )
+
+
+# A vehicle's minutes with all that it measured: read once, for the columns and for the efficiency.
+MEASURED_MINUTES = vehicle_minutes(
+    *(
+        func.array_agg(vehicle_minute.c[name])
+        for name in (
+            *("soc_centipercent_sum", "soc_readings", "soc_centipercent_min", "soc_centipercent_max"),
+            *("battery_temp_centic_sum", "battery_temp_readings", "battery_temp_centic_min", "battery_temp_centic_max"),
+        )
+    )
+)
+
+
+def minute_columns(own: list[Minutes], start: datetime) -> list[list[Any]]:
+    """The columns of a vehicle's MEASURED_MINUTES from `start` on, equal to those that VEHICLE's statements make."""
+    first = start.timestamp() / 60
+    rows = chain.from_iterable(zip(at.minutes, at.milliwh, at.readings, *at.others, strict=True) for at in own)
+    ordered = sorted((row for row in rows if row[0] >= first), key=itemgetter(0))
+    minutes = [_merged([*same]) for _, same in groupby(ordered, key=itemgetter(0))]
+    t, milliwh, readings, *measured = [list(column) for column in zip(*minutes, strict=True)] or [[] for _ in range(11)]
+    columns: list[list[Any]] = [[60 * minute for minute in t], [energy / 1_000_000 for energy in milliwh], readings]
+    for sums, counts, *bounds in (measured[:4], measured[4:]):
+        columns.append([total / (100 * count) if count else None for total, count in zip(sums, counts, strict=True)])
+        columns += ([None if value is None else value / 100 for value in column] for column in bounds)
+    return columns
+
+
+def _merged(rows: list[tuple[Any, ...]]) -> Sequence[Any]:
+    """One row of those that a vehicle has in a minute, one for each meter."""
+    if len(rows) == 1:
+        return rows[0]
+    columns = ([value for value in column if value is not None] for column in zip(*rows, strict=True))
+    kinds: tuple[Callable[[list[int]], int], ...] = (max, sum, sum, *(sum, sum, min, max) * 2)
+    return [kind(values) if values else None for kind, values in zip(kinds, columns, strict=True)]
+
+
+def minutes_between(own: list[Minutes], start: datetime, end: datetime) -> list[Minutes]:
+    """Those of a vehicle's minutes that its efficiency is computed from."""
+    first, after = start.timestamp() / 60, end.timestamp() / 60
+    found = []
+    for at in own:
+        inside = [first <= minute < after for minute in at.minutes]
+        columns = ([*compress(column, inside)] for column in (at.minutes, at.milliwh, at.readings))
+        if any(inside):
+            found.append(Minutes(at.device_id, at.meter_id, *columns))
+    return found

@@ -5,7 +5,10 @@ from collections.abc import Iterable, Sequence
 import psycopg
 from psycopg import sql
 from psycopg.rows import scalar_row
+from sqlalchemy import Table, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.errors import UnknownDevice
 from app.telemetry.reading import Stream
 
 # One change at a time: the limit is exact over all processes, and a name means one device.
@@ -27,6 +30,14 @@ async def find_devices(connection: psycopg.AsyncConnection, stream: Stream, name
     ).format(sql.Identifier(stream))
     cursor = await connection.execute(statement, {"names": names, "stream": stream})
     return dict(await cursor.fetchall())
+
+
+async def device_id_of(connection: AsyncConnection, device: Table, name: str) -> int:
+    """The id of the meter or vehicle that has this name today. Raises UnknownDevice."""
+    device_id: int | None = await connection.scalar(select(device.c.id).where(device.c.external_id == name))
+    if device_id is None:
+        raise UnknownDevice(f"There is no {device.name} {name}.")
+    return device_id
 
 
 async def register(

@@ -1,6 +1,5 @@
 """Hours add up to the pairing of each vehicle, and alerts judged piece by piece equal those judged at once."""
 
-from collections import defaultdict
 from datetime import UTC, datetime
 from itertools import groupby
 
@@ -9,7 +8,8 @@ from hypothesis import strategies as st
 
 from app.analytics.alerts.hours import FROZEN_MINUTES, Hour, judge_hours
 from app.analytics.alerts.judge import Alert, Kind, judge, splice
-from app.analytics.efficiency.pairing import ByMeter, Energy, Mapping, MeterMinute, VehicleMinute, pair
+from app.analytics.efficiency.pairing import Mapping, Minutes, Sides, pair
+from tests.fixtures.minutes import MeterMinute, VehicleMinute, sides_of
 
 FIRST_HOUR = 100
 LOW = 0.85
@@ -31,16 +31,10 @@ mappings = st.lists(
 def test_hours_add_up_to_the_pairing_of_each_vehicle(
     of_vehicles: list[VehicleMinute], of_meters: list[MeterMinute], mapped: list[Mapping], gap_minutes: int
 ) -> None:
-    delivered: defaultdict[int, ByMeter] = defaultdict(lambda: ByMeter(lambda: Energy(int)))
-    for vehicle, minute, meter, energy in of_vehicles:
-        delivered[vehicle][meter][minute] += energy
-    consumed: defaultdict[int, Energy] = defaultdict(lambda: Energy(int))
-    for meter_id, minute, energy in of_meters:
-        consumed[meter_id][minute] += energy
-    hours = [FIRST_HOUR, FIRST_HOUR + 1]
-    judged = judge_hours({1, 2, 3}, hours, delivered, consumed, mapped, {}, {}, gap_minutes=gap_minutes)
+    sides = sides_of(of_vehicles, of_meters, mapped)
+    judged = judge_hours({1, 2, 3}, [FIRST_HOUR, FIRST_HOUR + 1], sides, gap_minutes=gap_minutes)
     for vehicle in (1, 2, 3):
-        total = pair(vehicle, of_vehicles, of_meters, mapped, gap_minutes=gap_minutes).total()
+        total = pair(vehicle, sides, gap_minutes=gap_minutes).total()
         rows = [row for (of_vehicle, _, _), row in judged.items() if of_vehicle == vehicle]
         assert sum(row.ac_milliwh for row in rows) == total.paired_ac_milliwh
         assert sum(row.dc_milliwh for row in rows) == total.paired_dc_milliwh
@@ -54,14 +48,10 @@ def test_a_meter_is_frozen_when_its_readings_are_equal_and_not_when_its_minutes_
     steps: list[int], value: int, is_frozen: bool
 ) -> None:
     """As many readings as steps, or one reading of so many steps of a coarse register."""
-    at = 60 * FIRST_HOUR
-    delivered: defaultdict[int, ByMeter] = defaultdict(lambda: ByMeter(lambda: Energy(int)))
-    delivered[1][1] = Energy(int, {at + n: 150_000 + n for n in range(60)})
-    consumed = defaultdict(
-        lambda: Energy(int), {1: Energy(int, {at + n: value * step for n, step in enumerate(steps)})}
-    )
-    counts = {1: {at + n: step for n, step in enumerate(steps)}} if is_frozen else {}
-    ((_, row),) = judge_hours({1}, [FIRST_HOUR], delivered, consumed, [], {}, counts, gap_minutes=3).items()
+    at = [60 * FIRST_HOUR + n for n in range(60)]
+    vehicle = Minutes(1, 1, at, [150_000 + n for n in range(60)], [1] * 60)
+    meter = Minutes(1, None, at, [value * step for step in steps], steps if is_frozen else [1] * 60)
+    ((_, row),) = judge_hours({1}, [FIRST_HOUR], Sides([vehicle], [meter], []), gap_minutes=3).items()
     longest = max(len([*run]) for _, run in groupby(steps))
     if is_frozen:
         assert row.frozen_meter_minutes == 60

@@ -12,9 +12,10 @@ from typing import TypeVar
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.analytics.efficiency.pairing import Mapping, MeterMinute, Pairing, VehicleMinute, pair
+from app.analytics.efficiency.pairing import Mapping, Pairing, pair
 from app.analytics.efficiency.verdict import efficiency_ratio, judge
 from app.telemetry.reading import MeterReading, VehicleReading
+from tests.fixtures.minutes import MeterMinute, VehicleMinute, sides_of
 from tests.property.brute_force import MINUTE_US, VehicleMeter, performance
 
 AnyReading = TypeVar("AnyReading", MeterReading, VehicleReading)
@@ -141,7 +142,7 @@ def rows_of(fleet: Fleet) -> tuple[list[VehicleMinute], list[MeterMinute], list[
 
 
 def pairing_of(fleet: Fleet, vehicle: str = "v1") -> Pairing:
-    return pair(ID[vehicle], *rows_of(fleet), gap_minutes=fleet.gap_minutes).total()
+    return pair(ID[vehicle], sides_of(*rows_of(fleet)), gap_minutes=fleet.gap_minutes).total()
 
 
 def check_against_twin(fleet: Fleet) -> None:
@@ -187,7 +188,7 @@ def test_the_order_of_rows_changes_nothing(fleet: Fleet, seed: int) -> None:
     shuffled = rows_of(fleet)
     for rows in shuffled:
         Random(seed).shuffle(rows)
-    assert pair(1, *shuffled, gap_minutes=fleet.gap_minutes).total() == pairing_of(fleet)
+    assert pair(1, sides_of(*shuffled), gap_minutes=fleet.gap_minutes).total() == pairing_of(fleet)
 
 
 @settings(max_examples=100, deadline=None)

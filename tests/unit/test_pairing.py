@@ -7,8 +7,9 @@ from random import Random
 
 import pytest
 
-from app.analytics.efficiency.pairing import MINUTE_US, Mapping, MeterMinute, Pairing, VehicleMinute, pair
+from app.analytics.efficiency.pairing import MINUTE_US, Mapping, Pairing, pair
 from app.analytics.efficiency.verdict import Status, efficiency_ratio, judge
+from tests.fixtures.minutes import MeterMinute, VehicleMinute, sides_of
 
 V1, V2, V3 = 1, 2, 3
 M1, M2 = 10, 20
@@ -31,7 +32,7 @@ def paired(
     vehicles: list[VehicleMinute], meters: list[MeterMinute], mappings: Iterable[Mapping] = (), gap_minutes: int = 5
 ) -> Pairing:
     """The pairing of V1."""
-    return pair(V1, vehicles, meters, mappings, gap_minutes=gap_minutes).total()
+    return pair(V1, sides_of(vehicles, meters, mappings), gap_minutes=gap_minutes).total()
 
 
 def counts(pairing: Pairing) -> tuple[int, int, int]:
@@ -57,14 +58,14 @@ def test_the_worked_example(vehicle_id: int, ac: int, dc: int, ratio: float) -> 
         VehicleMinute(V1 if i < 5 else V2, start + i, M1, round(kwh * 1_000_000)) for i, kwh in enumerate(WORKED_DC)
     ]
     meters = [MeterMinute(M1, start + i, round(kwh * 1_000_000)) for i, kwh in enumerate(WORKED_AC)]
-    pairing = pair(vehicle_id, vehicles, meters, [], gap_minutes=5).total()
+    pairing = pair(vehicle_id, sides_of(vehicles, meters), gap_minutes=5).total()
     assert pairing == Pairing(5, 0, 0, ac, dc, has_meter=True)
     assert efficiency_ratio(pairing) == pytest.approx(ratio, rel=1e-12)
     assert judge(pairing, low_efficiency=0.85) == (Status.OK, None)
 
 
 def test_a_vehicle_without_readings_covers_nothing() -> None:
-    pairing = pair(V3, vehicle(V1, [0]), meter(M1, [0]), [mapped(V3, M1)], gap_minutes=5).total()
+    pairing = pair(V3, sides_of(vehicle(V1, [0]), meter(M1, [0]), [mapped(V3, M1)]), gap_minutes=5).total()
     assert pairing == Pairing(0, 0, 0, 0, 0, has_meter=False)
     assert pairing.minutes == 0
     assert efficiency_ratio(pairing) is None

@@ -6,8 +6,9 @@ from random import Random
 
 import pytest
 
-from app.analytics.efficiency.pairing import MeterMinute, VehicleMinute, pair
+from app.analytics.efficiency.pairing import pair
 from app.analytics.efficiency.verdict import efficiency_ratio
+from tests.fixtures.minutes import MeterMinute, VehicleMinute, sides_of
 
 EFFICIENCY = (Path(__file__).parents[2] / "docs" / "efficiency.md").read_text()
 SESSIONS = 1_000
@@ -37,7 +38,7 @@ def measured(seed: int, minutes: int) -> float:
     session = start_s, start_s + 60 * minutes
     meter = [MeterMinute(1, minute, energy) for minute, energy in energies(random, *session, AC_KW)]
     vehicle = [VehicleMinute(1, minute, 1, energy) for minute, energy in energies(random, *session, AC_KW * TRUTH)]
-    ratio = efficiency_ratio(pair(1, vehicle, meter, [], gap_minutes=5).total())
+    ratio = efficiency_ratio(pair(1, sides_of(vehicle, meter), gap_minutes=5).total())
     assert ratio is not None
     return ratio
 

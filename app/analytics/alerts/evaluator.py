@@ -1,6 +1,7 @@
 """The loop that judges the hours in which readings have arrived, and who is silent."""
 
 import asyncio
+import math
 import time
 from collections.abc import Collection
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.analytics.alerts import tables
 from app.analytics.alerts.hours import NO_METER, Hours, judge_hours, margins
 from app.analytics.alerts.judge import KINDS, WINDOW_HOURS, judge, splice
-from app.analytics.alerts.minutes import fetch_concerned, fetch_slice
+from app.analytics.efficiency.evidence import VEHICLE_MINUTES, fetch_concerned, fetch_minutes, fetch_sides
 from app.analytics.freshness import fetch_instants
 from app.database import ALERTS_POOL_SIZE, create_pool, driver_connection, snapshot
 from app.fleet.states import REPORTING_MINUTES
@@ -25,6 +26,8 @@ from app.telemetry.reading import Stream
 PERIOD_SECONDS = 60
 # An hour of 10,000 devices at once; of an import, a day of some hundred.
 _TOUCHED_AT_ONCE = 10_000
+# Vehicles times minutes. Their arrays and sets take some 100 MB, and half a second.
+_PAIRED_AT_ONCE = 150_000
 _GRACE_SECONDS = 60 * REPORTING_MINUTES
 
 _log = structlog.get_logger()
@@ -150,15 +153,16 @@ async def _judge_hours(
     judging: asyncio.Task[Hours] | None = None
     async with snapshot(connection):
         concerned = await fetch_concerned(connection, vehicles, meters, *bounds)
-        for part in concerned.slices((bounds[1] - bounds[0]) // timedelta(minutes=1)):
-            # The database collects a part while the one before it is paired.
-            minutes = await fetch_slice(connection, concerned, part, *bounds)
+        size = max(1, _PAIRED_AT_ONCE * timedelta(minutes=1) // (bounds[1] - bounds[0]))
+        for start in range(0, len(concerned), size):
+            # The database collects a slice while the one before it is paired.
+            some = {*concerned[start : start + size]}
+            own = await fetch_minutes(connection, VEHICLE_MINUTES, some, *bounds)
+            sides = await fetch_sides(connection, own, *bounds, max_shared_minutes=math.inf)
             if judging:
                 judged |= await judging
-            judging = asyncio.create_task(
-                asyncio.to_thread(judge_hours, part, hours, *minutes, gap_minutes=gap_minutes)
-            )
-    return concerned.vehicles, judged | (await judging if judging else {})
+            judging = asyncio.create_task(asyncio.to_thread(judge_hours, some, hours, sides, gap_minutes=gap_minutes))
+    return {*concerned}, judged | (await judging if judging else {})
 
 
 async def _judge_devices(

@@ -5,8 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from app.analytics.efficiency.pairing import AtMeter, ByMeter, Energy, Pairs, pair_each
-from app.analytics.efficiency.pairing import Mapping as MeterMapping
+from app.analytics.efficiency.pairing import AtMeter, Energy, Minutes, Pairs, Sides, pair_each
 
 NO_METER = 0
 FROZEN_MINUTES = 30
@@ -42,32 +41,30 @@ Hours = dict[tuple[int, int, int], Hour]
 """By vehicle, hour and meter."""
 
 
-Counts = Mapping[int, Mapping[int, int]]
-"""How many readings a device has in a minute, by device and minute: where it is not one."""
+def judge_hours(vehicles: set[int], hours: Collection[int], sides: Sides, *, gap_minutes: int) -> Hours:
+    """The rows of some vehicles in some hours; for `sides` see pair_each().
 
-
-def judge_hours(
-    vehicles: set[int],
-    hours: Collection[int],
-    delivered: defaultdict[int, ByMeter],
-    consumed: defaultdict[int, Energy],
-    mappings: Iterable[MeterMapping],
-    vehicle_counts: Counts,
-    meter_counts: Counts,
-    *,
-    gap_minutes: int,
-) -> Hours:
-    """The rows of some vehicles in some hours; for `delivered` and `consumed` see pair_each().
-
-    Both must hold each hour's minutes and its margins(); further ones change nothing.
+    They must hold each hour's minutes and its margins(); further ones change nothing.
     """
-    pairs = pair_each(vehicles, delivered, consumed, mappings, gap_minutes=gap_minutes)
-    wanted = frozenset(hours)
+    pairs = pair_each(vehicles, sides, gap_minutes=gap_minutes)
+    vehicle_counts, meter_counts = _counts(sides.vehicles), _counts(sides.meters)
+    chosen = frozenset(hours)
     return {
         (vehicle_id, hour, meter_id): row
         for vehicle_id, of_vehicle in pairs.items()
-        for hour, meter_id, row in _rows(of_vehicle, wanted, vehicle_counts.get(vehicle_id, {}), meter_counts)
+        for hour, meter_id, row in _rows(of_vehicle, chosen, vehicle_counts[vehicle_id], meter_counts)
     }
+
+
+Counts = defaultdict[int, dict[int, int]]
+"""How many readings a device has in a minute, by device and minute: where it is not one."""
+
+
+def _counts(devices: Iterable[Minutes]) -> Counts:
+    counts = Counts(dict)
+    for at in devices:
+        counts[at.device_id].update(pair for pair in zip(at.minutes, at.readings, strict=True) if pair[1] != 1)
+    return counts
 
 
 def margins(gap_minutes: int) -> tuple[int, int]:
@@ -90,7 +87,7 @@ def _rows(
                     ac[hour] += drawn
                     dc[hour] += delivered
                     charging[hour] += 1
-            frozen = _frozen(at, hours, counts_of_vehicle, meter_counts.get(meter_id, {}))
+            frozen = _frozen(at, hours, counts_of_vehicle, meter_counts[meter_id])
         for hour in sorted(hours):
             counts = paired[meter_id, hour], shared[meter_id, hour], unpaired[meter_id, hour]
             energies = ac[hour], dc[hour]

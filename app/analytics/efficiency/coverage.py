@@ -1,16 +1,20 @@
 """Minute by minute, what a vehicle's efficiency rests on."""
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Literal, TypeAlias
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.analytics.efficiency.evidence import fetch_minutes, fetch_sides, pair_sides
+from app.analytics.efficiency.evidence import VEHICLE_MINUTES, fetch_minutes, fetch_sides, pair_sides
 from app.analytics.efficiency.pairing import Evidence
 from app.analytics.freshness import fetch_instants
 from app.analytics.window import Window
 from app.database import snapshot
+from app.errors import UnknownDevice
+from app.fleet.registry import device_id_of
+from app.tables import vehicle
 
 Kind: TypeAlias = Literal["paired", "shared", "unpaired"]
 
@@ -43,15 +47,17 @@ async def fetch_coverage(pool: AsyncEngine, vehicle_id: str, window: Window, *, 
     Raises InvalidTimeRange when too many vehicles share its meters for so long a window.
     """
     bounds = window.first_minute, window.end_minute
+    columns = CoverageColumns([], [], [])
     sides = None
     async with pool.connect() as connection:
         instants = await fetch_instants(connection, "vehicle_minute", "meter_minute")
         async with snapshot(connection):
-            if own := await fetch_minutes(connection, vehicle_id, *bounds):
-                sides = await fetch_sides(connection, own, *bounds)
-    columns = CoverageColumns([], [], [])
+            with suppress(UnknownDevice):
+                device = await device_id_of(connection, vehicle, vehicle_id)
+                if own := await fetch_minutes(connection, VEHICLE_MINUTES, [device], *bounds):
+                    sides = await fetch_sides(connection, own, *bounds)
     if sides is not None:
-        columns = _runs(await pair_sides(sides, gap_minutes=gap_minutes))
+        columns = _runs(await pair_sides(sides, device, gap_minutes=gap_minutes))
     return VehicleCoverage(vehicle_id, *bounds, instants.as_of, instants.kept_from, columns)
 
 

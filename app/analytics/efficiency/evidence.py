@@ -1,21 +1,39 @@
-"""The minutes that prove how much of a meter's AC energy reached a vehicle's battery: fetched, then paired."""
+"""The minutes that prove how much of a meter's AC energy reached a vehicle's battery: fetched, then paired.
+
+Performance, coverage, a vehicle's series and the evaluator of alerts all fetch them here, as arrays per device and
+meter: a day has 1,440 minutes, and arrays cost a tenth of as many rows.
+"""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from itertools import chain, repeat, starmap
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Integer, bindparam, cast, func, select, union
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    CompoundSelect,
+    Integer,
+    Select,
+    TableValuedAlias,
+    any_,
+    bindparam,
+    cast,
+    func,
+    null,
+    select,
+    union,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.analytics.efficiency.pairing import Evidence, Mapping, MeterMinute, VehicleMinute, pair
+from app.analytics.efficiency.pairing import Evidence, Mapping, Minutes, Sides, pair
 from app.errors import InvalidTimeRange
-from app.tables import meter_minute, vehicle, vehicle_meter, vehicle_minute
+from app.tables import meter_minute, vehicle_meter, vehicle_minute
 
 MAX_SHARED_MINUTES = 1_000_000
-"""Of all vehicles that share a vehicle's meters; each takes 86 bytes while they are paired."""
+"""Of all vehicles that share a vehicle's meters; each takes 144 bytes while they are paired."""
 
 _MINUTE = timedelta(minutes=1)
 _PAIRING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairing")
@@ -23,100 +41,77 @@ _FAR_US = 10**18
 """Microseconds to an instant beyond any window."""
 
 
-class OwnMinutes(NamedTuple):
-    """A vehicle's minutes at one of the meters that its readings name (None: they name none), and sums over them."""
-
-    vehicle_id: int
-    meter_id: int | None
-    minutes: list[int]
-    dc_milliwh: list[int]
-    readings: int
-    soc_centipercent: int | None
-    soc_readings: int
-    battery_temp_centic: int | None
-    battery_temp_readings: int
-
-
 async def fetch_minutes(
-    connection: AsyncConnection, vehicle_id: str, range_from: datetime, range_to: datetime
-) -> list[OwnMinutes]:
-    """A vehicle's minutes in [range_from, range_to); none when it has no readings in it, or is not known."""
-    rows = await connection.execute(_OWN, {"external_id": vehicle_id, "range_from": range_from, "range_to": range_to})
-    return [OwnMinutes(*row) for row in rows]
-
-
-class Sides(NamedTuple):
-    """A vehicle's minutes, those of its meters, and those of the vehicles that may share them; as arrays."""
-
-    own: list[OwnMinutes]
-    meters: Sequence[tuple[int, list[int], list[int]]]
-    others: Sequence[tuple[int, int | None, list[int]]]
-    mappings: list[Mapping]
+    connection: AsyncConnection,
+    statement: Select[Any],
+    devices: Collection[int],
+    range_from: datetime,
+    range_to: datetime,
+) -> list[Minutes]:
+    """The minutes of some devices in [range_from, range_to), by vehicle_minutes() or another statement like it."""
+    rows = await connection.execute(statement, {"devices": [*devices], "range_from": range_from, "range_to": range_to})
+    return [
+        Minutes(device_id, meter_id, minutes, milliwh, readings, others)
+        for device_id, meter_id, minutes, milliwh, readings, *others in rows
+    ]
 
 
 async def fetch_sides(
-    connection: AsyncConnection, own: list[OwnMinutes], range_from: datetime, range_to: datetime
+    connection: AsyncConnection,
+    own: list[Minutes],
+    range_from: datetime,
+    range_to: datetime,
+    *,
+    max_shared_minutes: float = MAX_SHARED_MINUTES,
 ) -> Sides:
-    """`own` is what fetch_minutes() found, not empty. Raises InvalidTimeRange when too many vehicles share its meters.
+    """The minutes that the pairs of some vehicles depend on; `own` are all of these vehicles in the range.
 
-    Each side is fetched by itself: as one anti-join it takes 80 times as long.
+    Each side is fetched by itself: as one anti-join it takes 80 times as long. Raises InvalidTimeRange when too many
+    vehicles share their meters.
     """
     bounds = {"range_from": range_from, "range_to": range_to}
-    vehicle_id = own[0].vehicle_id
-    mappings = await mappings_of(connection, bounds, {vehicle_id})
+    vehicles = {at.device_id for at in own}
+    mappings = await _fetch_mappings(connection, vehicles, bounds)
     meters = {at.meter_id for at in own if at.meter_id is not None} | {mapping.meter_id for mapping in mappings}
     if not meters:
-        return Sides(own, [], [], [])
-    consumed = [(*row,) for row in await connection.execute(_METERS, {"meters": meters, **bounds})]
-    selected = {"vehicle": vehicle_id, "meters": meters, **bounds}
-    sharers = set(await connection.scalars(_SHARERS, selected))
-    if len(sharers) * ((range_to - range_from) / _MINUTE) > MAX_SHARED_MINUTES:
+        return Sides(own, [], [])
+    consumed = await fetch_minutes(connection, METER_MINUTES, meters, **bounds)
+    at_meters = await connection.execute(_VEHICLES_AT, {"meters": [*meters], **bounds})
+    sharers = {vehicle_id for vehicle_id, _ in at_meters} - vehicles
+    if len(sharers) * ((range_to - range_from) / _MINUTE) > max_shared_minutes:
         raise InvalidTimeRange(f"{len(sharers):,} other vehicles charge at its meters: ask for a shorter window.")
-    if not sharers:
-        return Sides(own, consumed, [], mappings)
-    others = [(*row,) for row in await connection.execute(_OTHERS, {"vehicles": sharers, **bounds})]
-    return Sides(own, consumed, others, mappings + await mappings_of(connection, bounds, sharers))
+    if sharers:
+        own = own + await fetch_minutes(connection, VEHICLE_MINUTES, sharers, **bounds)
+        mappings += await _fetch_mappings(connection, sharers, bounds)
+    return Sides(own, consumed, mappings)
 
 
-async def pair_sides(sides: Sides, *, gap_minutes: int) -> Evidence:
+async def fetch_concerned(
+    connection: AsyncConnection, vehicles: set[int], meters: set[int], range_from: datetime, range_to: datetime
+) -> list[int]:
+    """The vehicles whose pairs a reading of these devices may change: those at its meter. Those of a meter together."""
+    bounds = {"range_from": range_from, "range_to": range_to}
+    found = {(*row,) for row in await connection.execute(_METERS_OF, {"devices": [*vehicles], **bounds})}
+    near = meters | {meter_id for _, meter_id in found}
+    found |= {(*row,) for row in await connection.execute(_VEHICLES_AT, {"meters": [*near], **bounds})}
+    # Of several meters, the one with the least id.
+    meter_of = dict(sorted(found, reverse=True))
+    return sorted(vehicles | meter_of.keys(), key=lambda vehicle_id: (meter_of.get(vehicle_id, 0), vehicle_id))
+
+
+async def pair_sides(sides: Sides, vehicle_id: int, *, gap_minutes: int) -> Evidence:
     """Which of the vehicle's minutes are paired. Without a connection, in a thread: 90 days take seconds.
 
     One at a time, since threads that compute only take turns, with those that store readings too.
     """
-    return await asyncio.get_running_loop().run_in_executor(_PAIRING, _paired, sides, gap_minutes)
+    pairing = partial(pair, vehicle_id, sides, gap_minutes=gap_minutes)
+    return await asyncio.get_running_loop().run_in_executor(_PAIRING, pairing)
 
 
-def _paired(sides: Sides, gap_minutes: int) -> Evidence:
-    vehicle_id = sides.own[0].vehicle_id
-    delivered = chain(
-        chain.from_iterable(
-            zip(repeat(vehicle_id), at.minutes, repeat(at.meter_id), at.dc_milliwh, strict=False) for at in sides.own
-        ),
-        chain.from_iterable(
-            zip(repeat(other), minutes, repeat(meter_id), repeat(0), strict=False)
-            for other, meter_id, minutes in sides.others
-        ),
-    )
-    consumed = chain.from_iterable(
-        zip(repeat(meter_id), minutes, energies, strict=False) for meter_id, minutes, energies in sides.meters
-    )
-    return pair(
-        vehicle_id,
-        starmap(VehicleMinute, delivered),
-        starmap(MeterMinute, consumed),
-        sides.mappings,
-        gap_minutes=gap_minutes,
-    )
-
-
-async def mappings_of(
-    connection: AsyncConnection, bounds: dict[str, datetime], vehicles: set[int] | None
+async def _fetch_mappings(
+    connection: AsyncConnection, vehicles: Collection[int], bounds: dict[str, datetime]
 ) -> list[Mapping]:
-    """The mappings of some vehicles, or of all, that hold at some time between `range_from` and `range_to`."""
-    if vehicles is None:
-        rows = await connection.execute(_MAPPINGS, bounds)
-    else:
-        rows = await connection.execute(_MAPPINGS_OF, {"vehicles": vehicles, **bounds})
+    rows = await connection.execute(_MAPPINGS, {"devices": [*vehicles], **bounds})
     return [
         Mapping(vehicle_id, meter_id, _us(valid.lower, -_FAR_US), _us(valid.upper, _FAR_US))
         for vehicle_id, meter_id, valid in rows
@@ -127,72 +122,55 @@ def _us(instant: datetime | None, unlimited: int) -> int:
     return unlimited if instant is None else round(instant.timestamp() * 1_000_000)
 
 
-# The statements, all over [:range_from, :range_to). A day has 1,440 minutes: arrays cost a tenth of as many rows.
+# The statements, all over [:range_from, :range_to).
 
 
-def _numbers(bucket: ColumnElement[datetime]) -> ColumnElement[Any]:
-    """Minutes by their number since 1970-01-01 UTC."""
-    return func.array_agg(cast(func.date_part("epoch", bucket) / 60, Integer))
+def _one_of(column: ColumnElement[int], name: str) -> ColumnElement[bool]:
+    return column == any_(bindparam(name, type_=ARRAY(Integer)))
 
 
-def _total(column: ColumnElement[int]) -> ColumnElement[int]:
-    return cast(func.sum(column), BigInteger)
+def _arrays(source: TableValuedAlias, milliwh: ColumnElement[int]) -> Iterator[ColumnElement[Any]]:
+    """Minutes by their number since 1970-01-01 UTC, their energy, their number of readings."""
+    yield func.array_agg(cast(func.date_part("epoch", source.c.bucket) / 60, Integer))
+    yield func.array_agg(milliwh)
+    yield func.array_agg(source.c.readings)
 
 
-_valid_in_range = vehicle_meter.c.valid.op("&&")(func.tstzrange(bindparam("range_from"), bindparam("range_to")))
+def vehicle_minutes(*others: ColumnElement[Any]) -> Select[Any]:
+    """The minutes of :devices, which are vehicles; `others` are aggregates over those of a vehicle at a meter."""
+    key = vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id
+    columns = *_arrays(vehicle_minute, vehicle_minute.c.dc_milliwh), *others
+    return select(*key, *columns).where(_one_of(vehicle_minute.c.vehicle_id, "devices")).group_by(*key)
 
-# The minutes and sums of one vehicle.
-_OWN = (
-    select(
-        vehicle_minute.c.vehicle_id,
-        vehicle_minute.c.meter_id,
-        _numbers(vehicle_minute.c.bucket),
-        func.array_agg(vehicle_minute.c.dc_milliwh),
-        _total(vehicle_minute.c.readings),
-        _total(vehicle_minute.c.soc_centipercent_sum),
-        _total(vehicle_minute.c.soc_readings),
-        _total(vehicle_minute.c.battery_temp_centic_sum),
-        _total(vehicle_minute.c.battery_temp_readings),
-    )
-    .where(
-        vehicle_minute.c.vehicle_id
-        == select(vehicle.c.id).where(vehicle.c.external_id == bindparam("external_id")).scalar_subquery()
-    )
-    .group_by(vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id)
-)
 
-# The AC energy of some meters.
-_METERS = (
-    select(meter_minute.c.meter_id, _numbers(meter_minute.c.bucket), func.array_agg(meter_minute.c.ac_milliwh))
-    .where(meter_minute.c.meter_id.in_(bindparam("meters", expanding=True)))
+VEHICLE_MINUTES = vehicle_minutes()
+
+# The minutes of :devices, which are meters.
+METER_MINUTES = (
+    select(meter_minute.c.meter_id, null(), *_arrays(meter_minute, meter_minute.c.ac_milliwh))
+    .where(_one_of(meter_minute.c.meter_id, "devices"))
     .group_by(meter_minute.c.meter_id)
 )
 
-# The vehicles besides one whose readings name some meters, or that are mapped to them. Those before and after it, since
-# an index knows no "other than": it would read a day of the one to find that there is no other.
-_SHARERS = union(
-    select(vehicle_minute.c.vehicle_id).where(
-        vehicle_minute.c.meter_id.in_(bindparam("meters", expanding=True)),
-        vehicle_minute.c.vehicle_id < bindparam("vehicle"),
-    ),
-    select(vehicle_minute.c.vehicle_id).where(
-        vehicle_minute.c.meter_id.in_(bindparam("meters", expanding=True)),
-        vehicle_minute.c.vehicle_id > bindparam("vehicle"),
-    ),
-    select(vehicle_meter.c.vehicle_id).where(
-        vehicle_meter.c.meter_id.in_(bindparam("meters", expanding=True)),
-        vehicle_meter.c.vehicle_id != bindparam("vehicle"),
-        _valid_in_range,
-    ),
-)
+_VALID = vehicle_meter.c.valid.op("&&")(func.tstzrange(bindparam("range_from"), bindparam("range_to")))
 
-# The minutes of some vehicles, at whatever meter.
-_OTHERS = (
-    select(vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id, _numbers(vehicle_minute.c.bucket))
-    .where(vehicle_minute.c.vehicle_id.in_(bindparam("vehicles", expanding=True)))
-    .group_by(vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id)
-)
 
-# The mappings of all vehicles, and of some.
-_MAPPINGS = select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id, vehicle_meter.c.valid).where(_valid_in_range)
-_MAPPINGS_OF = _MAPPINGS.where(vehicle_meter.c.vehicle_id.in_(bindparam("vehicles", expanding=True)))
+def _charging(named: ColumnElement[bool], mapped: ColumnElement[bool]) -> CompoundSelect[Any]:
+    """Vehicles with the meters that their readings name or that they are mapped to."""
+    return union(
+        select(vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id).where(named),
+        select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id).where(mapped, _VALID),
+    )
+
+
+# Those of some vehicles, and those at some meters.
+_METERS_OF = _charging(
+    _one_of(vehicle_minute.c.vehicle_id, "devices") & vehicle_minute.c.meter_id.is_not(None),
+    _one_of(vehicle_meter.c.vehicle_id, "devices"),
+)
+_VEHICLES_AT = _charging(_one_of(vehicle_minute.c.meter_id, "meters"), _one_of(vehicle_meter.c.meter_id, "meters"))
+
+# The mappings of some vehicles.
+_MAPPINGS = select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id, vehicle_meter.c.valid).where(
+    _one_of(vehicle_meter.c.vehicle_id, "devices"), _VALID
+)

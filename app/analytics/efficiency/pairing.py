@@ -9,10 +9,10 @@ A minute is its number since 1970-01-01 00:00 UTC; energy is in thousandths of a
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain, pairwise
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -25,21 +25,19 @@ ByMeter: TypeAlias = defaultdict[int | None, Energy]
 """A vehicle's DC energy by the meter it came from; None: not known."""
 
 
-class VehicleMinute(NamedTuple):
-    """The DC energy of a vehicle's readings in one minute that name the same meter, or name none."""
+class Minutes(NamedTuple):
+    """The minutes in which a device has readings, with their energy and their number: arrays of the same length.
 
-    vehicle_id: int
-    minute: int
+    A vehicle has one for each meter that its readings name, and one with `meter_id` None for those that name none; a
+    meter has one, with `meter_id` None. `others` are further columns that an answer asks for.
+    """
+
+    device_id: int
     meter_id: int | None
-    dc_milliwh: int
-
-
-class MeterMinute(NamedTuple):
-    """The AC energy of a meter's readings in one minute."""
-
-    meter_id: int
-    minute: int
-    ac_milliwh: int
+    minutes: list[int]
+    milliwh: list[int]
+    readings: list[int]
+    others: Sequence[Any] = ()
 
 
 class Mapping(NamedTuple):
@@ -52,6 +50,14 @@ class Mapping(NamedTuple):
     meter_id: int
     from_us: int
     to_us: int
+
+
+class Sides(NamedTuple):
+    """The DC side and the AC side: minutes of vehicles and of meters, and the mappings of these vehicles."""
+
+    vehicles: list[Minutes]
+    meters: list[Minutes]
+    mappings: list[Mapping]
 
 
 class Pairing(msgspec.Struct, frozen=True):
@@ -113,26 +119,9 @@ class Pairs(NamedTuple):
     at_meter: dict[int, AtMeter]
 
 
-def pair(
-    vehicle_id: int,
-    vehicle_minutes: Iterable[VehicleMinute],
-    meter_minutes: Iterable[MeterMinute],
-    mappings: Iterable[Mapping],
-    *,
-    gap_minutes: int,
-) -> Evidence:
-    """Pair one vehicle's minutes with those of its meters; for `vehicle_minutes` see pair_each().
-
-    The order of rows does not matter.
-    """
-    delivered: defaultdict[int, ByMeter] = defaultdict(_by_meter)
-    for of_vehicle, minute, meter_id, dc_milliwh in vehicle_minutes:
-        delivered[of_vehicle][meter_id][minute] += dc_milliwh
-    consumed: defaultdict[int, Energy] = defaultdict(_energy)
-    for of_meter, minute, ac_milliwh in meter_minutes:
-        consumed[of_meter][minute] += ac_milliwh
-    pairs = pair_each({vehicle_id}, delivered, consumed, mappings, gap_minutes=gap_minutes)[vehicle_id]
-
+def pair(vehicle_id: int, sides: Sides, *, gap_minutes: int) -> Evidence:
+    """Pair one vehicle's minutes with those of its meters; for `sides` see pair_each()."""
+    pairs = pair_each({vehicle_id}, sides, gap_minutes=gap_minutes)[vehicle_id]
     shared, ac, dc = set[int](), Energy(int), Energy(int)
     for at in pairs.at_meter.values():
         for minute in at.paired:
@@ -142,21 +131,20 @@ def pair(
     return Evidence(pairs.covered, shared - ac.keys(), ac, dc, bool(pairs.at_meter))
 
 
-def pair_each(
-    vehicles: AbstractSet[int],
-    delivered: defaultdict[int, ByMeter],
-    consumed: defaultdict[int, Energy],
-    mappings: Iterable[Mapping],
-    *,
-    gap_minutes: int,
-) -> dict[int, Pairs]:
-    """Pair the minutes of some vehicles with those of their meters.
+def pair_each(vehicles: AbstractSet[int], sides: Sides, *, gap_minutes: int) -> dict[int, Pairs]:
+    """Pair the minutes of some vehicles with those of their meters. The order of rows and of minutes does not matter.
 
-    `delivered` holds the window's minutes of these vehicles and of every vehicle that may share a meter with them, and
-    of each of them all, at whatever meter: which minutes are consecutive depends on all. Those whose starts are at
-    most `gap_minutes` apart cover the minutes between them. What names no meter is moved to where the mappings say.
+    `sides` holds the window's minutes of these vehicles and of every vehicle that may share a meter with them, and of
+    each of them all, at whatever meter: which minutes are consecutive depends on all. Those whose starts are at most
+    `gap_minutes` apart cover the minutes between them. What names no meter is moved to where the mappings say.
     """
-    _attribute_all(delivered, mappings)
+    delivered: defaultdict[int, ByMeter] = defaultdict(_by_meter)
+    for vehicle in sides.vehicles:
+        delivered[vehicle.device_id][vehicle.meter_id] = Energy(int, zip(vehicle.minutes, vehicle.milliwh, strict=True))
+    consumed: defaultdict[int, Energy] = defaultdict(_energy)
+    for meter in sides.meters:
+        consumed[meter.device_id] = Energy(int, zip(meter.minutes, meter.milliwh, strict=True))
+    _attribute_all(delivered, sides.mappings)
     covers: dict[int, tuple[set[int], dict[int, set[int]]]] = {}
     once: defaultdict[int, set[int]] = defaultdict(set)
     shared: defaultdict[int, set[int]] = defaultdict(set)

@@ -1,17 +1,23 @@
 """One vehicle's efficiency over a window, with its evidence."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
+from typing import Any
 
 import msgspec
+from sqlalchemy import BigInteger, cast, func
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.analytics.efficiency.evidence import fetch_minutes, fetch_sides, pair_sides
+from app.analytics.efficiency.evidence import fetch_minutes, fetch_sides, pair_sides, vehicle_minutes
+from app.analytics.efficiency.pairing import Minutes
 from app.analytics.efficiency.verdict import Status, efficiency_ratio, judge
 from app.analytics.freshness import fetch_instants
 from app.analytics.window import Window
 from app.database import snapshot
-from app.errors import NoChargingData
+from app.errors import NoChargingData, UnknownDevice
+from app.fleet.registry import device_id_of
+from app.tables import vehicle, vehicle_minute
 
 
 class Coverage(msgspec.Struct, frozen=True):
@@ -57,17 +63,20 @@ async def fetch_performance(
     Raises InvalidTimeRange when too many vehicles share its meters for so long a window.
     """
     bounds = window.first_minute, window.end_minute
+    own: list[Minutes] = []
     async with pool.connect() as connection:
         instants = await fetch_instants(connection, "vehicle_minute", "meter_minute")
         async with snapshot(connection):
-            own = await fetch_minutes(connection, vehicle_id, *bounds)
+            with suppress(UnknownDevice):
+                device = await device_id_of(connection, vehicle, vehicle_id)
+                own = await fetch_minutes(connection, _MINUTES, [device], *bounds)
             if not own:
                 raise NoChargingData(
                     f"No charging data found in last {window.hours:g} hours", vehicleId=vehicle_id, asOf=instants.as_of
                 )
             sides = await fetch_sides(connection, own, *bounds)
 
-    pairing = (await pair_sides(sides, gap_minutes=gap_minutes)).total()
+    pairing = (await pair_sides(sides, device, gap_minutes=gap_minutes)).total()
     status, alert = judge(pairing, low_efficiency=low_efficiency)
     return Performance(
         vehicle_id=vehicle_id,
@@ -75,11 +84,11 @@ async def fetch_performance(
         from_=window.start,
         to=window.end,
         total_ac_consumption=pairing.paired_ac_milliwh / 1_000_000,
-        total_dc_delivery=sum(sum(at.dc_milliwh) for at in own) / 1_000_000,
+        total_dc_delivery=sum(sum(at.milliwh) for at in own) / 1_000_000,
         efficiency_ratio=efficiency_ratio(pairing),
-        avg_soc=_average((at.soc_centipercent, at.soc_readings) for at in own),
-        avg_battery_temp=_average((at.battery_temp_centic, at.battery_temp_readings) for at in own),
-        data_points=sum(at.readings for at in own),
+        avg_soc=_average(at.others[:2] for at in own),
+        avg_battery_temp=_average(at.others[2:] for at in own),
+        data_points=sum(sum(at.readings) for at in own),
         energy_loss_kwh=(pairing.paired_ac_milliwh - pairing.paired_dc_milliwh) / 1_000_000,
         coverage=Coverage(pairing.minutes, pairing.paired, pairing.shared, pairing.unpaired),
         status=status,
@@ -89,7 +98,16 @@ async def fetch_performance(
     )
 
 
-def _average(sums: Iterable[tuple[int | None, int]]) -> float | None:
+def _average(sums: Iterable[Sequence[Any]]) -> float | None:
     """The average of hundredths, from sums and counts; None over no readings."""
     hundredths, readings = (sum(filter(None, column)) for column in zip(*sums, strict=True))
     return hundredths / (100 * readings) if readings else None
+
+
+# The minutes of one vehicle, with the sums that its averages are made of.
+_MINUTES = vehicle_minutes(
+    *(
+        cast(func.sum(vehicle_minute.c[column]), BigInteger)
+        for column in ("soc_centipercent_sum", "soc_readings", "battery_temp_centic_sum", "battery_temp_readings")
+    )
+)
