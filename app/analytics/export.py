@@ -1,6 +1,6 @@
-"""A device's readings as they were sent, as CSV or NDJSON that `wattline import` takes back; streamed in pages.
+"""The export of a device's readings as they were sent: CSV or NDJSON that `wattline import` reads, streamed in pages.
 
-Each page has a snapshot and a connection of its own: a slow client holds neither, nor does it keep retention waiting.
+Each page has a snapshot and a connection of its own: a slow client holds neither, and retention does not wait for it.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,9 +22,9 @@ from app.fleet.registry import device_id_of
 from app.tables import meter, meter_reading, vehicle, vehicle_reading
 
 NDJSON = "application/x-ndjson"
-# Each of its days is asked for, whether it has readings or not.
+# An export asks for each of its days, whether the day has readings or not.
 MAX_EXPORT_DAYS = 366
-# While they are encoded, the process does nothing else.
+# While a page is encoded, the process does nothing else.
 PAGE_READINGS = 5_000
 
 _log = structlog.get_logger()
@@ -32,7 +32,7 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 
 
 class MeterLine(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A meter's reading, as over HTTP."""
+    """A line of a meter's export: a reading as a gateway posts it."""
 
     timestamp: str
     meter_id: str
@@ -41,7 +41,7 @@ class MeterLine(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True)
 
 
 class VehicleLine(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A vehicle's reading, as over HTTP."""
+    """A line of a vehicle's export: a reading as a gateway posts it."""
 
     timestamp: str
     vehicle_id: str
@@ -55,8 +55,11 @@ Line = MeterLine | VehicleLine
 Page = Sequence[Row[Any]]
 
 
-class Exported(NamedTuple):
-    """A stream: its devices, a page of a device's readings, its reading at an instant, and the line of a reading."""
+class ExportedStream(NamedTuple):
+    """The table of a stream's devices, the statements of an export, and the lines that it makes of their rows.
+
+    `page` selects readings of a device, and `at` the one at an instant.
+    """
 
     device: Table
     page: Select[Any]
@@ -66,17 +69,17 @@ class Exported(NamedTuple):
 
 
 async def export_readings(
-    pool: AsyncEngine, exported: Exported, external_id: str, window: Window, accept: Accept
+    pool: AsyncEngine, stream: ExportedStream, external_id: str, window: Window, accept: Accept
 ) -> Stream:
-    """The device's readings in the window, in order of time. Raises UnknownDevice.
+    """The export of a device's readings in the window, in order of time. Raises UnknownDevice.
 
-    What was stored before the transfer began is in it, once; what is stored meanwhile may be. A transfer that cannot
-    deliver all is broken off, so that its end is missing.
+    It holds each reading that was stored before it began, once; it may hold readings that are stored meanwhile. An
+    export that cannot deliver all of them is broken off, so that its end is missing.
     """
     async with pool.connect() as connection:
-        device = await device_id_of(connection, exported.device, external_id)
-    pages = _pages(pool, exported, device, window)
-    # Asked for before the answer begins: what fails here can still be told by a problem document.
+        device = await device_id_of(connection, stream.device, external_id)
+    pages = _pages(pool, stream, device, window)
+    # The first page is read before the answer begins, since only then can a problem document answer a failure.
     first: Page = await anext(pages, [])
     media_type = accept.best_match([CSV, NDJSON], CSV)
     ending = "csv" if media_type == CSV else "ndjson"
@@ -84,18 +87,18 @@ async def export_readings(
         "Vary": "Accept",
         "Content-Disposition": f'attachment; filename="{external_id}-readings.{ending}"',
     }
-    return Stream(_pieces(exported, external_id, first, pages, media_type), headers=headers, media_type=media_type)
+    return Stream(_pieces(stream, external_id, first, pages, media_type), headers=headers, media_type=media_type)
 
 
-async def _pages(pool: AsyncEngine, exported: Exported, device: int, window: Window) -> AsyncIterator[Page]:
-    """The rows; never of two UTC days at once, so that a statement reads one chunk or partition."""
+async def _pages(pool: AsyncEngine, stream: ExportedStream, device: int, window: Window) -> AsyncIterator[Page]:
+    """The rows of the export. No page holds rows of two UTC days, so that a statement reads one chunk or partition."""
     start, last = window.start, None
     while start < window.end:
         end = min(datetime.combine(start.date() + timedelta(days=1), time(0), UTC), window.end)
         async with pool.connect() as connection, snapshot(connection):
-            rows = (await connection.execute(exported.page, {"device": device, "start": start, "end": end})).all()
-            # Retention goes from old to new: while the last reading delivered is there, it has taken none after it.
-            if last and not (await connection.execute(exported.at, {"device": device, "ts": last})).all():
+            rows = (await connection.execute(stream.page, {"device": device, "start": start, "end": end})).all()
+            # Retention goes from old to new: while the last exported reading is stored, none after it was dropped.
+            if last and not (await connection.execute(stream.at, {"device": device, "ts": last})).all():
                 raise StoreUnavailable("Readings were dropped while they were exported.")
         if rows:
             last = rows[-1].ts
@@ -104,19 +107,19 @@ async def _pages(pool: AsyncEngine, exported: Exported, device: int, window: Win
 
 
 async def _pieces(
-    exported: Exported, external_id: str, first: Page, pages: AsyncIterator[Page], media_type: str
+    stream: ExportedStream, external_id: str, first: Page, pages: AsyncIterator[Page], media_type: str
 ) -> AsyncIterator[str | bytes]:
     is_csv = media_type == CSV
     if is_csv:
-        yield csv_text([[field.encode_name for field in msgspec.structs.fields(exported.kind)]])
+        yield csv_text([[field.encode_name for field in msgspec.structs.fields(stream.kind)]])
     page: Page | None = first
     while page:
-        lines = [exported.line(external_id, *row) for row in page]
+        lines = [stream.line(external_id, *row) for row in page]
         yield csv_text(map(msgspec.structs.astuple, lines)) if is_csv else _encode_lines(lines)
         try:
             page = await anext(pages, None)
         except Exception as error:
-            # The server breaks the transfer off; with a proper end, a part would look like the whole.
+            # The server breaks the transfer off: with a proper end, half an export would look like a whole one.
             _log.warning("export_broken_off", reason=str(error))
             raise
 
@@ -141,10 +144,10 @@ def _hundredth(value: int | None) -> float | None:
     return None if value is None else value / 100
 
 
-# The readings of :device in [:start, :end), in order; and the one at :ts.
+# The statements: the readings of :device in [:start, :end), in order, and the reading at :ts.
 
 
-def _page(readings: Select[Any], table: Table, device: str) -> tuple[Select[Any], Select[Any]]:
+def _statements(readings: Select[Any], table: Table, device: str) -> tuple[Select[Any], Select[Any]]:
     of_device, ts = table.c[device] == bindparam("device"), table.c.ts
     page = readings.where(of_device, ts >= bindparam("start"), ts < bindparam("end")).order_by(ts).limit(PAGE_READINGS)
     return page, select(ts).where(of_device, ts == bindparam("ts"))
@@ -159,5 +162,7 @@ _OF_VEHICLE = select(
     vehicle_reading.c.battery_temp_centic,
 ).outerjoin_from(vehicle_reading, meter, meter.c.id == vehicle_reading.c.meter_id)
 
-METERS = Exported(meter, *_page(_OF_METER, meter_reading, "meter_id"), MeterLine, _meter_line)
-VEHICLES = Exported(vehicle, *_page(_OF_VEHICLE, vehicle_reading, "vehicle_id"), VehicleLine, _vehicle_line)
+METER_READINGS = ExportedStream(meter, *_statements(_OF_METER, meter_reading, "meter_id"), MeterLine, _meter_line)
+VEHICLE_READINGS = ExportedStream(
+    vehicle, *_statements(_OF_VEHICLE, vehicle_reading, "vehicle_id"), VehicleLine, _vehicle_line
+)

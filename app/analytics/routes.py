@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.efficiency.coverage import VehicleCoverage, fetch_coverage
 from app.analytics.efficiency.performance import Performance, fetch_performance
-from app.analytics.export import MAX_EXPORT_DAYS, METERS, VEHICLES, export_readings
+from app.analytics.export import MAX_EXPORT_DAYS, METER_READINGS, VEHICLE_READINGS, export_readings
 from app.analytics.freshness import Freshness, fetch_freshness
 from app.analytics.series import (
     MAX_POINTS,
@@ -189,7 +189,7 @@ async def get_meter_readings(
     request: Incoming, meter_id: FromPath[str], pool: NamedDependency[AsyncEngine], window: NamedDependency[Window]
 ) -> Stream:
     """A meter's readings as they were sent, as CSV; as NDJSON where `Accept` prefers application/x-ndjson."""
-    return await export_readings(pool, METERS, meter_id, window, request.accept)
+    return await export_readings(pool, METER_READINGS, meter_id, window, request.accept)
 
 
 @get(
@@ -202,7 +202,7 @@ async def get_vehicle_readings(
     request: Incoming, vehicle_id: FromPath[str], pool: NamedDependency[AsyncEngine], window: NamedDependency[Window]
 ) -> Stream:
     """A vehicle's readings as they were sent, as CSV; as NDJSON where `Accept` prefers application/x-ndjson."""
-    return await export_readings(pool, VEHICLES, vehicle_id, window, request.accept)
+    return await export_readings(pool, VEHICLE_READINGS, vehicle_id, window, request.accept)
 
 
 @get("/v1/analytics/freshness", tags=["analytics"], responses=problems({503: AWAY}))
