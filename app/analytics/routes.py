@@ -21,11 +21,11 @@ from app.analytics.series import (
     VehicleSeries,
     choose_bucket,
     fetch_fleet_series,
-    fetch_kept,
     fetch_meter_series,
+    fetch_retained,
     fetch_vehicle_series,
 )
-from app.analytics.series_source import FLEET, METER, VEHICLE, WantedWidth
+from app.analytics.series_source import FLEET, METER, VEHICLE, WidthOrAuto
 from app.analytics.window import CALENDAR_HOURS, Window, window_of
 from app.csv_rows import CSV, csv_of_columns, prefers_csv, stamp
 from app.problem_answers import AWAY, PARAMETER, problems
@@ -34,8 +34,8 @@ from app.settings import Settings
 Start = Annotated[datetime | None, QueryParameter(name="from", description="Start of the window.")]
 End = Annotated[datetime | None, QueryParameter(name="to", description="Its end; else 5 minutes from now.")]
 Hours = Annotated[int | None, QueryParameter(description="Its length instead of `from`; else 24.")]
-Wanted = Annotated[
-    WantedWidth,
+BucketParameter = Annotated[
+    WidthOrAuto,
     QueryParameter(
         name="bucket",
         description="Width of the buckets; `auto`: the narrowest still kept that gives at most `maxPoints`.",
@@ -106,11 +106,11 @@ async def get_meter_series(
     meter_id: FromPath[str],
     pool: NamedDependency[AsyncEngine],
     window: NamedDependency[Window],
-    wanted: Wanted = "auto",
+    bucket: BucketParameter = "auto",
     max_points: MaxPoints = 1_500,
 ) -> Response[MeterSeries]:
     """A meter over time, as columns; as CSV where `Accept` prefers text/csv."""
-    buckets = choose_bucket(METER, window, wanted, max_points, await fetch_kept(pool, window, wanted))
+    buckets = choose_bucket(METER, window, bucket, max_points, await fetch_retained(pool, window, bucket))
     return _as_accepted(request, await fetch_meter_series(pool, meter_id, buckets))
 
 
@@ -121,12 +121,12 @@ async def get_vehicle_series(
     pool: NamedDependency[AsyncEngine],
     settings: NamedDependency[Settings],
     window: NamedDependency[Window],
-    wanted: Wanted = "auto",
+    bucket: BucketParameter = "auto",
     max_points: MaxPoints = 1_500,
 ) -> Response[VehicleSeries]:
     """A vehicle over time, with its efficiency, as columns; as CSV where `Accept` prefers text/csv."""
     gap_minutes = settings.pairing_gap_minutes
-    buckets = choose_bucket(VEHICLE, window, wanted, max_points, await fetch_kept(pool, window, wanted))
+    buckets = choose_bucket(VEHICLE, window, bucket, max_points, await fetch_retained(pool, window, bucket))
     return _as_accepted(request, await fetch_vehicle_series(pool, vehicle_id, buckets, gap_minutes=gap_minutes))
 
 
@@ -140,11 +140,11 @@ async def get_fleet_series(
     request: Incoming,
     pool: NamedDependency[AsyncEngine],
     window: NamedDependency[Window],
-    wanted: Wanted = "auto",
+    bucket: BucketParameter = "auto",
     max_points: MaxPoints = 1_500,
 ) -> Response[FleetSeries]:
     """All meters and vehicles over time, as columns; as CSV where `Accept` prefers text/csv."""
-    buckets = choose_bucket(FLEET, window, wanted, max_points, await fetch_kept(pool, window, wanted))
+    buckets = choose_bucket(FLEET, window, bucket, max_points, await fetch_retained(pool, window, bucket))
     return _as_accepted(request, await fetch_fleet_series(pool, buckets))
 
 

@@ -19,8 +19,8 @@ from app.analytics.series_source import (
     METER,
     VEHICLE,
     Source,
-    WantedWidth,
     Width,
+    WidthOrAuto,
     minute_columns,
     minutes_between,
 )
@@ -139,30 +139,30 @@ class Buckets(NamedTuple):
         return (self.end - self.start) // timedelta(seconds=_SECONDS[self.width])
 
 
-async def fetch_kept(pool: AsyncEngine, window: Window, wanted: WantedWidth) -> set[str]:
-    """The names of the aggregates that still hold whole buckets at the window's start; not asked for but by `auto`."""
-    if wanted != "auto":
+async def fetch_retained(pool: AsyncEngine, window: Window, bucket: WidthOrAuto) -> set[str]:
+    """The names of the aggregates that still hold whole buckets at the window's start; `auto` alone needs them."""
+    if bucket != "auto":
         return set()
     async with pool.connect() as connection:
-        return set(await connection.scalars(_KEPT, {"start": window.start}))
+        return set(await connection.scalars(_RETAINED, {"start": window.start}))
 
 
-def choose_bucket(source: Source, window: Window, wanted: WantedWidth, max_points: int, kept: set[str]) -> Buckets:
-    """The buckets that the window touches: as wide as wanted, else the narrowest that are still kept at its start and
-    are at most `max_points`.
+def choose_bucket(source: Source, window: Window, bucket: WidthOrAuto, max_points: int, retained: set[str]) -> Buckets:
+    """The buckets of that width which the window touches.
 
-    Raises InvalidTimeRange when there are too many.
+    `auto` chooses the narrowest width of which the aggregates are `retained` and which gives at most `max_points`.
+    Raises InvalidTimeRange when there are too many buckets.
     """
-    if wanted != "auto":
-        buckets = _touched(window, wanted)
+    if bucket != "auto":
+        buckets = _touched(window, bucket)
         if buckets.number > MAX_POINTS:
             raise InvalidTimeRange(
-                f"There are {buckets.number:,} buckets of {wanted} in that range; an answer has at most {MAX_POINTS:,}."
+                f"There are {buckets.number:,} buckets of {bucket} in that range; an answer has at most {MAX_POINTS:,}."
             )
         return buckets
     for width in _SECONDS:
         buckets = _touched(window, width)
-        if buckets.number <= max_points and kept.issuperset(source.aggregates[width]):
+        if buckets.number <= max_points and retained.issuperset(source.aggregates[width]):
             return buckets
     raise InvalidTimeRange(f"There are {buckets.number:,} days in that range, but `maxPoints` is {max_points:,}.")
 
@@ -293,6 +293,6 @@ def _trailing(
 
 
 # The aggregates that still hold whole buckets from an instant on.
-_KEPT = select(aggregate_retention.c.name).where(
+_RETAINED = select(aggregate_retention.c.name).where(
     or_(aggregate_retention.c.kept_from.is_(None), aggregate_retention.c.kept_from <= bindparam("start"))
 )

@@ -23,8 +23,8 @@ from app.tables import (
 )
 
 Width: TypeAlias = Literal["1m", "1h", "1d"]
-"""Of a bucket."""
-WantedWidth: TypeAlias = Literal["1m", "1h", "1d", "auto"]
+"""The width of a bucket."""
+WidthOrAuto: TypeAlias = Literal["1m", "1h", "1d", "auto"]
 
 
 class Source(NamedTuple):

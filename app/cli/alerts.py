@@ -4,7 +4,7 @@ import click
 import msgspec
 
 from app.analytics.alerts.judge import Kind
-from app.analytics.alerts.listing import Wanted, fetch_alerts
+from app.analytics.alerts.listing import AlertFilter, fetch_alerts
 from app.cli.common import counted, on_database, table
 from app.csv_rows import stamp
 
@@ -20,8 +20,8 @@ MOST = 10_000
 @click.option("--json", "as_json", is_flag=True, help="As the API answers.")
 def alerts(kind: str | None, device: str | None, *, is_open: bool, as_json: bool) -> None:
     """List the alerts of devices in service, newest first. The database must be running."""
-    wanted = Wanted(is_open=is_open or None, kind=Kind(kind) if kind else None, device_id=device, limit=MOST)
-    found = on_database(lambda connection, _: fetch_alerts(connection, wanted))
+    only = AlertFilter(is_open=is_open or None, kind=Kind(kind) if kind else None, device_id=device, limit=MOST)
+    found = on_database(lambda connection, _: fetch_alerts(connection, only))
     if as_json:
         click.echo(msgspec.json.encode(found))
         return

@@ -104,7 +104,7 @@ class Hub:
                     if (ours := translated(error)) is None:
                         raise
                     events = {"problem": ours.problem()}
-                self._tell(b"".join(_encoded(name, data) for name, data in events.items()))
+                self._send(b"".join(_encoded(name, data) for name, data in events.items()))
                 await soonest
         except Exception:  # noqa: BLE001 - a fault here ends the streams, not the service; listeners come back
             _log.exception("live_failed")
@@ -112,7 +112,7 @@ class Hub:
             self._latest = b""
             self._send_away(list(self._listeners))
 
-    def _tell(self, message: bytes) -> None:
+    def _send(self, message: bytes) -> None:
         self._latest = message
         self._send_away([queue for queue in self._listeners if queue.full()])
         for queue in self._listeners:
@@ -132,7 +132,7 @@ class News:
     """What has changed since it was asked the last time."""
 
     def __init__(self) -> None:
-        self._told: dict[str, datetime] | None = None
+        self._sent: dict[str, datetime] | None = None
         self._transition: int | None = None
 
     async def ask(self, pool: AsyncEngine) -> dict[str, object]:
@@ -146,11 +146,11 @@ class News:
         return events
 
     def _new_states(self, states: list[VehicleState]) -> list[VehicleState]:
-        if self._told is None:  # who begins to listen asks for all of them
-            self._told = {state.vehicle_id: state.last_updated for state in states}
+        if self._sent is None:  # who begins to listen asks for all of them
+            self._sent = {state.vehicle_id: state.last_updated for state in states}
             return []
-        new = [state for state in states if self._told.get(state.vehicle_id) != state.last_updated][:MAX_STATES]
-        self._told |= {state.vehicle_id: state.last_updated for state in new}
+        new = [state for state in states if self._sent.get(state.vehicle_id) != state.last_updated][:MAX_STATES]
+        self._sent |= {state.vehicle_id: state.last_updated for state in new}
         return new
 
     async def _alerts_have_changed(self, connection: AsyncConnection) -> bool:

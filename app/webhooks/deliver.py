@@ -18,7 +18,7 @@ from app.analytics.alerts.listing import AlertAnswer
 from app.database import connected
 from app.loops import backoff_seconds, repeat
 from app.settings import Settings
-from app.webhooks.queue import Taken, postpone, take, told
+from app.webhooks.queue import Taken, postpone, remove, take
 
 PERIOD_SECONDS = 5
 # From the connection to the status of the answer; far below the lease.
@@ -61,7 +61,7 @@ async def deliver_due(connection: psycopg.AsyncConnection, client: httpx.AsyncCl
         faults = await asyncio.gather(*(_post(client, url, key, each) for each in taken))
         for each, fault in zip(taken, faults, strict=True):
             if fault is None:
-                await told(connection, each)
+                await remove(connection, each)
                 continue
             pause = pause_seconds(each.attempts)
             about = {"alert": each.alert.id, "transition": each.transition, "attempts": each.attempts, "fault": fault}

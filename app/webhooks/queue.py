@@ -42,8 +42,8 @@ def _taken(id_: int, attempts: int, seconds: int, transition: str, *alert: Any) 
     return Taken(id_, attempts, seconds, transition, answer_of(*alert))
 
 
-async def told(connection: psycopg.AsyncConnection, taken: Taken) -> None:
-    """It has arrived, and waits no more."""
+async def remove(connection: psycopg.AsyncConnection, taken: Taken) -> None:
+    """Takes a transition that was delivered out of the queue."""
     await connection.execute("DELETE FROM webhook WHERE transition_id = %s", [taken.id])
 
 
@@ -85,17 +85,17 @@ _TAKE = """
         WHERE transition_id IN (SELECT id FROM first WHERE next_at <= now() ORDER BY next_at, id LIMIT %(at_once)s)
         RETURNING transition_id, attempts
     )
-    SELECT told.id, attempts, extract(epoch FROM at)::bigint, transition, kind, stream,
-           (SELECT external_id FROM device WHERE device.stream = told.stream AND device.id = device_id),
+    SELECT due.id, attempts, extract(epoch FROM at)::bigint, transition, kind, stream,
+           (SELECT external_id FROM device WHERE device.stream = due.stream AND device.id = device_id),
            opened, closed, evidence,
            ARRAY(SELECT named.external_id
                  FROM jsonb_array_elements(evidence -> 'others') AS other
                  CROSS JOIN LATERAL (
-                     SELECT external_id FROM device WHERE device.stream <> told.stream AND id = other::int LIMIT 1
+                     SELECT external_id FROM device WHERE device.stream <> due.stream AND id = other::int LIMIT 1
                  ) AS named
                  ORDER BY 1)
-    FROM taken JOIN alert_transition AS told ON told.id = transition_id
-    ORDER BY told.id
+    FROM taken JOIN alert_transition AS due ON due.id = transition_id
+    ORDER BY due.id
 """
 
 _GIVE_UP = """

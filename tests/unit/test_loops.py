@@ -54,9 +54,9 @@ async def test_a_loop_that_fails_ends_the_service_in_good_order(monkeypatch: pyt
 async def test_a_proxy_for_other_programs_does_not_end_the_webhooks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
     settings = Settings(webhook_url="http://127.0.0.1:1/", webhook_secret=f"whsec_{'A' * 32}")
-    telling = asyncio.create_task(deliver_forever(NOWHERE, settings))
-    _, running = await asyncio.wait({telling}, timeout=0.3)
-    telling.cancel()
+    delivering = asyncio.create_task(deliver_forever(NOWHERE, settings))
+    _, running = await asyncio.wait({delivering}, timeout=0.3)
+    delivering.cancel()
     assert running
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.analytics.alerts import tables
 from app.analytics.alerts.hours import NO_METER, Hours, judge_hours, margins
-from app.analytics.alerts.judge import KINDS, WINDOW_HOURS, judge, splice
+from app.analytics.alerts.judge import KINDS, TRAILING_HOURS, judge, splice
 from app.analytics.efficiency.evidence import VEHICLE_MINUTES, fetch_concerned, fetch_minutes, fetch_sides
 from app.analytics.freshness import fetch_instants
 from app.database import ALERTS_POOL_SIZE, create_pool, driver_connection, snapshot
@@ -104,9 +104,9 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
         if instants.as_of is None:
             return False
         as_of, over = instants.as_of, _hour(instants.as_of - timedelta(minutes=settings.pairing_gap_minutes))
-        # Of what is no longer kept, no row is judged again.
-        kept = 0 if instants.kept_from is None else _hour(instants.kept_from) + 2
-        hours = await tables.fetch_touched_hours(writing, tables.instant(over), as_of)
+        # An hour whose minutes were dropped, or those before it, keeps the rows that it has.
+        first = 0 if instants.kept_from is None else _hour(instants.kept_from) + 2
+        hours = await tables.fetch_touched_hours(writing, tables.start_of_hour(over), as_of)
         while chosen := _first_of(hours, at_once):
             hours = hours[len(chosen) :]
             async with writing.transaction():
@@ -114,9 +114,9 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
                     return False
                 touched = await tables.fetch_touched(writing, chosen)
                 near = {_hour(hour) + step for hour in chosen for step in (-1, 0, 1)}
-                if touched and (wanted := [hour for hour in sorted(near) if kept <= hour < over]):
-                    judged = await _judge_hours(reading, touched, wanted, settings)
-                    await _judge_devices(writing, judged, wanted, settings)
+                if touched and (judgeable := [hour for hour in sorted(near) if first <= hour < over]):
+                    judged = await _judge_hours(reading, touched, judgeable, settings)
+                    await _judge_devices(writing, judged, judgeable, settings)
                 # The others may stand for readings that are not to be seen yet.
                 await tables.forget_touched(writing, [note for note in touched if note[3] < as_of])
             if hours and time.monotonic() > ends:
@@ -147,7 +147,7 @@ async def _judge_hours(
     """The vehicles that are concerned, and their rows of these hours."""
     gap_minutes = settings.pairing_gap_minutes
     before, after = (timedelta(minutes=margin) for margin in margins(gap_minutes))
-    bounds = tables.instant(hours[0]) - before, tables.instant(hours[-1] + 1) + after
+    bounds = tables.start_of_hour(hours[0]) - before, tables.start_of_hour(hours[-1] + 1) + after
     vehicles, meters = ({device for stream, device, *_ in touched if stream == each} for each in ("vehicle", "meter"))
     judged: Hours = {}
     judging: asyncio.Task[Hours] | None = None
@@ -172,9 +172,9 @@ async def _judge_devices(
     if not changed:
         return
     first = min(hour for _, hour, _ in changed)
-    last = max(hour for _, hour, _ in changed) + WINDOW_HOURS - 1
+    last = max(hour for _, hour, _ in changed) + TRAILING_HOURS - 1
     meters = {meter for _, _, meter in changed} - {NO_METER}
-    froze = await tables.meters_that_froze(connection, meters, first - WINDOW_HOURS + 1)
+    froze = await tables.meters_that_froze(connection, meters, first - TRAILING_HOURS + 1)
     for stream, devices in ((Stream.VEHICLE, {vehicle for vehicle, _, _ in changed}), (Stream.METER, froze)):
         # Beyond the windows that changed, the states differ at most for those that are open now and were not, or the
         # other way round.
@@ -193,9 +193,9 @@ async def _judge_stream(
     """Replaces the alerts from `first` to `last` or to the end; returns the devices for which `last` is too early."""
     if not devices:
         return set()
-    since = tables.instant(first + 1)
-    until = None if last is None else tables.instant(last + 1)
-    rows = await tables.fetch_rows(connection, stream, devices, first - WINDOW_HOURS + 1, last)
+    since = tables.start_of_hour(first + 1)
+    until = None if last is None else tables.start_of_hour(last + 1)
+    rows = await tables.fetch_rows(connection, stream, devices, first - TRAILING_HOURS + 1, last)
     known = await tables.fetch_alerts(connection, stream, devices, since)
     further = set()
     for device in sorted(devices):

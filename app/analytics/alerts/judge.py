@@ -14,7 +14,7 @@ from app.analytics.efficiency.verdict import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO
 from app.csv_rows import stamp
 from app.telemetry.reading import Stream
 
-WINDOW_HOURS = 24
+TRAILING_HOURS = 24
 # In a short session the first and last readings of two clocks weigh too much (docs/efficiency.md).
 ENOUGH_CHARGING_MINUTES = 60
 # Above the limit by so much, a low efficiency is over: a ratio near the limit would open and close with each hour.
@@ -56,7 +56,7 @@ Row = tuple[int, int, Hour]
 """A device's hour: its number, the device at the other end (a vehicle's meter, a meter's vehicle), the row."""
 
 
-class Window(NamedTuple):
+class TrailingDay(NamedTuple):
     """The 24 hours before the end of `hour`."""
 
     hour: int
@@ -83,13 +83,13 @@ def judge(kind: Kind, rows: Sequence[Row], first: int, alert: Alert | None, *, l
     `rows` reach 23 hours further back. `alert` is the one that was open before `first`.
     """
     alerts = [] if alert is None else [alert._replace(closed=None)]
-    for window in _windows(rows, first):
+    for day in _trailing_days(rows, first):
         is_open = bool(alerts) and alerts[-1].closed is None
-        verdict = _VERDICTS[kind](window, low_efficiency)
+        verdict = _VERDICTS[kind](day, low_efficiency)
         if verdict and not is_open:
-            alerts.append(Alert(_end(window.hour), None, _EVIDENCE[kind](window)))
+            alerts.append(Alert(_end(day.hour), None, _EVIDENCE[kind](day)))
         elif verdict is False and is_open:
-            alerts[-1] = alerts[-1]._replace(closed=_end(window.hour))
+            alerts[-1] = alerts[-1]._replace(closed=_end(day.hour))
     return alerts
 
 
@@ -108,42 +108,42 @@ def splice(old: list[Alert], new: list[Alert], until: datetime | None) -> tuple[
     return old, [*new[:-1], new[-1]._replace(closed=old[-1].closed)] if is_open else new
 
 
-def _windows(rows: Sequence[Row], first: int) -> Iterator[Window]:
+def _trailing_days(rows: Sequence[Row], first: int) -> Iterator[TrailingDay]:
     start = 0
     for position, (hour, _, _) in enumerate(rows):
         if position + 1 < len(rows) and rows[position + 1][0] == hour:
             continue
-        while rows[start][0] <= hour - WINDOW_HOURS:
+        while rows[start][0] <= hour - TRAILING_HOURS:
             start += 1
         if hour >= first:
-            yield Window(hour, rows[start : position + 1])
+            yield TrailingDay(hour, rows[start : position + 1])
 
 
-# Each says whether its alert is to be open after a window; None: the window does not say.
+# Each says whether its alert is to be open after a day; None: the day does not say.
 
 
-def _is_low(window: Window, low_efficiency: float) -> bool | None:
-    ratio = window.ratio
+def _is_low(day: TrailingDay, low_efficiency: float) -> bool | None:
+    ratio = day.ratio
     if ratio is None or low_efficiency <= ratio < round(low_efficiency + HYSTERESIS, 9):
         return None
     return ratio < low_efficiency
 
 
-def _is_impossible(window: Window, _: float) -> bool | None:
-    ratio = window.ratio
+def _is_impossible(day: TrailingDay, _: float) -> bool | None:
+    ratio = day.ratio
     return None if ratio is None else ratio > POSSIBLE_RATIO
 
 
-def _has_frozen(column: str) -> Callable[[Window, float], bool | None]:
-    def is_frozen(window: Window, _: float) -> bool | None:
-        if any(getattr(row, column) for _, _, row in window.rows):
+def _has_frozen(column: str) -> Callable[[TrailingDay, float], bool | None]:
+    def is_frozen(day: TrailingDay, _: float) -> bool | None:
+        if any(getattr(row, column) for _, _, row in day.rows):
             return True
-        return False if window.total("charging") >= ENOUGH_CHARGING_MINUTES else None
+        return False if day.total("charging") >= ENOUGH_CHARGING_MINUTES else None
 
     return is_frozen
 
 
-_VERDICTS: dict[Kind, Callable[[Window, float], bool | None]] = {
+_VERDICTS: dict[Kind, Callable[[TrailingDay, float], bool | None]] = {
     Kind.LOW_EFFICIENCY: _is_low,
     Kind.IMPOSSIBLE_EFFICIENCY: _is_impossible,
     Kind.FROZEN_METER: _has_frozen("frozen_meter_minutes"),
@@ -151,25 +151,25 @@ _VERDICTS: dict[Kind, Callable[[Window, float], bool | None]] = {
 }
 
 
-def _efficiency_evidence(window: Window) -> dict[str, Any]:
-    ac, dc = window.total("ac_milliwh"), window.total("dc_milliwh")
+def _efficiency_evidence(day: TrailingDay) -> dict[str, Any]:
+    ac, dc = day.total("ac_milliwh"), day.total("dc_milliwh")
     return {
         "efficiencyRatio": dc / ac,
         "acKwh": ac / 1_000_000,
         "dcKwh": dc / 1_000_000,
         "lossKwh": (ac - dc) / 1_000_000,
-        "minutes": window.total("minutes"),
-        "pairedMinutes": window.total("paired"),
-        "sharedMinutes": window.total("shared"),
-        "from": stamp(_end(window.hour - WINDOW_HOURS)),
-        "to": stamp(_end(window.hour)),
-        "others": _others((other for _, other, row in window.rows if row.paired)),
+        "minutes": day.total("minutes"),
+        "pairedMinutes": day.total("paired"),
+        "sharedMinutes": day.total("shared"),
+        "from": stamp(_end(day.hour - TRAILING_HOURS)),
+        "to": stamp(_end(day.hour)),
+        "others": _others((other for _, other, row in day.rows if row.paired)),
     }
 
 
-def _frozen_evidence(minutes: str, milliwh: str, energy: str) -> Callable[[Window], dict[str, Any]]:
-    def evidence(window: Window) -> dict[str, Any]:
-        frozen = [row for row in window.rows if getattr(row[2], minutes)]
+def _frozen_evidence(minutes: str, milliwh: str, energy: str) -> Callable[[TrailingDay], dict[str, Any]]:
+    def evidence(day: TrailingDay) -> dict[str, Any]:
+        frozen = [row for row in day.rows if getattr(row[2], minutes)]
         hour, other, row = max(frozen, key=lambda row: (getattr(row[2], minutes), row))
         return {
             "frozenMinutes": getattr(row, minutes),
@@ -182,7 +182,7 @@ def _frozen_evidence(minutes: str, milliwh: str, energy: str) -> Callable[[Windo
     return evidence
 
 
-_EVIDENCE: dict[Kind, Callable[[Window], dict[str, Any]]] = {
+_EVIDENCE: dict[Kind, Callable[[TrailingDay], dict[str, Any]]] = {
     Kind.LOW_EFFICIENCY: _efficiency_evidence,
     Kind.IMPOSSIBLE_EFFICIENCY: _efficiency_evidence,
     Kind.FROZEN_METER: _frozen_evidence("frozen_meter_minutes", "frozen_meter_dc_milliwh", "dcKwh"),

@@ -37,10 +37,11 @@ class AlertPage(msgspec.Struct, frozen=True, rename="camel"):
     alerts: list[AlertAnswer]
 
 
-class Wanted(NamedTuple):
-    """Which alerts; None: whichever. Those that were open at some time in [start, end).
+class AlertFilter(NamedTuple):
+    """Which alerts are listed; a member that is None excludes none.
 
-    They concern a vehicle or a meter that their evidence names, too; `device_id` is that of either.
+    They were open at some time in [start, end). The devices that the evidence of an alert names count as its devices;
+    `device_id` is the id of a vehicle or a meter.
     """
 
     is_open: bool | None = None
@@ -54,9 +55,9 @@ class Wanted(NamedTuple):
     limit: int = 100
 
 
-async def fetch_alerts(connection: AsyncConnection[tuple[Any, ...]], wanted: Wanted) -> AlertPage:
+async def fetch_alerts(connection: AsyncConnection[tuple[Any, ...]], only: AlertFilter) -> AlertPage:
     """The alerts of devices in service. Raises UnknownDevice, and InvalidParameter when `after` is no alert's id."""
-    parameters = {**wanted._asdict(), **_position(wanted.after)}
+    parameters = {**only._asdict(), **_position(only.after)}
     for stream, name in await (await connection.execute(_UNKNOWN, parameters)).fetchall():
         raise UnknownDevice(f"There is no {stream} {name}.")
     ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()

@@ -13,7 +13,7 @@ from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.alerts.judge import EVIDENCE, Kind
-from app.analytics.alerts.listing import AlertPage, Wanted, fetch_alerts
+from app.analytics.alerts.listing import AlertFilter, AlertPage, fetch_alerts
 from app.analytics.efficiency.ranking import By, EfficiencyRanking, Rankings
 from app.csv_rows import CSV, csv_rows, prefers_csv, stamp
 from app.database import driver_connection
@@ -53,9 +53,9 @@ async def get_alerts(
     """Alerts of devices in service, newest first; as CSV where `Accept` prefers text/csv."""
     if any(at is not None and at.tzinfo is None for at in (start, end)):
         raise InvalidTimeRange("`from` and `to` need a time zone.")
-    wanted = Wanted(is_open, kind, vehicle_id, meter_id, None, start, end, after, limit)
+    only = AlertFilter(is_open, kind, vehicle_id, meter_id, None, start, end, after, limit)
     async with driver_connection(pool) as connection:
-        answer = await fetch_alerts(connection, wanted)
+        answer = await fetch_alerts(connection, only)
     headers = {"Vary": "Accept"}
     if len(answer.alerts) == limit:
         query = {**dict(request.query_params), "after": answer.alerts[-1].id}

@@ -95,11 +95,11 @@ async def replace_hours(
             WHERE vehicle_id = ANY (%s) AND hour = ANY (%s)
             """
         ).format(_VALUES),
-        [[*vehicles], [instant(hour) for hour in hours]],
+        [[*vehicles], [start_of_hour(hour) for hour in hours]],
     )
     stored = {(row[0], row[1], row[2]): Hour(*row[3:]) for row in await cursor.fetchall()}
     changed = {key for key in stored.keys() | judged.keys() if stored.get(key) != judged.get(key)}
-    if gone := [(vehicle, instant(hour), meter) for vehicle, hour, meter in changed & stored.keys()]:
+    if gone := [(vehicle, start_of_hour(hour), meter) for vehicle, hour, meter in changed & stored.keys()]:
         await connection.execute(
             """
             DELETE FROM efficiency_hour
@@ -112,7 +112,7 @@ async def replace_hours(
     copy = sql.SQL("COPY efficiency_hour (vehicle_id, hour, meter_id, {}) FROM STDIN").format(_VALUES)
     async with connection.cursor().copy(copy) as rows:
         for vehicle, hour, meter in sorted(changed & judged.keys()):
-            await rows.write_row((vehicle, instant(hour), meter, *judged[vehicle, hour, meter]))
+            await rows.write_row((vehicle, start_of_hour(hour), meter, *judged[vehicle, hour, meter]))
     return changed
 
 
@@ -130,7 +130,7 @@ async def fetch_rows(
             ORDER BY hour, {other}
             """
         ).format(own=sql.Identifier(own), other=sql.Identifier(other), values=_VALUES),
-        [[*devices], instant(first), *[None if last is None else instant(last)] * 2],
+        [[*devices], start_of_hour(first), *[None if last is None else start_of_hour(last)] * 2],
     )
     rows: dict[int, list[Row]] = {}
     for device, hour, at, *values in await cursor.fetchall():
@@ -149,12 +149,12 @@ async def meters_that_froze(connection: Connection, meters: Collection[int], fir
         SELECT device_id FROM alert
         WHERE kind = 'frozen_meter' AND (closed IS NULL OR closed >= %(first)s) AND device_id = ANY (%(meters)s)
         """,
-        {"first": instant(first), "meters": [*meters]},
+        {"first": start_of_hour(first), "meters": [*meters]},
     )
     return set(await cursor.fetchall())
 
 
-def instant(hour: int) -> datetime:
+def start_of_hour(hour: int) -> datetime:
     """When an hour begins."""
     return datetime.fromtimestamp(3600 * hour, UTC)
 

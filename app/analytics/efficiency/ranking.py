@@ -19,7 +19,7 @@ from app.settings import Settings
 By: TypeAlias = Literal["vehicle", "meter"]
 _HOUR, _TICK = timedelta(hours=1), timedelta(microseconds=1)
 # While hours wait to be judged, nothing says that some have been.
-_KEPT_SECONDS = 60
+_CACHE_SECONDS = 60
 Connection: TypeAlias = AsyncConnection[tuple[Any, ...]]
 
 
@@ -68,7 +68,7 @@ class Rankings:
     def __init__(self, pool: AsyncEngine, settings: Settings) -> None:
         self._pool = pool
         self._settings = settings
-        self._kept: dict[By, tuple[float, EfficiencyRanking]] = {}
+        self._cached: dict[By, tuple[float, EfficiencyRanking]] = {}
         self._one_at_a_time = asyncio.Lock()
 
     async def fetch(self, by: By, start: datetime | None, end: datetime | None, *, worst: int) -> EfficiencyRanking:
@@ -81,10 +81,10 @@ class Rankings:
                 return await self._rank(connection, await _judged_as_of(connection), by, start, end, worst)
         async with self._one_at_a_time, driver_connection(self._pool) as connection:
             as_of = await _judged_as_of(connection)
-            until, ranking = self._kept.get(by, (0.0, None))
+            until, ranking = self._cached.get(by, (0.0, None))
             if ranking is None or ranking.as_of != as_of or time.monotonic() > until:
                 ranking = await self._rank(connection, as_of, by, None, None, None)
-                self._kept[by] = time.monotonic() + _KEPT_SECONDS, ranking
+                self._cached[by] = time.monotonic() + _CACHE_SECONDS, ranking
         return msgspec.structs.replace(ranking, ranking=ranking.ranking[:worst])
 
     async def _rank(
