@@ -1,4 +1,4 @@
-"""What an operator does with devices: seed a fleet, list, retire and rename them."""
+"""The operator's commands on devices: seed a fleet; list, retire and rename devices."""
 
 from datetime import datetime
 
@@ -11,7 +11,7 @@ from app.errors import SetupError
 from app.fleet.registry import LOCK, find_devices, register
 from app.telemetry.reading import Stream
 
-# So many are registered or mapped in a transaction: batches with new devices wait for it, and fail after 5 s.
+# Registered or mapped in one transaction: batches with new devices wait for it, for TRANSACTION_SECONDS at most.
 SLICE_DEVICES = 5_000
 
 
@@ -27,7 +27,7 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class Seeded(msgspec.Struct, frozen=True):
-    """What seeding has added."""
+    """How many vehicles, meters and mappings seeding has added."""
 
     vehicles: int
     meters: int
@@ -37,7 +37,7 @@ class Seeded(msgspec.Struct, frozen=True):
 async def seed(connection: psycopg.AsyncConnection, vehicles: int, meters: int) -> Seeded:
     """Registers vehicle-0001, meter-0001 and so on; a vehicle without a mapping gets the meter of its number.
 
-    What is there already stays as it is. Stopped half way, it may be done again.
+    Devices and mappings that exist already stay as they are. Stopped half way, it can be run again.
     """
     added = [0, 0, 0]
     for first in range(1, max(vehicles, meters) + 1, SLICE_DEVICES):
@@ -72,7 +72,7 @@ async def _seed_slice(connection: psycopg.AsyncConnection, names: dict[Stream, l
 async def fetch_devices(
     connection: psycopg.AsyncConnection, *, stream: str | None, retired: bool, silent_minutes: int | None
 ) -> list[Device]:
-    """Devices by stream and name; all, the retired, or those in service without a reading in the last minutes."""
+    """Devices by stream and name: all, the retired ones, or those in service without a reading in `silent_minutes`."""
     cursor = connection.cursor(row_factory=class_row(Device))
     await cursor.execute(
         """
@@ -114,8 +114,8 @@ async def retire(connection: psycopg.AsyncConnection, stream: Stream, name: str,
         await connection.execute(update, [device])
 
 
-# Of a device that is not retired (or not in service) already. The alerts themselves stay, for they follow from the
-# readings; but for a silence, which is found anew.
+# Logs nothing for a device that is retired (or in service again) already. The alerts themselves stay, for they follow
+# from the readings; only a silence is deleted, since it is found anew.
 _LOG_ALERTS = """
     WITH concerned AS (
         SELECT stream, id AS device_id FROM device

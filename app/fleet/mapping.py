@@ -21,7 +21,7 @@ class VehicleMapping(msgspec.Struct, frozen=True, rename="camel"):
     valid_to: datetime | None
 
 
-# Both statements are read as VehicleMapping, by column name.
+# Read as VehicleMapping, by column name.
 _HISTORY = """
     SELECT vehicle.external_id AS vehicle_id, meter.external_id AS meter_id,
            lower(valid) AS valid_from, upper(valid) AS valid_to
@@ -67,43 +67,43 @@ _TOUCH = """
 async def mapping_history(
     connection: psycopg.AsyncConnection, vehicle_id: str | None, meter_id: str | None = None
 ) -> list[VehicleMapping]:
-    """All mappings of the vehicle, to the meter, or both; oldest first. Empty where a device is not known."""
+    """The mappings of the vehicle, to the meter, or of this vehicle to this meter; oldest first."""
     cursor = connection.cursor(row_factory=class_row(VehicleMapping))
     return await (await cursor.execute(_HISTORY, [vehicle_id, meter_id])).fetchall()
 
 
 async def map_vehicle(
-    connection: psycopg.AsyncConnection, wanted: VehicleMapping, *, new_devices_per_hour: int
+    connection: psycopg.AsyncConnection, mapping: VehicleMapping, *, new_devices_per_hour: int
 ) -> VehicleMapping:
     """Maps the vehicle, registers both devices, ends the vehicle's open mapping; returns the stored mapping.
 
-    Without `valid_from`, a vehicle's first mapping holds from the beginning of time and a later one from now. What the
-    open mapping says already changes nothing. Raises InvalidTimeRange, TooManyNewDevices, and MappingOverlap for any
+    Without `valid_from`, a vehicle's first mapping holds from the beginning of time and a later one from now. A mapping
+    that the open one covers changes nothing. Raises InvalidTimeRange, TooManyNewDevices, and MappingOverlap for any
     other overlap.
     """
-    for instant in (wanted.valid_from, wanted.valid_to):
+    for instant in (mapping.valid_from, mapping.valid_to):
         # Far from the ends of the calendar, beyond which no zone could show it.
         if instant is not None and not 1900 <= instant.year < 2200:
             raise InvalidTimeRange("validFrom and validTo must lie between the years 1900 and 2200.")
     ids = [
-        *(await register(connection, Stream.VEHICLE, [wanted.vehicle_id], per_hour=new_devices_per_hour)).values(),
-        *(await register(connection, Stream.METER, [wanted.meter_id], per_hour=new_devices_per_hour)).values(),
+        *(await register(connection, Stream.VEHICLE, [mapping.vehicle_id], per_hour=new_devices_per_hour)).values(),
+        *(await register(connection, Stream.METER, [mapping.meter_id], per_hour=new_devices_per_hour)).values(),
     ]
     if len(ids) < 2:
         raise TooManyNewDevices
     vehicle, meter = ids
     async with connection.transaction():
-        wanted = await _by_todays_names(connection, wanted, vehicle, meter)
+        mapping = await _by_todays_names(connection, mapping, vehicle, meter)
         # One change of a vehicle's mapping at a time.
         await connection.execute("SELECT FROM vehicle WHERE id = %s FOR NO KEY UPDATE", [vehicle])
-        history = await mapping_history(connection, wanted.vehicle_id)
+        history = await mapping_history(connection, mapping.vehicle_id)
         ((now, retained),) = await (await connection.execute(_NOW_AND_RETAINED)).fetchall()
-        valid_from = wanted.valid_from or (now if history else None)
-        if wanted.valid_to is not None and valid_from is not None and wanted.valid_to <= valid_from:
+        valid_from = mapping.valid_from or (now if history else None)
+        if mapping.valid_to is not None and valid_from is not None and mapping.valid_to <= valid_from:
             raise InvalidTimeRange("validTo must lie after validFrom, which is now where it is not given.")
 
-        still_open = next((mapping for mapping in history if mapping.valid_to is None), None)
-        if still_open is not None and _covers(still_open, wanted, valid_from):
+        still_open = next((one for one in history if one.valid_to is None), None)
+        if still_open is not None and _covers(still_open, mapping, valid_from):
             return still_open
         # Only an open mapping that began earlier can end there; any other overlap meets the exclusion constraint.
         await connection.execute(
@@ -115,15 +115,15 @@ async def map_vehicle(
         )
         await connection.execute(
             "INSERT INTO vehicle_meter (vehicle_id, meter_id, valid) VALUES (%s, %s, tstzrange(%s, %s))",
-            [vehicle, meter, valid_from, wanted.valid_to],
+            [vehicle, meter, valid_from, mapping.valid_to],
         )
         bounds = {"valid_from": valid_from, "retained": retained, "now": now}
         await connection.execute(_TOUCH, {**bounds, "vehicle": vehicle, "transaction_seconds": TRANSACTION_SECONDS})
-    return VehicleMapping(wanted.vehicle_id, wanted.meter_id, valid_from, wanted.valid_to)
+    return VehicleMapping(mapping.vehicle_id, mapping.meter_id, valid_from, mapping.valid_to)
 
 
 async def _by_todays_names(
-    connection: psycopg.AsyncConnection, wanted: VehicleMapping, vehicle: int, meter: int
+    connection: psycopg.AsyncConnection, mapping: VehicleMapping, vehicle: int, meter: int
 ) -> VehicleMapping:
     """The same mapping, where a client still uses a name from before a rename."""
     names = await connection.execute(
@@ -131,9 +131,9 @@ async def _by_todays_names(
         [vehicle, meter],
     )
     ((vehicle_id, meter_id),) = await names.fetchall()
-    return msgspec.structs.replace(wanted, vehicle_id=vehicle_id, meter_id=meter_id)
+    return msgspec.structs.replace(mapping, vehicle_id=vehicle_id, meter_id=meter_id)
 
 
-def _covers(still_open: VehicleMapping, wanted: VehicleMapping, valid_from: datetime | None) -> bool:
-    same = still_open.meter_id == wanted.meter_id and wanted.valid_to is None
+def _covers(still_open: VehicleMapping, mapping: VehicleMapping, valid_from: datetime | None) -> bool:
+    same = still_open.meter_id == mapping.meter_id and mapping.valid_to is None
     return same and (still_open.valid_from is None or (valid_from is not None and still_open.valid_from <= valid_from))

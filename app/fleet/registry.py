@@ -45,8 +45,8 @@ async def register(
 ) -> dict[str, int]:
     """Ids of the devices by name; the unknown are registered, in a transaction.
 
-    At most so many `per_hour`, counting all that were registered within the last hour by whatever way: the rest is
-    missing in the answer. None is without limit.
+    At most `per_hour` devices are registered within an hour, whatever way they come in; ids of further ones are missing
+    in the answer. None means no limit.
     """
     names = sorted(names)
     ids = await find_devices(connection, stream, names)

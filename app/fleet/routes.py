@@ -27,12 +27,12 @@ from app.telemetry.device_id import ID_PATTERN
 
 ExternalId = Annotated[str, Meta(pattern=rf"\A{ID_PATTERN}\Z")]
 Moment = Annotated[datetime, Meta(tz=True)]
-Limit = Annotated[int | None, QueryParameter(ge=1, le=100_000, description="At most so many; else all.")]
+Limit = Annotated[int | None, QueryParameter(ge=1, le=100_000, description="How many at most; all if not given.")]
 After = Annotated[str | None, QueryParameter(description="Only ids that follow this one.")]
 
 
-class WantedMapping(msgspec.Struct, frozen=True, rename="camel"):
-    """Maps a vehicle to the meter it charges at."""
+class NewMapping(msgspec.Struct, frozen=True, rename="camel"):
+    """The body that maps a vehicle to the meter it charges at."""
 
     vehicle_id: ExternalId
     meter_id: ExternalId
@@ -42,7 +42,7 @@ class WantedMapping(msgspec.Struct, frozen=True, rename="camel"):
 
 @dataclass
 class MappingOperation(Operation):
-    """What /schema says of the body of a mapping, which is decoded here: Litestar would take a number for a time."""
+    """The body of a mapping in /schema. The body is decoded here, since Litestar would take a number for a time."""
 
     def __post_init__(self) -> None:
         name = Schema(type=OpenAPIType.STRING, pattern=f"^{ID_PATTERN}$")
@@ -75,23 +75,33 @@ async def post_mapping(
 ) -> VehicleMapping:
     """Maps a vehicle to a meter, ending the vehicle's open mapping."""
     try:
-        wanted = _decode(await request.body(), request.content_type[0])
+        new = _decode(await request.body(), request.content_type[0])
     except InternalServerException:
-        # The client went away: nobody reads the answer, and it is no bug.
+        # The client has disconnected: nobody reads the answer, and this is no bug.
         raise MalformedBody("The connection was closed before the end of the body.") from None
+<<<<<<< HEAD
     async with driver_connection(pool) as connection:
         return await map_vehicle(
             connection,
             VehicleMapping(wanted.vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to),
             new_devices_per_hour=settings.new_devices_per_hour,
         )
+=======
+    with translated_errors():
+        async with driver_connection(pool) as connection:
+            return await map_vehicle(
+                connection,
+                VehicleMapping(new.vehicle_id, new.meter_id, new.valid_from, new.valid_to),
+                new_devices_per_hour=settings.new_devices_per_hour,
+            )
+>>>>>>> fb0cc67 (Plain English in ops, policies and fleet; the words kept, wanted and parts go there)
 
 
-def _decode(body: bytes, media_type: str) -> WantedMapping:
+def _decode(body: bytes, media_type: str) -> NewMapping:
     if media_type not in ("", "application/json"):
         raise UnsupportedMediaType("The content type must be application/json.")
     try:
-        return msgspec.json.decode(body, type=WantedMapping)
+        return msgspec.json.decode(body, type=NewMapping)
     except msgspec.ValidationError as error:
         raise InvalidParameter(f"{error}.") from None
     except RecursionError:
@@ -103,8 +113,8 @@ def _decode(body: bytes, media_type: str) -> WantedMapping:
 @get("/v1/ingestion/mapping", tags=["mapping"], responses=problems({400: PARAMETER, 503: AWAY}))
 async def get_mappings(
     pool: NamedDependency[AsyncEngine],
-    vehicle_id: Annotated[str | None, QueryParameter(name="vehicleId", description="Of this vehicle.")] = None,
-    meter_id: Annotated[str | None, QueryParameter(name="meterId", description="To this meter.")] = None,
+    vehicle_id: Annotated[str | None, QueryParameter(name="vehicleId", description="Mappings of this vehicle.")] = None,
+    meter_id: Annotated[str | None, QueryParameter(name="meterId", description="Mappings to this meter.")] = None,
 ) -> list[VehicleMapping]:
     """The history of the mappings of a vehicle, to a meter, or of both; oldest first."""
     if vehicle_id is None and meter_id is None:

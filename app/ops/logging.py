@@ -58,7 +58,7 @@ def log_requests(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
-            # The route's, for a request may come with any path and method.
+            # The path is the route's, since clients may send any path and method.
             path = scope.get("path_template")
             REQUEST_SECONDS.labels(*((scope["method"], path) if path else ("other", "other")), status).observe(seconds)
             milliseconds = round(seconds * 1000, 1)

@@ -18,14 +18,14 @@ REQUEST_SECONDS = Histogram(
 )
 
 _STATEMENTS = {
-    "wattline_quarantine_readings": ("Rejected readings kept.", "SELECT count(*) FROM quarantine"),
+    "wattline_quarantine_readings": ("Rejected readings in quarantine.", "SELECT count(*) FROM quarantine"),
     "wattline_quarantine_dropped_readings": (
         "Rejected readings that the bounds of the quarantine have dropped so far.",
         "SELECT quarantine_dropped FROM installation",
     ),
-    "wattline_webhooks_waiting": ("Transitions of alerts not yet told.", "SELECT count(*) FROM webhook"),
+    "wattline_webhooks_waiting": ("Transitions of alerts that wait to be sent.", "SELECT count(*) FROM webhook"),
     "wattline_webhooks_given_up": (
-        "Transitions of alerts that no receiver took within three days, so far.",
+        "Transitions of alerts that were given up so far, since no receiver took them in time.",
         "SELECT webhooks_given_up FROM installation",
     ),
     "wattline_meters": ("Registered meters.", "SELECT count(*) FROM meter"),

@@ -16,12 +16,12 @@ ATTEMPTS = 30
 def refresh_aggregates(
     url: str, start: datetime | None, end: datetime | None, *, progress: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Refreshes the buckets that [start, end) touches, in UTC where they have no zone; everything without them.
+    """Refreshes the buckets that [start, end) touches, or all where neither is given; a bound without a zone is in UTC.
 
-    `progress` is told of each aggregate. Raises SetupError.
+    `progress` is called with a line about each aggregate. Raises SetupError.
     """
 
-    def tell(notice: psycopg.errors.Diagnostic) -> None:
+    def forward(notice: psycopg.errors.Diagnostic) -> None:
         # TimescaleDB has notices of its own.
         if notice.message_primary and notice.message_primary.startswith("Refreshing "):
             progress(notice.message_primary)
@@ -37,7 +37,7 @@ def refresh_aggregates(
         with command_connection(url) as pooled:
             connection = cast("psycopg.Connection", pooled.connection.driver_connection)
             connection.autocommit = True
-            connection.add_notice_handler(tell)
+            connection.add_notice_handler(forward)
             for attempt in range(1, ATTEMPTS + 1):
                 try:
                     connection.execute("CALL refresh_aggregates(%s, %s)", bounds)

@@ -13,7 +13,7 @@ from granian.log import LogLevels
 
 from app.loops import when_parent_ends
 
-# Batches in flight are finished within it: a store transaction runs 5 s at most, and a group has few of them.
+# Enough to finish the batches in flight: a group has few transactions, each of TRANSACTION_SECONDS at most.
 STOP_SECONDS = 30
 
 
@@ -46,7 +46,7 @@ def follow_parent() -> None:
 
 
 def before_stop(close: Callable[[], None]) -> None:
-    """Has it called when this worker is told to stop: the server waits for the end of each answer, and some have none.
+    """Has `close` called when this worker is to stop: the server waits for the end of each answer, and some have none.
 
     The event loop learns of signals from a file descriptor, so a handler of ours replaces none of the server's.
     """
@@ -58,7 +58,7 @@ def before_stop(close: Callable[[], None]) -> None:
 def cut_off(clients: Collection[tuple[str, int]]) -> None:
     """Ends this process's connections with those addresses, even where the other side does not read.
 
-    The server has no limit for writing, and knows no way to end one connection.
+    The server has no time limit for writing, and no way to end a single connection.
     """
     for number in map(int, os.listdir("/dev/fd")):
         with suppress(OSError):  # no socket, closed since, or not connected

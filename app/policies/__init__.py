@@ -1,1 +1,1 @@
-"""Policies: how long what is kept, how often it is refreshed, when it is compressed."""
+"""Policies: how long rows are kept, how often aggregates are refreshed, when chunks are compressed."""

@@ -1,4 +1,4 @@
-"""The plan: what differs between the desired and the live state, in words, and the statements that end it."""
+"""The plan: the differences between the desired and the live state in words, and the statements that remove them."""
 
 from datetime import timedelta
 from typing import Any, get_args
@@ -26,7 +26,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def plan_policies(connection: Connection, policies: Policies) -> Plan:
-    """Compares the policies with the database. Reads only, so that no job is disturbed."""
+    """Compares the policies with the database. It only reads, so that no job is disturbed."""
     engine = connection.scalars(text("SELECT engine FROM installation")).one()
     changes = compare(desired_state(policies, engine), live_state(connection, engine), engine)
     return Plan(changes, _PLAIN_NOTES if engine == "plain" else [])

@@ -432,7 +432,7 @@ def test_rejected_readings_are_counted_and_nothing_wrong(database_url: str, conn
     report, _ = examined(database_url)
     assert complaints(database_url) == []
     assert lines(report, "Quarantine") == [
-        "rejected          2 kept: wattline quarantine list",
+        "rejected          2 in quarantine: wattline quarantine list",
         "soc_out_of_range  1 in the last day",
     ]
 

@@ -1,4 +1,4 @@
-"""Asking: each part in a transaction of its own, which can only read and soon gives up."""
+"""Asks the database and the broker. Each question has a transaction of its own, which only reads and soon gives up."""
 
 import os
 import time
@@ -24,7 +24,7 @@ from app.settings import Settings
 
 
 def find_out(database: AbstractContextManager[str], settings: Settings, environ: Mapping[str, str]) -> Facts:
-    """Asks the database that the context yields the URL of; entering it may raise SetupError, which is a finding."""
+    """Asks the database whose URL the context yields. A SetupError from entering the context is a finding, too."""
     facts = Facts(
         settings=settings,
         variables=environ,
@@ -34,8 +34,8 @@ def find_out(database: AbstractContextManager[str], settings: Settings, environ:
     try:
         with database as url, command_connection(url) as connection:
             connection.execution_options(postgresql_readonly=True)
-            for name, part in _PARTS:
-                _ask(name, part, connection, facts)
+            for subject, question in _QUESTIONS:
+                _ask(subject, question, connection, facts)
     except SetupError as error:
         facts.away = str(error)
     if settings.mqtt_url is not None:
@@ -46,20 +46,20 @@ def find_out(database: AbstractContextManager[str], settings: Settings, environ:
     return facts
 
 
-def _ask(name: str, part: Callable[[Connection, Facts], None], connection: Connection, facts: Facts) -> None:
+def _ask(subject: str, question: Callable[[Connection, Facts], None], connection: Connection, facts: Facts) -> None:
     try:
         with connection.begin():
-            # Whoever holds a lock, such as a migration, is not waited for.
+            # The doctor does not wait for a lock, such as a migration's.
             connection.execute(text("SET LOCAL statement_timeout = '5s'"))
-            part(connection, facts)
+            question(connection, facts)
     except DBAPIError as error:
         missing = isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction)
-        # Of another revision, it is said already that it is another one.
+        # Where the database is at another revision, the report says so already.
         if not missing or facts.revision == facts.needed_revision:
             advice = next((then for kind, then in _ADVICE.items() if isinstance(error.orig, kind)), "")
-            facts.unread.append(f"The {name} cannot be read: {str(error.orig).splitlines()[0]}. {advice}")
+            facts.unread.append(f"The {subject} cannot be read: {str(error.orig).splitlines()[0]}. {advice}")
     except SetupError as error:
-        facts.unread.append(f"The {name} cannot be read: {error}.")
+        facts.unread.append(f"The {subject} cannot be read: {error}.")
 
 
 def _server(connection: Connection, facts: Facts) -> None:
@@ -89,7 +89,7 @@ def _server(connection: Connection, facts: Facts) -> None:
                (SELECT count(*) FROM pg_stat_activity
                 WHERE datname = current_database() AND application_name = 'wattline' AND pid != pg_backend_pid())
                    AS service_connections,
-               -- NULL for who may not read it.
+               -- NULL for a role that may not read it.
                (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS data_directory,
                pg_database_size(current_database()) AS database_bytes
         """,
@@ -153,8 +153,8 @@ def _quarantine(connection: Connection, facts: Facts) -> None:
     facts.rejected_today = [(code, count) for code, count in codes]
 
 
-# In this order: the policies are of the engine, which the migration chose.
-_PARTS: tuple[tuple[str, Callable[[Connection, Facts], None]], ...] = (
+# The policies come after the migration state, which names the engine.
+_QUESTIONS: tuple[tuple[str, Callable[[Connection, Facts], None]], ...] = (
     ("server", _server),
     ("clock", _clock),
     ("disk", _disk),
@@ -179,7 +179,7 @@ def _rows(connection: Connection, of: type[Row], statement: str) -> list[Row]:
 
 
 def disk_bytes(directory: Path) -> tuple[int, int] | None:
-    """Free and total of the disk that the directory lies on; None when this machine does not have it."""
+    """Free and total bytes of the disk that holds the directory; None where this machine has no such directory."""
     try:
         disk = os.statvfs(directory)
     except OSError:

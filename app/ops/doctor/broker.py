@@ -16,9 +16,9 @@ ANSWER_SECONDS = 5
 
 
 def ask_broker(settings: Settings) -> Grants:
-    """What the broker grants a client of a name of its own: the consumer's would throw the consumer out.
+    """Connects under a client id of its own, since under the consumer's the broker would disconnect the consumer.
 
-    Raises SetupError when it cannot be reached or refuses.
+    Raises SetupError when the broker cannot be reached or refuses the client.
     """
     answers: list[tuple[ReasonCode, Properties | None]] = []
 

@@ -1,4 +1,4 @@
-"""What is wrong, in words, and what to do about it. Each check yields sentences, none when all is well."""
+"""The checks. Each yields sentences that say what is wrong and what to do about it, and none when all is well."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ JOBS_BREAK = ((160016, 170000), (170012, 180000), (180007, 190000))
 
 
 def wrong(facts: Facts) -> list[str]:
-    """What must be mended."""
+    """The sentences of all checks, and those about what could not be read."""
     return [sentence for check in _CHECKS for sentence in check(facts)] + facts.unread
 
 
@@ -169,7 +169,7 @@ def _breaking(server: Server | None) -> str:
 
 
 def _lag(facts: Facts) -> Iterator[str]:
-    """Not for a server that has just begun, nor for a database in which nothing was ever stored."""
+    """Says nothing about a server that has just started, or a database in which nothing was ever stored."""
     if not (facts.server and facts.now and facts.devices and facts.devices.expected):
         return
     if facts.now - facts.server.started_at < LAG:
@@ -220,11 +220,11 @@ def _silence(facts: Facts) -> Iterator[str]:
 
 
 def _registry(facts: Facts) -> Iterator[str]:
-    if refused := dict(facts.rejected_today).get("too_many_new_devices"):
+    if rejected := dict(facts.rejected_today).get("too_many_new_devices"):
         yield (
-            f"{refused} readings of new devices were rejected within a day, for there were too many within an hour: "
-            "`wattline quarantine list --reason too_many_new_devices` shows them. If they are no typos or strangers, "
-            "`redrive` lets them in, and WATTLINE_NEW_DEVICES_PER_HOUR sets the limit."
+            f"{rejected} readings of new devices were rejected within a day, since too many devices were new within an "
+            "hour: `wattline quarantine list --reason too_many_new_devices` shows the readings. If their devices are "
+            "neither typos nor strangers, `redrive` lets them in, and WATTLINE_NEW_DEVICES_PER_HOUR sets the limit."
         )
 
 

@@ -1,4 +1,4 @@
-"""What the doctor knows: one row of each function that both engines offer, and what every PostgreSQL tells."""
+"""The doctor's findings: rows of the functions that both engines offer, and facts of any PostgreSQL server."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -10,7 +10,7 @@ from app.settings import Settings
 
 
 class Server(msgspec.Struct, frozen=True):
-    """What every PostgreSQL tells."""
+    """Facts of any PostgreSQL server."""
 
     postgresql: str
     postgresql_number: int
@@ -40,7 +40,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Scheduler(msgspec.Struct, frozen=True):
-    """The row of job_scheduler(), which there is where jobs are."""
+    """The row of job_scheduler(); an engine without jobs has none."""
 
     licence: str
     workers: int
@@ -78,7 +78,7 @@ class Devices(msgspec.Struct, frozen=True):
 
 
 class Grants(msgspec.Struct, frozen=True):
-    """What the broker's CONNACK says; where it names no limit, there is none but the protocol's."""
+    """The limits in the broker's CONNACK; where it names none, only the protocol's apply."""
 
     receive_maximum: int
     packet_bytes: int | None
@@ -88,7 +88,7 @@ class Grants(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, kw_only=True):
-    """All that could be found out; what could not is None or empty, and `unread` says why.
+    """All findings. One that could not be made is None or empty, and `unread` says why.
 
     `revision` is empty before the first migration.
     """

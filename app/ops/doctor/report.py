@@ -1,4 +1,4 @@
-"""What the doctor prints: sections of aligned lines, and what is wrong. Plain text, 80 columns wide."""
+"""The doctor's report: sections of aligned lines, then what is wrong. It is plain text, 80 columns wide."""
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +19,7 @@ Rows = Iterable[tuple[str, ...]]
 
 
 def examine(database: AbstractContextManager[str], settings: Settings, environ: Mapping[str, str]) -> tuple[str, bool]:
-    """The report on the database that the context yields the URL of, and whether nothing is wrong."""
+    """The report on the database whose URL the context yields, and whether nothing is wrong."""
     facts = find_out(database, settings, environ)
     mistakes = wrong(facts)
     sections = [
@@ -48,7 +48,7 @@ def _sentences(title: str, sentences: list[str]) -> str:
 
 
 def _wrapped(line: str, first: str, others: str) -> str:
-    """In lines of at most 80 characters; no statement or name is torn apart."""
+    """Wraps the line to the report's width, without breaking a statement or a name."""
     return textwrap.fill(
         line,
         WIDTH_CHARACTERS,
@@ -85,7 +85,7 @@ def _settings(facts: Facts) -> Iterator[tuple[str, ...]]:
             value = shown_url(value) or "not shown"
         if field == "mqtt_url" and value is not None:
             value = shown_address(facts.settings)
-        # A receiver's URL is often all that lets one in.
+        # A receiver's URL is often the only secret that protects it.
         if field in ("mqtt_password", "webhook_url", "webhook_secret") and value is not None:
             value = "not shown"
         yield variable, "set" if facts.variables.get(variable) else "default", "none" if value is None else str(value)
@@ -149,7 +149,8 @@ def _sizes(facts: Facts) -> Iterator[tuple[str, ...]]:
 
 def _quarantine(facts: Facts) -> Iterator[tuple[str, ...]]:
     if facts.devices:
-        yield "rejected", f"{facts.quarantined} kept" + (": wattline quarantine list" if facts.quarantined else "")
+        hint = ": wattline quarantine list" if facts.quarantined else ""
+        yield "rejected", f"{facts.quarantined} in quarantine{hint}"
     for code, count in facts.rejected_today[:5]:
         yield code, f"{count} in the last day"
 
@@ -159,7 +160,7 @@ def _broker(facts: Facts) -> Iterator[tuple[str, ...]]:
         yield "broker", shown_address(facts.settings)
         yield "in flight", f"{grants.receive_maximum} messages at most (receive maximum)"
         yield "message", f"{_size(grants.packet_bytes)} at most" if grants.packet_bytes else "any size"
-        yield "session", "kept for ever" if grants.session_seconds is None else f"{grants.session_seconds} s at most"
+        yield "session", "never expires" if grants.session_seconds is None else f"{grants.session_seconds} s at most"
         yield "shared", "yes" if grants.shares else "no"
 
 
