@@ -30,7 +30,7 @@ PORTS = {"mqtt": 1883, "mqtts": 8883}
 KEEPALIVE_SECONDS = 60
 # Two groups of the writer: the next one arrives while the database works on the one before.
 RECEIVE_MAXIMUM = 40_000
-# Only the operator ends a session. What is older than 7 days when it is taken goes to quarantine, as over HTTP.
+# Only the operator ends a session. What is too old when it is taken goes to quarantine, as over HTTP.
 NEVER_EXPIRES = 0xFFFFFFFF
 LONGEST_PAUSE_SECONDS = 30
 DISCONNECT_SECONDS = 5

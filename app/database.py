@@ -36,7 +36,7 @@ ALERTS_POOL_SIZE = 2
 # No store transaction runs longer: that is how far answers stay behind a refresh (aggregate_freshness() has it too).
 TRANSACTION_SECONDS = 5
 _CONNECT_TIMEOUT_S = 5
-_ANSWER_TIMEOUT_S = 30
+ANSWER_SECONDS = 30
 _OPTIONS: dict[str, Any] = {
     "application_name": "wattline",
     "connect_timeout": _CONNECT_TIMEOUT_S,
@@ -92,7 +92,7 @@ def create_pool(url: str, max_size: int) -> AsyncEngine:
 
 @asynccontextmanager
 async def snapshot(connection: AsyncConnection) -> AsyncIterator[None]:
-    """Every statement inside sees the same rows, and none takes longer than 30 s; to read only, and briefly.
+    """Every statement inside sees the same rows, and none takes longer than ANSWER_SECONDS; to read only, and briefly.
 
     On TimescaleDB, an answer needs it: a continuous aggregate's watermark is read as of now, not as of the statement,
     so rows that a refresh materialises meanwhile would be found neither above the watermark nor below it.
@@ -101,7 +101,7 @@ async def snapshot(connection: AsyncConnection) -> AsyncIterator[None]:
     # found neither in its readings, which are gone at once, nor in what is kept of it, which is too new.
     await connection.exec_driver_sql(f"""
         BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
-        SET LOCAL statement_timeout = '{_ANSWER_TIMEOUT_S}s';
+        SET LOCAL statement_timeout = '{ANSWER_SECONDS}s';
         LOCK TABLE ONLY meter_reading, ONLY vehicle_reading IN ACCESS SHARE MODE;
     """)
     yield

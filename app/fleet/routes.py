@@ -79,22 +79,12 @@ async def post_mapping(
     except InternalServerException:
         # The client has disconnected: nobody reads the answer, and this is no bug.
         raise MalformedBody("The connection was closed before the end of the body.") from None
-<<<<<<< HEAD
     async with driver_connection(pool) as connection:
         return await map_vehicle(
             connection,
-            VehicleMapping(wanted.vehicle_id, wanted.meter_id, wanted.valid_from, wanted.valid_to),
+            VehicleMapping(new.vehicle_id, new.meter_id, new.valid_from, new.valid_to),
             new_devices_per_hour=settings.new_devices_per_hour,
         )
-=======
-    with translated_errors():
-        async with driver_connection(pool) as connection:
-            return await map_vehicle(
-                connection,
-                VehicleMapping(new.vehicle_id, new.meter_id, new.valid_from, new.valid_to),
-                new_devices_per_hour=settings.new_devices_per_hour,
-            )
->>>>>>> fb0cc67 (Plain English in ops, policies and fleet; the words kept, wanted and parts go there)
 
 
 def _decode(body: bytes, media_type: str) -> NewMapping:

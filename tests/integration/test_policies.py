@@ -306,6 +306,7 @@ def start_offsets(connection: psycopg.Connection) -> dict[str, Any]:
 def test_start_offsets_lie_beyond_the_live_window_and_grow_upward(connection: psycopg.Connection) -> None:
     start = start_offsets(connection)
     assert min(start.values()) > MAX_AGE
+    assert POLICIES_FILE.read_text().count(f"the {MAX_AGE.days} days in which readings may arrive") == 2
     for stream in ("meter", "vehicle"):
         minute, hour, day = (start[f"{stream}_{width}_cagg"] for width in ("minute", "hour", "day"))
         assert minute < hour < day

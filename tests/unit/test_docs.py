@@ -13,7 +13,8 @@ from app.analytics.efficiency.verdict import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO, 
 from app.analytics.export import MAX_EXPORT_DAYS
 from app.analytics.series import EFFICIENCY_REACH, MAX_POINTS
 from app.analytics.window import MAX_HOURS
-from app.database import TRANSACTION_SECONDS
+from app.broker import RECEIVE_MAXIMUM
+from app.database import ANSWER_SECONDS, TRANSACTION_SECONDS
 from app.errors import ServiceError
 from app.fleet.states import REPORTING_MINUTES
 from app.ingest.batch import PAYLOAD_LIMIT_BYTES, REJECTIONS
@@ -175,6 +176,7 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
         ("gateways.md", "at most about 1,000 readings at a time"),
         ("gateways.md", "BATCH_READINGS = 1_000"),
         ("api.md", f"a window of at most {MAX_EXPORT_DAYS} days"),
+        ("architecture.md", f"after {RECEIVE_MAXIMUM:,} messages"),
         ("webhooks.md", f"2xx within {TIMEOUT_SECONDS} seconds"),
         ("webhooks.md", f"after {TIMEOUT_SECONDS} seconds without one"),
         ("webhooks.md", f"first after {FIRST_PAUSE_SECONDS} seconds"),
@@ -185,6 +187,8 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
         ("architecture.md", f"{EFFICIENCY_REACH.days} days of a series, {MAX_HOURS // 24} of performance"),
         ("architecture.md", f"{MAX_SHARED_MINUTES:,} minutes of vehicles that share"),
         ("architecture.md", f"rests on the {TRANSACTION_SECONDS} seconds that bound a store transaction"),
+        ("architecture.md", f"none of them takes longer than {ANSWER_SECONDS} s"),
+        ("api.md", f"too slow: {ANSWER_SECONDS} s for an answer, {TRANSACTION_SECONDS} s for storing"),
         ("architecture.md", f"start of the last successful refresh, less {TRANSACTION_SECONDS} s"),
         ("architecture.md", f"columnstore, after {POLICIES.columnstore_after['meter_reading']}"),
         ("architecture.md", f"({POLICIES.refresh['meter_minute'].start_offset} and more) than readings may ({live})"),

@@ -11,8 +11,12 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from app.broker import RECEIVE_MAXIMUM
 from app.database import TRANSACTION_SECONDS
+from app.ingest.history.importer import QUARANTINED_ROWS
 from app.ingest.http.body import MAX_BODY_BYTES
+from app.ingest.store.writer import GROUP_READINGS
+from app.ops.maintenance import QUARANTINE_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ["requirements/runtime.txt", "requirements/dev.txt"]
@@ -141,6 +145,11 @@ def test_the_image_installs_by_hash_and_drops_root() -> None:
     assert users
     assert users[-1] not in {"root", "0"}
     assert ["ENTRYPOINT", '["wattline"]'] in instructions
+
+
+def test_numbers_agree_that_the_parts_may_not_take_from_each_other() -> None:
+    assert RECEIVE_MAXIMUM == 2 * GROUP_READINGS
+    assert QUARANTINED_ROWS == QUARANTINE_ROWS // 10
 
 
 @pytest.mark.parametrize("folder", ["timescale", "timescale/plain"])

@@ -12,7 +12,7 @@ from psycopg.rows import scalar_row
 from psycopg.types.json import Jsonb
 
 from app.analytics.alerts.hours import Hour, Hours
-from app.analytics.alerts.judge import WINDOW_HOURS, Alert, Kind, Row
+from app.analytics.alerts.judge import TRAILING_HOURS, Alert, Kind, Row
 from app.telemetry.instant import MAX_AGE
 from app.telemetry.reading import Stream
 
@@ -48,7 +48,7 @@ async def fetch_touched_hours(connection: Connection, before: datetime, as_of: d
         GROUP BY hour
         ORDER BY max(at) >= %(as_of)s, hour < %(as_of)s - make_interval(hours => %(window)s + 1), hour
         """,
-        {"before": before, "as_of": as_of, "live": MAX_AGE, "window": WINDOW_HOURS},
+        {"before": before, "as_of": as_of, "live": MAX_AGE, "window": TRAILING_HOURS},
     )
     return [(hour, count) for hour, count in await cursor.fetchall()]
 

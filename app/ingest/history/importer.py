@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 ATTEMPTS = 12
 LONGEST_PAUSE_SECONDS = 30
 MIN_TRANSACTION_ROWS = 1_000
-# Quarantine holds 100,000 rejected readings: one bad file must not drive out all others.
+# A tenth of what the quarantine holds: one bad file must not drive out all others.
 QUARANTINED_ROWS = 10_000
 
 
