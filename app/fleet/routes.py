@@ -31,8 +31,8 @@ Limit = Annotated[int | None, QueryParameter(ge=1, le=100_000, description="How 
 After = Annotated[str | None, QueryParameter(description="Only ids that follow this one.")]
 
 
-class NewMapping(msgspec.Struct, frozen=True, rename="camel"):
-    """The body that maps a vehicle to the meter it charges at."""
+class NewMapping(VehicleMapping, frozen=True, rename="camel"):
+    """A mapping as clients may send it."""
 
     vehicle_id: ExternalId
     meter_id: ExternalId
@@ -80,11 +80,7 @@ async def post_mapping(
         # The client has disconnected: nobody reads the answer, and this is no bug.
         raise MalformedBody("The connection was closed before the end of the body.") from None
     async with driver_connection(pool) as connection:
-        return await map_vehicle(
-            connection,
-            VehicleMapping(new.vehicle_id, new.meter_id, new.valid_from, new.valid_to),
-            new_devices_per_hour=settings.new_devices_per_hour,
-        )
+        return await map_vehicle(connection, new, new_devices_per_hour=settings.new_devices_per_hour)
 
 
 def _decode(body: bytes, media_type: str) -> NewMapping:
