@@ -28,6 +28,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, TSTZMULTIRANGE, TSTZRANGE, ExcludeConstraint
 
+from app.telemetry.device_id import ID_FORM
+
 metadata = MetaData(
     naming_convention={
         "pk": "%(table_name)s_pkey",
@@ -51,9 +53,7 @@ def _device_table(name: str) -> Table:
         Column("registered_at", Moment, nullable=False, server_default=func.now()),
         Column("retired_at", Moment),
         Index(None, "registered_at"),
-        CheckConstraint(
-            "external_id ~ '^[A-Za-z0-9._:-]{1,64}$' AND external_id NOT IN ('.', '..')", name="external_id"
-        ),
+        CheckConstraint(f"external_id ~ '^{ID_FORM}$' AND external_id NOT IN ('.', '..')", name="external_id"),
     )
 
 

@@ -23,9 +23,9 @@ from app.fleet.mapping import VehicleMapping, map_vehicle, mapping_history
 from app.fleet.states import MeterState, VehicleState, meter_states, vehicle_states
 from app.problem_answers import AWAY, PARAMETER, problems
 from app.settings import Settings
-from app.telemetry.device_id import ID_PATTERN
+from app.telemetry.device_id import ID_PATTERN, ID_SCHEMA_PATTERN
 
-ExternalId = Annotated[str, Meta(pattern=rf"\A{ID_PATTERN}\Z")]
+ExternalId = Annotated[str, Meta(pattern=ID_PATTERN)]
 Moment = Annotated[datetime, Meta(tz=True)]
 Limit = Annotated[int | None, QueryParameter(ge=1, le=100_000, description="How many at most; all if not given.")]
 After = Annotated[str | None, QueryParameter(description="Only ids that follow this one.")]
@@ -45,7 +45,7 @@ class MappingOperation(Operation):
     """The body of a mapping in /schema. The body is decoded here, since Litestar would take a number for a time."""
 
     def __post_init__(self) -> None:
-        name = Schema(type=OpenAPIType.STRING, pattern=f"^{ID_PATTERN}$")
+        name = Schema(type=OpenAPIType.STRING, pattern=ID_SCHEMA_PATTERN)
         moment = Schema(type=[OpenAPIType.STRING, OpenAPIType.NULL], format=OpenAPIFormat.DATE_TIME)
         properties = {"vehicleId": name, "meterId": name, "validFrom": moment, "validTo": moment}
         schema = Schema(type=OpenAPIType.OBJECT, properties={**properties}, required=["vehicleId", "meterId"])

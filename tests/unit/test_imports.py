@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "problem_answers": {"database", "errors", "parameters"},
     "loops": set(),
     "telemetry": set(),
-    "tables": set(),
+    "tables": {"telemetry"},
     "csv_rows": set(),
     "settings": {"errors"},
     "database": {"errors", "settings"},

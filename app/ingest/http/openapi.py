@@ -1,4 +1,4 @@
-"""The description in /schema of the body of a batch, which the service reads itself."""
+"""What /schema says of the body of a batch, which the service reads itself."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ from litestar.openapi.spec import (
     Schema,
 )
 
-from app.telemetry.device_id import ID_PATTERN
+from app.telemetry.device_id import ID_SCHEMA_PATTERN
 
-_ID = Schema(type=OpenAPIType.STRING, pattern=f"^{ID_PATTERN}$", description="The device's own name.")
+_ID = Schema(type=OpenAPIType.STRING, pattern=ID_SCHEMA_PATTERN, description="The device's own name.")
 _TIMESTAMP = Schema(
     type=OpenAPIType.STRING,
     format=OpenAPIFormat.DATE_TIME,
@@ -52,7 +52,7 @@ _VEHICLE_READING = Schema(
         "batteryTemp": _number(-60, 150, "Battery temperature, degrees Celsius."),
     },
 )
-# Components of /schema, not repeated in each body: a generated client has one class for each, whatever it is sent with.
+# Components of /schema, not parts of each body: a generated client has one class for each, whatever it is sent with.
 READINGS = {"MeterReading": _METER_READING, "VehicleReading": _VEHICLE_READING}
 
 METER_EXAMPLE = {"meterId": "M1", "timestamp": "2026-02-10T14:47:24.841Z", "kwhConsumedAc": 0.4796, "voltage": 232.0}
@@ -87,7 +87,7 @@ def _request_body(*names: str, examples: list[dict[str, object]]) -> RequestBody
 
 @dataclass
 class MixedBatch(Operation):
-    """A batch of both streams; vehicle readings have a `vehicleId`."""
+    """A batch of both streams, told apart by `vehicleId`."""
 
     def __post_init__(self) -> None:
         self.request_body = _request_body("VehicleReading", "MeterReading", examples=[METER_EXAMPLE, VEHICLE_EXAMPLE])

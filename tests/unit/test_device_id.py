@@ -1,0 +1,36 @@
+"""A device's id has one form, everywhere the same."""
+
+import re
+from pathlib import Path
+
+import pytest
+from sqlalchemy import CheckConstraint
+
+from app.tables import meter, vehicle
+from app.telemetry.device_id import ID_PATTERN, ID_SCHEMA_PATTERN, is_id
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GOOD = ["a", "Z9", "...", ".a", "-", "_", "a:b.c-d_e", "x" * 64]
+BAD = ["", ".", "..", "x" * 65, "a b", "a/b", "a\n", ".\n", "é", "\uff41", "a\0"]
+
+
+@pytest.mark.parametrize("name", GOOD + BAD)
+def test_every_pattern_agrees(name: str) -> None:
+    is_good = name in GOOD
+    assert bool(is_id(name)) == is_good
+    assert bool(re.search(ID_PATTERN, name)) == is_good
+    # In JSON Schema's dialect, `$` is the very end.
+    assert bool(re.search(ID_SCHEMA_PATTERN.replace("$", r"\Z"), name)) == is_good
+
+
+@pytest.mark.parametrize("table", [meter, vehicle], ids=lambda table: table.name)
+def test_the_migration_has_the_same_check(table: object) -> None:
+    (check,) = (each for each in table.constraints if isinstance(each, CheckConstraint))  # type: ignore[attr-defined]
+    migrations = [path.read_text(encoding="utf-8") for path in (ROOT / "migrations" / "versions").glob("*.py")]
+    assert [str(check.sqltext) in text for text in migrations].count(True) == 1
+
+
+def test_the_form_stands_once_in_app() -> None:
+    found = [path.name for path in (ROOT / "app").rglob("*.py") if "[A-Za-z0-9._:-]{" in path.read_text()]
+    assert sorted(found) == ["device_id.py", "logging.py"]  # the latter's is a request's id
