@@ -1,12 +1,14 @@
 """The tables and SQL functions of the database: what Alembic compares and what reads select from.
 
-Keys and indexes of the readings differ between the engines and stand in `timescale/` and `timescale/plain/`.
+Keys and indexes of the readings differ between the engines and stand in `timescale/` and `timescale/plain/`. Both
+engines make the types of buckets from `timescale/shared/`.
 """
 
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     CheckConstraint,
     Column,
     DateTime,
@@ -26,7 +28,7 @@ from sqlalchemy import (
     bindparam,
     func,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, TSTZMULTIRANGE, TSTZRANGE, ExcludeConstraint
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP, TSTZMULTIRANGE, TSTZRANGE, ExcludeConstraint
 
 from app.telemetry.device_id import ID_FORM
 
@@ -288,26 +290,29 @@ _FLEET_COLUMNS = (
 )
 
 
-def _buckets(name: str, *columns: Column[Any]) -> TableValuedAlias:
+_RANGE = (bindparam("range_from", type_=Moment), bindparam("range_to", type_=Moment))
+_DEVICES = bindparam("devices", None, type_=ARRAY(Integer))
+
+
+def _buckets(name: str, columns: tuple[Column[Any], ...], *parameters: BindParameter[Any]) -> TableValuedAlias:
     """One of the SQL functions that both engines offer, over the buckets in [:range_from, :range_to).
 
-    The two are parameters of every statement that selects from it, and whole minutes, hours or days.
+    The two are parameters of every statement that selects from it, and whole minutes, hours or days. A function of
+    devices answers those whose ids are in the list :devices, or all without one.
     """
-    called: Function[Any] = getattr(func, name)(
-        bindparam("range_from", type_=Moment), bindparam("range_to", type_=Moment)
-    )
+    called: Function[Any] = getattr(func, name)(*_RANGE, *parameters)
     return called.table_valued(*columns, name=name)
 
 
-meter_minute = _buckets("meter_minute", *_METER_COLUMNS)
-meter_hour = _buckets("meter_hour", *_METER_COLUMNS)
-meter_day = _buckets("meter_day", *_METER_COLUMNS)
-vehicle_minute = _buckets("vehicle_minute", *_VEHICLE_COLUMNS, Column("meter_id", Integer))
-vehicle_hour = _buckets("vehicle_hour", *_VEHICLE_COLUMNS)
-vehicle_day = _buckets("vehicle_day", *_VEHICLE_COLUMNS)
-fleet_minute = _buckets("fleet_minute", *_FLEET_COLUMNS)
-fleet_hour = _buckets("fleet_hour", *_FLEET_COLUMNS)
-fleet_day = _buckets("fleet_day", *_FLEET_COLUMNS)
+meter_minute = _buckets("meter_minute", _METER_COLUMNS, _DEVICES)
+meter_hour = _buckets("meter_hour", _METER_COLUMNS, _DEVICES)
+meter_day = _buckets("meter_day", _METER_COLUMNS, _DEVICES)
+vehicle_minute = _buckets("vehicle_minute", (*_VEHICLE_COLUMNS, Column("meter_id", Integer)), _DEVICES)
+vehicle_hour = _buckets("vehicle_hour", _VEHICLE_COLUMNS, _DEVICES)
+vehicle_day = _buckets("vehicle_day", _VEHICLE_COLUMNS, _DEVICES)
+fleet_minute = _buckets("fleet_minute", _FLEET_COLUMNS)
+fleet_hour = _buckets("fleet_hour", _FLEET_COLUMNS)
+fleet_day = _buckets("fleet_day", _FLEET_COLUMNS)
 
 # as_of: every reading committed before it is in the aggregate.
 aggregate_freshness = func.aggregate_freshness().table_valued(

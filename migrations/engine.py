@@ -70,8 +70,10 @@ def _create_extension(connection: Connection) -> bool:
 
 
 def run_sql(name: str) -> None:
-    """Runs the statements of timescale/NAME, or of its twin timescale/plain/NAME, whichever fits the database."""
+    """Runs the statements of the file: that of the database's engine, or the one that both engines share."""
     connection = op.get_bind()
-    directory = SQL_DIRECTORY if recorded_engine(connection) == "timescale" else SQL_DIRECTORY / "plain"
+    own = SQL_DIRECTORY if recorded_engine(connection) == "timescale" else SQL_DIRECTORY / "plain"
+    shared = SQL_DIRECTORY / "shared" / name
     # Without parameters, several statements go in one call and a percent sign is itself.
-    connection.execution_options(no_parameters=True).exec_driver_sql((directory / name).read_text())
+    statements = (shared if shared.exists() else own / name).read_text()
+    connection.execution_options(no_parameters=True).exec_driver_sql(statements)

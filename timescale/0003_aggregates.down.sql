@@ -1,3 +1,4 @@
+DROP VIEW cagg_level;
 DROP MATERIALIZED VIEW vehicle_day_cagg;
 DROP MATERIALIZED VIEW meter_day_cagg;
 DROP MATERIALIZED VIEW vehicle_hour_cagg;

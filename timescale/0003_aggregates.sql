@@ -17,7 +17,6 @@ FROM meter_reading
 GROUP BY meter_id, time_bucket(INTERVAL '1 minute', ts)
 WITH NO DATA;
 
--- `bucket` stands second in every aggregate: 2.29 refuses a third level above a parent that has it elsewhere.
 CREATE MATERIALIZED VIEW vehicle_minute_cagg WITH (
     timescaledb.continuous, timescaledb.materialized_only = false, timescaledb.create_group_indexes = false) AS
 SELECT
@@ -150,3 +149,16 @@ ALTER MATERIALIZED VIEW meter_minute_cagg SET (timescaledb.enable_columnstore, t
 ALTER MATERIALIZED VIEW vehicle_minute_cagg SET (timescaledb.enable_columnstore, timescaledb.segmentby = 'vehicle_id');
 ALTER MATERIALIZED VIEW meter_hour_cagg SET (timescaledb.enable_columnstore, timescaledb.segmentby = 'meter_id');
 ALTER MATERIALIZED VIEW vehicle_hour_cagg SET (timescaledb.enable_columnstore, timescaledb.segmentby = 'vehicle_id');
+
+-- Every aggregate, each after the one that it is made of.
+CREATE VIEW cagg_level (name, source, width) AS VALUES
+    ('meter_minute', 'meter_reading', INTERVAL '1 minute'),
+    ('vehicle_minute', 'vehicle_reading', INTERVAL '1 minute'),
+    ('fleet_meter_minute', 'meter_reading', INTERVAL '1 minute'),
+    ('fleet_vehicle_minute', 'vehicle_reading', INTERVAL '1 minute'),
+    ('fleet_meter_hour', 'fleet_meter_minute_cagg', INTERVAL '1 hour'),
+    ('fleet_vehicle_hour', 'fleet_vehicle_minute_cagg', INTERVAL '1 hour'),
+    ('meter_hour', 'meter_minute_cagg', INTERVAL '1 hour'),
+    ('vehicle_hour', 'vehicle_minute_cagg', INTERVAL '1 hour'),
+    ('meter_day', 'meter_hour_cagg', INTERVAL '1 day'),
+    ('vehicle_day', 'vehicle_hour_cagg', INTERVAL '1 day');

@@ -9,9 +9,10 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import event
+from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app import tables
 from app.analytics.efficiency.performance import fetch_performance
 from app.analytics.series import Buckets, fetch_fleet_series, fetch_meter_series, fetch_vehicle_series
 from app.analytics.series_source import Width
@@ -35,6 +36,8 @@ FLEET = """
     SELECT ts, n, CASE WHEN n % 2 = 1 THEN n END, 900
     FROM generate_series(now() - INTERVAL '3 days', now(), '1 minute') AS ts, generate_series(1, {devices}) AS n;
 """
+
+DEVICE_FUNCTIONS = [name for name in AGGREGATES if not name.startswith("fleet_")]
 
 Node = dict[str, Any]
 Sent = list[tuple[str, Any]]
@@ -187,6 +190,51 @@ async def test_every_function_is_inlined_and_its_range_reaches_the_planner(
         from_tables = engine == "plain" and name.startswith("fleet_")
         assert any(map(reads_fleet_s_minutes if from_tables else reads_days, stored))
         assert not any(map(reads_days, elsewhere))
+
+
+async def test_the_device_of_a_call_reaches_the_index(filled: psycopg.Connection, database_url: str) -> None:
+    # The kept hours and days are empty tables on plain, and what is small is read whole.
+    filled.execute("SET enable_seqscan = off")
+    for name in DEVICE_FUNCTIONS:
+        buckets = some_buckets("1d" if name.endswith("day") else "1h")
+        bounds = {"range_from": buckets.start, "range_to": buckets.end, "devices": [3]}
+        async with capturing(database_url) as (pool, sent), pool.connect() as connection:
+            found = (await connection.execute(select(getattr(tables, name)), bounds)).mappings().all()
+        assert {row[f"{name.partition('_')[0]}_id"] for row in found} == {3}
+        nodes = plan(filled, *sent[-1])
+        assert "Function Scan" not in {node["Node Type"] for node in nodes}
+        scans = [node for node in nodes if re.search(r"_reading_\d{8}$|_kept$|_chunk$", node.get("Relation Name", ""))]
+        assert any(reads_days(node) for node in scans)
+        for node in scans:
+            conditions = " ".join(one["Index Cond"] for one in nodes_below(node) if "Index Cond" in one)
+            assert "_id = ANY ('{3}'::integer[])" in conditions, (name, node)
+
+
+def test_the_devices_of_a_call_are_planned_as_a_condition_is(filled: psycopg.Connection) -> None:
+    for name in DEVICE_FUNCTIONS:
+        names = {"function": sql.Identifier(name), "device": sql.Identifier(f"{name.partition('_')[0]}_id")}
+        as_argument, as_condition = (
+            plan(filled, sql.SQL(call).format(**names).as_string(), [midnight(2), midnight(1), [3, 7]])
+            for call in (
+                "SELECT * FROM {function}(%s, %s, %s)",
+                "SELECT * FROM {function}(%s, %s) WHERE {device} = ANY (%s)",
+            )
+        )
+        assert list(map(scanned, as_argument)) == list(map(scanned, as_condition))
+
+
+def scanned(node: Node) -> tuple[Any, ...]:
+    return node["Node Type"], node.get("Relation Name"), node.get("Index Name")
+
+
+def test_a_call_for_all_devices_has_no_condition_on_them(filled: psycopg.Connection) -> None:
+    for name in DEVICE_FUNCTIONS:
+        every, unlimited = (
+            plan(filled, sql.SQL(call).format(sql.Identifier(name)).as_string(), [midnight(2), midnight(1)])
+            for call in ("SELECT * FROM {}(%s, %s)", "SELECT * FROM {}(%s, %s, NULL)")
+        )
+        assert unlimited == every
+        assert "_id = ANY" not in str(every)
 
 
 def reads_fleet_s_minutes(node: Node) -> bool:

@@ -25,7 +25,7 @@ CREATE FUNCTION add_to_fleet_meter_minute() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO fleet_meter_minute AS kept (bucket, shard, ac_milliwh, readings)
-    SELECT date_bin('1 minute', ts, TIMESTAMPTZ '2000-01-01 00:00Z') AS bucket, pg_backend_pid() % 16,
+    SELECT utc_bucket('1 minute', ts) AS bucket, pg_backend_pid() % 16,
            sum(ac_milliwh), count(*)
     FROM inserted
     GROUP BY bucket
@@ -41,7 +41,7 @@ CREATE FUNCTION add_to_fleet_vehicle_minute() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO fleet_vehicle_minute AS kept (bucket, shard, dc_milliwh, readings)
-    SELECT date_bin('1 minute', ts, TIMESTAMPTZ '2000-01-01 00:00Z') AS bucket, pg_backend_pid() % 16,
+    SELECT utc_bucket('1 minute', ts) AS bucket, pg_backend_pid() % 16,
            sum(dc_milliwh), count(*)
     FROM inserted
     GROUP BY bucket
@@ -58,40 +58,21 @@ CREATE TRIGGER add_to_fleet_minute AFTER INSERT ON meter_reading
 CREATE TRIGGER add_to_fleet_minute AFTER INSERT ON vehicle_reading
     REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION add_to_fleet_vehicle_minute();
 
-CREATE TABLE meter_hour_kept (
-    meter_id            integer     NOT NULL,
-    bucket              timestamptz NOT NULL,
-    ac_milliwh          bigint      NOT NULL,
-    readings            bigint      NOT NULL,
-    voltage_centiv_sum  bigint,
-    voltage_readings    bigint      NOT NULL,
-    voltage_centiv_min  integer,
-    voltage_centiv_max  integer,
-    PRIMARY KEY (meter_id, bucket)
-);
-
-CREATE TABLE vehicle_hour_kept (
-    vehicle_id               integer     NOT NULL,
-    bucket                   timestamptz NOT NULL,
-    dc_milliwh               bigint      NOT NULL,
-    readings                 bigint      NOT NULL,
-    soc_centipercent_sum     bigint,
-    soc_readings             bigint      NOT NULL,
-    soc_centipercent_min     smallint,
-    soc_centipercent_max     smallint,
-    battery_temp_centic_sum  bigint,
-    battery_temp_readings    bigint      NOT NULL,
-    battery_temp_centic_min  smallint,
-    battery_temp_centic_max  smallint,
-    PRIMARY KEY (vehicle_id, bucket)
-);
+-- Of each device, the hours of the days whose readings were dropped, and the days of the hours that were.
+CREATE TABLE meter_hour_kept OF meter_bucket (
+    ac_milliwh NOT NULL, readings NOT NULL, voltage_readings NOT NULL, PRIMARY KEY (meter_id, bucket));
+CREATE TABLE meter_day_kept OF meter_bucket (
+    ac_milliwh NOT NULL, readings NOT NULL, voltage_readings NOT NULL, PRIMARY KEY (meter_id, bucket));
+CREATE TABLE vehicle_hour_kept OF vehicle_bucket (
+    dc_milliwh NOT NULL, readings NOT NULL, soc_readings NOT NULL, battery_temp_readings NOT NULL,
+    PRIMARY KEY (vehicle_id, bucket));
+CREATE TABLE vehicle_day_kept OF vehicle_bucket (
+    dc_milliwh NOT NULL, readings NOT NULL, soc_readings NOT NULL, battery_temp_readings NOT NULL,
+    PRIMARY KEY (vehicle_id, bucket));
 
 -- Finds the hours that are too old each minute; they are stored day by day.
 CREATE INDEX meter_hour_kept_bucket_idx ON meter_hour_kept USING brin (bucket) WITH (autosummarize = on);
 CREATE INDEX vehicle_hour_kept_bucket_idx ON vehicle_hour_kept USING brin (bucket) WITH (autosummarize = on);
-
-CREATE TABLE meter_day_kept (LIKE meter_hour_kept, PRIMARY KEY (meter_id, bucket));
-CREATE TABLE vehicle_day_kept (LIKE vehicle_hour_kept, PRIMARY KEY (vehicle_id, bucket));
 
 CREATE TABLE fleet_meter_hour_kept (
     bucket      timestamptz PRIMARY KEY,

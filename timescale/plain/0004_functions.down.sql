@@ -1,14 +1,4 @@
-DROP FUNCTION drop_expired();
-DROP PROCEDURE refresh_aggregates(timestamptz, timestamptz);
-DROP FUNCTION importable_from();
-DROP FUNCTION aggregate_retention();
-DROP FUNCTION aggregate_freshness();
-DROP FUNCTION fleet_day(timestamptz, timestamptz);
-DROP FUNCTION fleet_hour(timestamptz, timestamptz);
-DROP FUNCTION fleet_minute(timestamptz, timestamptz);
-DROP FUNCTION vehicle_day(timestamptz, timestamptz);
-DROP FUNCTION meter_day(timestamptz, timestamptz);
-DROP FUNCTION vehicle_hour(timestamptz, timestamptz);
-DROP FUNCTION meter_hour(timestamptz, timestamptz);
-DROP FUNCTION vehicle_minute(timestamptz, timestamptz);
-DROP FUNCTION meter_minute(timestamptz, timestamptz);
+DROP PROCEDURE refresh_aggregates;
+DROP FUNCTION drop_expired, importable_from, aggregate_freshness, aggregate_retention;
+DROP FUNCTION fleet_day, fleet_hour, fleet_minute;
+DROP FUNCTION vehicle_day, meter_day, vehicle_hour, meter_hour, vehicle_minute, meter_minute;

@@ -1,117 +1,84 @@
 -- The reads that both engines offer (timescale/0004_functions.sql is the twin). Each takes a range [range_from, range_to)
--- of whole buckets and is one SELECT, so that PostgreSQL inlines it, the range reaches the partitions at planning and the
--- device reaches the index.
+-- of whole buckets, those of devices also the ids of the devices (NULL: all), and is one SELECT. PostgreSQL inlines it, so
+-- that the range reaches the partitions at planning and the devices reach the index, as long as no argument is a subquery.
 
-CREATE FUNCTION meter_minute(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
-    meter_id integer, bucket timestamptz, ac_milliwh bigint, readings bigint,
-    voltage_centiv_sum bigint, voltage_readings bigint, voltage_centiv_min integer, voltage_centiv_max integer)
-LANGUAGE sql STABLE AS $$
-    SELECT meter_id, date_bin('1 minute', ts, TIMESTAMPTZ '2000-01-01 00:00Z'),
-           sum(ac_milliwh), count(*), sum(voltage_centiv), count(voltage_centiv),
-           min(voltage_centiv), max(voltage_centiv)
+CREATE FUNCTION meter_minute(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
+RETURNS SETOF meter_bucket LANGUAGE sql STABLE AS $$
+    SELECT meter_id, utc_bucket('1 minute', ts),
+           sum(ac_milliwh), count(*), sum(voltage_centiv), count(voltage_centiv), min(voltage_centiv), max(voltage_centiv)
     FROM meter_reading
-    WHERE ts >= range_from AND ts < range_to
-    GROUP BY meter_id, date_bin('1 minute', ts, TIMESTAMPTZ '2000-01-01 00:00Z')
+    WHERE ts >= range_from AND ts < range_to AND (devices IS NULL OR meter_id = ANY (devices))
+    GROUP BY meter_id, utc_bucket('1 minute', ts)
 $$;
 
-CREATE FUNCTION vehicle_minute(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
-    vehicle_id integer, bucket timestamptz, meter_id integer, dc_milliwh bigint, readings bigint,
-    soc_centipercent_sum bigint, soc_readings bigint, soc_centipercent_min smallint, soc_centipercent_max smallint,
-    battery_temp_centic_sum bigint, battery_temp_readings bigint,
-    battery_temp_centic_min smallint, battery_temp_centic_max smallint)
-LANGUAGE sql STABLE AS $$
-    SELECT vehicle_id, date_bin('1 minute', ts, TIMESTAMPTZ '2000-01-01 00:00Z'), meter_id,
-           sum(dc_milliwh), count(*),
+CREATE FUNCTION vehicle_minute(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
+RETURNS SETOF vehicle_meter_bucket LANGUAGE sql STABLE AS $$
+    SELECT vehicle_id, utc_bucket('1 minute', ts), meter_id, sum(dc_milliwh), count(*),
            sum(soc_centipercent), count(soc_centipercent), min(soc_centipercent), max(soc_centipercent),
            sum(battery_temp_centic), count(battery_temp_centic), min(battery_temp_centic), max(battery_temp_centic)
     FROM vehicle_reading
-    WHERE ts >= range_from AND ts < range_to
-    GROUP BY vehicle_id, meter_id, date_bin('1 minute', ts, TIMESTAMPTZ '2000-01-01 00:00Z')
+    WHERE ts >= range_from AND ts < range_to AND (devices IS NULL OR vehicle_id = ANY (devices))
+    GROUP BY vehicle_id, meter_id, utc_bucket('1 minute', ts)
 $$;
 
 -- Hours of days whose readings were dropped, and of those that are still there.
-CREATE FUNCTION meter_hour(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
-    meter_id integer, bucket timestamptz, ac_milliwh bigint, readings bigint,
-    voltage_centiv_sum bigint, voltage_readings bigint, voltage_centiv_min integer, voltage_centiv_max integer)
-LANGUAGE sql STABLE AS $$
-    SELECT meter_id, bucket, ac_milliwh, readings, voltage_centiv_sum, voltage_readings, voltage_centiv_min,
-           voltage_centiv_max
-    FROM meter_hour_kept
-    WHERE bucket >= range_from AND bucket < range_to
+CREATE FUNCTION meter_hour(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
+RETURNS SETOF meter_bucket LANGUAGE sql STABLE AS $$
+    SELECT * FROM meter_hour_kept
+    WHERE bucket >= range_from AND bucket < range_to AND (devices IS NULL OR meter_id = ANY (devices))
     UNION ALL
-    SELECT meter_id, date_bin('1 hour', ts, TIMESTAMPTZ '2000-01-01 00:00Z'),
-           sum(ac_milliwh), count(*), sum(voltage_centiv), count(voltage_centiv),
-           min(voltage_centiv), max(voltage_centiv)
+    SELECT meter_id, utc_bucket('1 hour', ts),
+           sum(ac_milliwh), count(*), sum(voltage_centiv), count(voltage_centiv), min(voltage_centiv), max(voltage_centiv)
     FROM meter_reading
-    WHERE ts >= range_from AND ts < range_to
-    GROUP BY meter_id, date_bin('1 hour', ts, TIMESTAMPTZ '2000-01-01 00:00Z')
+    WHERE ts >= range_from AND ts < range_to AND (devices IS NULL OR meter_id = ANY (devices))
+    GROUP BY meter_id, utc_bucket('1 hour', ts)
 $$;
 
 -- Hours of days whose readings were dropped, and of those that are still there.
-CREATE FUNCTION vehicle_hour(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
-    vehicle_id integer, bucket timestamptz, dc_milliwh bigint, readings bigint,
-    soc_centipercent_sum bigint, soc_readings bigint, soc_centipercent_min smallint, soc_centipercent_max smallint,
-    battery_temp_centic_sum bigint, battery_temp_readings bigint,
-    battery_temp_centic_min smallint, battery_temp_centic_max smallint)
-LANGUAGE sql STABLE AS $$
-    SELECT vehicle_id, bucket, dc_milliwh, readings, soc_centipercent_sum, soc_readings, soc_centipercent_min,
-           soc_centipercent_max, battery_temp_centic_sum, battery_temp_readings, battery_temp_centic_min,
-           battery_temp_centic_max
-    FROM vehicle_hour_kept
-    WHERE bucket >= range_from AND bucket < range_to
+CREATE FUNCTION vehicle_hour(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
+RETURNS SETOF vehicle_bucket LANGUAGE sql STABLE AS $$
+    SELECT * FROM vehicle_hour_kept
+    WHERE bucket >= range_from AND bucket < range_to AND (devices IS NULL OR vehicle_id = ANY (devices))
     UNION ALL
-    SELECT vehicle_id, date_bin('1 hour', ts, TIMESTAMPTZ '2000-01-01 00:00Z'),
-           sum(dc_milliwh), count(*),
+    SELECT vehicle_id, utc_bucket('1 hour', ts), sum(dc_milliwh), count(*),
            sum(soc_centipercent), count(soc_centipercent), min(soc_centipercent), max(soc_centipercent),
            sum(battery_temp_centic), count(battery_temp_centic), min(battery_temp_centic), max(battery_temp_centic)
     FROM vehicle_reading
-    WHERE ts >= range_from AND ts < range_to
-    GROUP BY vehicle_id, date_bin('1 hour', ts, TIMESTAMPTZ '2000-01-01 00:00Z')
+    WHERE ts >= range_from AND ts < range_to AND (devices IS NULL OR vehicle_id = ANY (devices))
+    GROUP BY vehicle_id, utc_bucket('1 hour', ts)
 $$;
 
 -- Days of hours that were dropped, and of those that are still there.
-CREATE FUNCTION meter_day(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
-    meter_id integer, bucket timestamptz, ac_milliwh bigint, readings bigint,
-    voltage_centiv_sum bigint, voltage_readings bigint, voltage_centiv_min integer, voltage_centiv_max integer)
-LANGUAGE sql STABLE AS $$
-    SELECT meter_id, bucket, ac_milliwh, readings, voltage_centiv_sum, voltage_readings, voltage_centiv_min,
-           voltage_centiv_max
-    FROM meter_day_kept
-    WHERE bucket >= range_from AND bucket < range_to
+CREATE FUNCTION meter_day(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
+RETURNS SETOF meter_bucket LANGUAGE sql STABLE AS $$
+    SELECT * FROM meter_day_kept
+    WHERE bucket >= range_from AND bucket < range_to AND (devices IS NULL OR meter_id = ANY (devices))
     UNION ALL
-    SELECT meter_id, date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z'),
+    SELECT meter_id, utc_bucket('1 day', bucket),
            sum(ac_milliwh)::bigint, sum(readings)::bigint, sum(voltage_centiv_sum)::bigint,
            sum(voltage_readings)::bigint, min(voltage_centiv_min), max(voltage_centiv_max)
-    FROM meter_hour(range_from, range_to)
-    GROUP BY meter_id, date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z')
+    FROM meter_hour(range_from, range_to, devices)
+    GROUP BY meter_id, utc_bucket('1 day', bucket)
 $$;
 
 -- Days of hours that were dropped, and of those that are still there.
-CREATE FUNCTION vehicle_day(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
-    vehicle_id integer, bucket timestamptz, dc_milliwh bigint, readings bigint,
-    soc_centipercent_sum bigint, soc_readings bigint, soc_centipercent_min smallint, soc_centipercent_max smallint,
-    battery_temp_centic_sum bigint, battery_temp_readings bigint,
-    battery_temp_centic_min smallint, battery_temp_centic_max smallint)
-LANGUAGE sql STABLE AS $$
-    SELECT vehicle_id, bucket, dc_milliwh, readings, soc_centipercent_sum, soc_readings, soc_centipercent_min,
-           soc_centipercent_max, battery_temp_centic_sum, battery_temp_readings, battery_temp_centic_min,
-           battery_temp_centic_max
-    FROM vehicle_day_kept
-    WHERE bucket >= range_from AND bucket < range_to
+CREATE FUNCTION vehicle_day(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
+RETURNS SETOF vehicle_bucket LANGUAGE sql STABLE AS $$
+    SELECT * FROM vehicle_day_kept
+    WHERE bucket >= range_from AND bucket < range_to AND (devices IS NULL OR vehicle_id = ANY (devices))
     UNION ALL
-    SELECT vehicle_id, date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z'),
+    SELECT vehicle_id, utc_bucket('1 day', bucket),
            sum(dc_milliwh)::bigint, sum(readings)::bigint,
            sum(soc_centipercent_sum)::bigint, sum(soc_readings)::bigint,
            min(soc_centipercent_min), max(soc_centipercent_max),
            sum(battery_temp_centic_sum)::bigint, sum(battery_temp_readings)::bigint,
            min(battery_temp_centic_min), max(battery_temp_centic_max)
-    FROM vehicle_hour(range_from, range_to)
-    GROUP BY vehicle_id, date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z')
+    FROM vehicle_hour(range_from, range_to, devices)
+    GROUP BY vehicle_id, utc_bucket('1 day', bucket)
 $$;
 
 -- A minute in which one stream was silent has NULL there, not zero.
-CREATE FUNCTION fleet_minute(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
-    bucket timestamptz, ac_milliwh bigint, meter_readings bigint, dc_milliwh bigint, vehicle_readings bigint)
+CREATE FUNCTION fleet_minute(range_from timestamptz, range_to timestamptz) RETURNS SETOF fleet_bucket
 LANGUAGE sql STABLE AS $$
     SELECT bucket, m.ac_milliwh, m.readings, v.dc_milliwh, v.readings
     FROM (SELECT bucket, sum(ac_milliwh)::bigint AS ac_milliwh, sum(readings)::bigint AS readings
@@ -126,8 +93,7 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Hours of minutes that were dropped, and of those that are still there.
-CREATE FUNCTION fleet_hour(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
-    bucket timestamptz, ac_milliwh bigint, meter_readings bigint, dc_milliwh bigint, vehicle_readings bigint)
+CREATE FUNCTION fleet_hour(range_from timestamptz, range_to timestamptz) RETURNS SETOF fleet_bucket
 LANGUAGE sql STABLE AS $$
     SELECT bucket, m.ac_milliwh, m.readings, v.dc_milliwh, v.readings
     FROM (SELECT bucket, sum(ac_milliwh)::bigint AS ac_milliwh, sum(readings)::bigint AS readings
@@ -135,7 +101,7 @@ LANGUAGE sql STABLE AS $$
                 FROM fleet_meter_hour_kept
                 WHERE bucket >= range_from AND bucket < range_to
                 UNION ALL
-                SELECT date_bin('1 hour', bucket, TIMESTAMPTZ '2000-01-01 00:00Z'), ac_milliwh, readings
+                SELECT utc_bucket('1 hour', bucket), ac_milliwh, readings
                 FROM fleet_meter_minute
                 WHERE bucket >= range_from AND bucket < range_to) AS parts
           GROUP BY bucket) AS m
@@ -145,33 +111,18 @@ LANGUAGE sql STABLE AS $$
                 FROM fleet_vehicle_hour_kept
                 WHERE bucket >= range_from AND bucket < range_to
                 UNION ALL
-                SELECT date_bin('1 hour', bucket, TIMESTAMPTZ '2000-01-01 00:00Z'), dc_milliwh, readings
+                SELECT utc_bucket('1 hour', bucket), dc_milliwh, readings
                 FROM fleet_vehicle_minute
                 WHERE bucket >= range_from AND bucket < range_to) AS parts
           GROUP BY bucket) AS v USING (bucket)
 $$;
 
-CREATE FUNCTION fleet_day(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
-    bucket timestamptz, ac_milliwh bigint, meter_readings bigint, dc_milliwh bigint, vehicle_readings bigint)
+CREATE FUNCTION fleet_day(range_from timestamptz, range_to timestamptz) RETURNS SETOF fleet_bucket
 LANGUAGE sql STABLE AS $$
-    SELECT date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z'),
+    SELECT utc_bucket('1 day', bucket),
            sum(ac_milliwh)::bigint, sum(meter_readings)::bigint, sum(dc_milliwh)::bigint, sum(vehicle_readings)::bigint
     FROM fleet_hour(range_from, range_to)
-    GROUP BY date_bin('1 day', bucket, TIMESTAMPTZ '2000-01-01 00:00Z')
-$$;
-
--- Nothing is materialised, so every aggregate is as fresh as the tables. as_of: every reading committed before it is
--- seen by a statement that starts later. A transaction under way may have taken its commit time already, hence not
--- later than its start; a store transaction runs for 5 s at most.
-CREATE FUNCTION aggregate_freshness() RETURNS TABLE (name text, materialized_through timestamptz, as_of timestamptz)
-LANGUAGE sql STABLE AS $$
-    SELECT aggregate.name, now(),
-           greatest(now() - INTERVAL '5 seconds',
-                    least(now(), (SELECT min(xact_start) FROM pg_stat_activity
-                                  WHERE datname = current_database() AND backend_xid IS NOT NULL)))
-    FROM (VALUES ('meter_minute'), ('vehicle_minute'), ('fleet_meter_minute'), ('fleet_vehicle_minute'),
-                 ('fleet_meter_hour'), ('fleet_vehicle_hour'), ('meter_hour'), ('vehicle_hour'), ('meter_day'),
-                 ('vehicle_day')) AS aggregate (name)
+    GROUP BY utc_bucket('1 day', bucket)
 $$;
 
 -- From when on each aggregate is kept whole; NULL for good. A device's minutes are its readings'.
@@ -184,6 +135,18 @@ LANGUAGE sql STABLE AS $$
                  ('meter_hour', 'meter_hour'), ('vehicle_hour', 'vehicle_hour'),
                  ('meter_day', NULL), ('vehicle_day', NULL)) AS aggregate (name, source)
     LEFT JOIN retention ON retention.name = aggregate.source
+$$;
+
+-- Nothing is materialised, so every aggregate is as fresh as the tables. as_of: every reading committed before it is
+-- seen by a statement that starts later. A transaction under way may have taken its commit time already, hence not
+-- later than its start; a store transaction runs for 5 s at most.
+CREATE FUNCTION aggregate_freshness() RETURNS TABLE (name text, materialized_through timestamptz, as_of timestamptz)
+LANGUAGE sql STABLE AS $$
+    SELECT name, now(),
+           greatest(now() - INTERVAL '5 seconds',
+                    least(now(), (SELECT min(xact_start) FROM pg_stat_activity
+                                  WHERE datname = current_database() AND backend_xid IS NOT NULL)))
+    FROM aggregate_retention()
 $$;
 
 -- From when on an imported reading reaches every aggregate. drop_expired() drops days as a whole; two days are for the
@@ -203,9 +166,9 @@ LANGUAGE sql STABLE AS $$
         (SELECT max(now() + INTERVAL '2 days' - coalesce(drop_after, INTERVAL '1000 years'))
          FROM unnest(ARRAY['meter_reading', 'vehicle_reading']) AS reading
          LEFT JOIN retention ON retention.name = reading),
-        (SELECT date_bin('1 day', max(bucket), '2000-01-01 00:00Z') + INTERVAL '1 day'
+        (SELECT utc_bucket('1 day', max(bucket)) + INTERVAL '1 day'
          FROM fleet_meter_minute WHERE bucket < (SELECT day FROM oldest WHERE parent = 'meter_reading')),
-        (SELECT date_bin('1 day', max(bucket), '2000-01-01 00:00Z') + INTERVAL '1 day'
+        (SELECT utc_bucket('1 day', max(bucket)) + INTERVAL '1 day'
          FROM fleet_vehicle_minute WHERE bucket < (SELECT day FROM oldest WHERE parent = 'vehicle_reading')))
 $$;
 
@@ -253,10 +216,10 @@ BEGIN
 
     WITH gone AS (
         DELETE FROM meter_hour_kept
-        WHERE bucket < date_bin('1 day', now() - (keep ->> 'meter_hour')::interval, '2000-01-01 00:00Z')
+        WHERE bucket < utc_bucket('1 day', now() - (keep ->> 'meter_hour')::interval)
         RETURNING *)
     INSERT INTO meter_day_kept
-    SELECT meter_id, date_bin('1 day', bucket, '2000-01-01 00:00Z') AS day,
+    SELECT meter_id, utc_bucket('1 day', bucket) AS day,
            sum(ac_milliwh)::bigint, sum(readings)::bigint, sum(voltage_centiv_sum)::bigint,
            sum(voltage_readings)::bigint, min(voltage_centiv_min), max(voltage_centiv_max)
     FROM gone
@@ -265,10 +228,10 @@ BEGIN
 
     WITH gone AS (
         DELETE FROM vehicle_hour_kept
-        WHERE bucket < date_bin('1 day', now() - (keep ->> 'vehicle_hour')::interval, '2000-01-01 00:00Z')
+        WHERE bucket < utc_bucket('1 day', now() - (keep ->> 'vehicle_hour')::interval)
         RETURNING *)
     INSERT INTO vehicle_day_kept
-    SELECT vehicle_id, date_bin('1 day', bucket, '2000-01-01 00:00Z') AS day,
+    SELECT vehicle_id, utc_bucket('1 day', bucket) AS day,
            sum(dc_milliwh)::bigint, sum(readings)::bigint,
            sum(soc_centipercent_sum)::bigint, sum(soc_readings)::bigint,
            min(soc_centipercent_min), max(soc_centipercent_max),
@@ -280,10 +243,10 @@ BEGIN
 
     WITH gone AS (
         DELETE FROM fleet_meter_minute
-        WHERE bucket < date_bin('1 hour', now() - (keep ->> 'fleet_meter_minute')::interval, '2000-01-01 00:00Z')
+        WHERE bucket < utc_bucket('1 hour', now() - (keep ->> 'fleet_meter_minute')::interval)
         RETURNING bucket, ac_milliwh, readings)
     INSERT INTO fleet_meter_hour_kept AS kept (bucket, ac_milliwh, readings)
-    SELECT date_bin('1 hour', bucket, '2000-01-01 00:00Z') AS hour, sum(ac_milliwh), sum(readings)
+    SELECT utc_bucket('1 hour', bucket) AS hour, sum(ac_milliwh), sum(readings)
     FROM gone
     GROUP BY hour
     ON CONFLICT (bucket) DO UPDATE SET
@@ -292,10 +255,10 @@ BEGIN
 
     WITH gone AS (
         DELETE FROM fleet_vehicle_minute
-        WHERE bucket < date_bin('1 hour', now() - (keep ->> 'fleet_vehicle_minute')::interval, '2000-01-01 00:00Z')
+        WHERE bucket < utc_bucket('1 hour', now() - (keep ->> 'fleet_vehicle_minute')::interval)
         RETURNING bucket, dc_milliwh, readings)
     INSERT INTO fleet_vehicle_hour_kept AS kept (bucket, dc_milliwh, readings)
-    SELECT date_bin('1 hour', bucket, '2000-01-01 00:00Z') AS hour, sum(dc_milliwh), sum(readings)
+    SELECT utc_bucket('1 hour', bucket) AS hour, sum(dc_milliwh), sum(readings)
     FROM gone
     GROUP BY hour
     ON CONFLICT (bucket) DO UPDATE SET
