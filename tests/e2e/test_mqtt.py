@@ -147,7 +147,8 @@ def test_two_consumers_share_the_work_and_what_a_killed_one_had_waits_for_it(
             one.kill()
         # Mosquitto divides in turns, and what `one` had is nobody else's: one copy of each tenth, half of the others.
         publish_all(broker.port, messages(500, first=500))
-        # Nor is what it is given while it is dead. The last reading comes twice: `two` has it when it has all of its own.
+        # Nor is what it is given while it is dead. The last reading comes twice: once `two` has it,
+        # it has all of its own.
         publish_all(broker.port, messages(1, first=1_000))
         eventually(lambda: 1_000 in energies(connection))
         assert len(energies(connection)) == 275 + 275 + 1
