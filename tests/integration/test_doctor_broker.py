@@ -19,7 +19,7 @@ def report(**environ: str) -> str:
 def test_what_the_broker_grants_is_said(broker: Broker) -> None:
     said = report(WATTLINE_MQTT_URL=broker.url)
     assert f"Broker broker {broker.url} in flight 65535 messages at most" in said
-    assert "session kept for ever shared yes" in said
+    assert "session never expires shared yes" in said
     assert "The broker" not in said
 
 
