@@ -1,7 +1,7 @@
 """Connections to the MQTT broker: paho's client, driven by asyncio in one thread.
 
-In one thread, because an acknowledgement must never slip from a lost connection into the next one: there its packet
-identifier may stand for a message that is not stored.
+In one thread, an acknowledgement never slips from a lost connection into the next one, where its packet identifier may
+stand for a message that is not stored.
 """
 
 import asyncio
@@ -34,16 +34,16 @@ RECEIVE_MAXIMUM = 40_000
 NEVER_EXPIRES = 0xFFFFFFFF
 LONGEST_PAUSE_SECONDS = 30
 DISCONNECT_SECONDS = 5
-# Then the rest of the event loop has its turn.
+# After so many, the rest of the event loop has its turn.
 PACKETS_AT_ONCE = 100
-# While nothing is read, no answer to a ping is either, and after two of them paho takes the broker for dead.
+# While nothing is read, answers to pings are not either, and after two of them paho takes the broker for dead.
 LONGEST_HOLD_SECONDS = KEEPALIVE_SECONDS / 2
 
 _log = structlog.get_logger()
 
 
 class Message(NamedTuple):
-    """What was published; `connection` and `mid` are what an acknowledgement names, `mid` is 0 when it wants none."""
+    """A published message. An acknowledgement names `connection` and `mid`, which is 0 where none is expected."""
 
     connection: int
     mid: int
@@ -53,9 +53,9 @@ class Message(NamedTuple):
 
 
 class _Client(Client):
-    """paho's client, but what it cannot read of a message does not end the connection: it would come for ever.
+    """paho's client, except that a message that it cannot read does not end the connection: it would come for ever.
 
-    The broker passes on what MQTT allows and paho refuses, such as U+FEFF in a property.
+    The broker passes on things that MQTT allows and paho refuses, such as U+FEFF in a property.
     """
 
     def _handle_publish(self) -> MQTTErrorCode:
@@ -72,9 +72,9 @@ class _Client(Client):
 
 
 def create_client(settings: Settings, client_id: str, *, persistent: bool) -> Client:
-    """A client of the broker, for `reconnect()` to connect. Raises SetupError for settings that cannot work.
+    """A client of the broker, which `reconnect()` connects. Raises SetupError for settings that cannot work.
 
-    A persistent one finds its session again, and acknowledges by hand.
+    A persistent client finds its session again, and acknowledges by hand.
     """
     if settings.mqtt_url is None:
         raise SetupError("WATTLINE_MQTT_URL is not set: it names the broker, such as mqtt://user@host:1883.")
@@ -99,7 +99,7 @@ def create_client(settings: Settings, client_id: str, *, persistent: bool) -> Cl
 
 
 def shown_address(settings: Settings) -> str:
-    """Where the broker is, without user and password."""
+    """The address of the broker, without user and password."""
     url = urlsplit(settings.mqtt_url or "")
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
 
@@ -120,7 +120,7 @@ def _tls(settings: Settings) -> ssl.SSLContext:
 class Session:
     """A session that the broker keeps while nobody is connected to it; what it sends goes to `on_message`.
 
-    `subscribed` tells whether all filters are, on the connection of now.
+    `subscribed` is true while all filters are subscribed on the present connection.
     """
 
     def __init__(self, settings: Settings, filters: Iterable[str], on_message: Callable[[Message], None]) -> None:
@@ -167,14 +167,14 @@ class Session:
         self._wake.set()
 
     def acknowledge(self, messages: Iterable[Message]) -> None:
-        """In the order in which they came, as MQTT wants it; those of an earlier connection come again anyway."""
+        """Acknowledges them in the order in which they came, as MQTT demands, but none of an earlier connection."""
         for message in messages:
             if message.mid and message.connection == self._connection:
                 self._client.ack(message.mid, qos=1)
         self._write()
 
     def hold_back(self) -> None:
-        """Reads nothing more, so that the broker waits, until `go_on()`; if that takes long, without a connection."""
+        """Reads nothing more until `go_on()`, so that the broker waits; after a while the connection is closed."""
         if not self._full:
             self._full = True
             self._full_since = time.monotonic()
@@ -215,7 +215,7 @@ class Session:
             await self._sleep(1)
 
     async def _pause(self) -> None:
-        # The random part keeps many consumers from coming back in the same moment.
+        # At random, so that many consumers do not come back at the same moment.
         longest = backoff_seconds(self._pauses, first=1, longest=LONGEST_PAUSE_SECONDS)
         seconds = longest * random.uniform(0.5, 1)  # noqa: S311
         self._pauses += 1
@@ -223,7 +223,7 @@ class Session:
         await self._sleep(seconds)
 
     def _read(self) -> None:
-        """Reads what has arrived; paho reads one packet at a time."""
+        """Reads all packets that have arrived; paho reads one at a time."""
         for _ in range(PACKETS_AT_ONCE):
             received = self._received
             self._client.loop_read()
@@ -240,12 +240,12 @@ class Session:
         self._write()
 
     def _buffered(self) -> bool:
-        """Whether TLS holds bytes that were read from the socket already: nobody else says that they are there."""
+        """Whether TLS holds bytes that were read from the socket already, which the event loop does not know of."""
         sock = self._client.socket()
         return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
     def _write(self) -> None:
-        """Writes what waits, as far as the socket takes it, and the rest when it takes more."""
+        """Writes as much as the socket takes, and the rest when it takes more."""
         if self._fd >= 0 and self._client.want_write():
             self._client.loop_write()
         if self._fd >= 0:

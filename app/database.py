@@ -27,7 +27,7 @@ UNAVAILABLE = (
     psycopg.errors.ReadOnlySqlTransaction,
 )
 
-# What libpq itself would not show in a dialogue.
+# Options that libpq itself would not show in a dialogue.
 _SECRETS = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.dispchar in (b"*", b"D")}
 
 # The loop that judges alerts reads over one connection while it writes over another.
@@ -52,13 +52,13 @@ _OPTIONS: dict[str, Any] = {
 
 
 async def connect(url: str) -> psycopg.AsyncConnection:
-    """A connection of its own for the writer or a loop."""
+    """A connection outside of the pool, for the writer, a loop or a command."""
     return await psycopg.AsyncConnection.connect(url, autocommit=True, **_OPTIONS)
 
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """Such a connection, closed at the end."""
+    """A connection outside of the pool, closed at the end."""
     connection = await connect(url)
     try:
         yield connection
@@ -92,10 +92,10 @@ def create_pool(url: str, max_size: int) -> AsyncEngine:
 
 @asynccontextmanager
 async def snapshot(connection: AsyncConnection) -> AsyncIterator[None]:
-    """Every statement inside sees the same rows, and none takes longer than ANSWER_SECONDS; to read only, and briefly.
+    """Every statement inside only reads, sees the same rows, and takes ANSWER_SECONDS at most. It should be left soon.
 
-    On TimescaleDB, an answer needs it: a continuous aggregate's watermark is read as of now, not as of the statement,
-    so rows that a refresh materialises meanwhile would be found neither above the watermark nor below it.
+    An answer on TimescaleDB needs that: a continuous aggregate's watermark is read as of now, not of the statement, so
+    rows that a refresh materialises meanwhile would be found neither above the watermark nor below it.
     """
     # Locked before the first statement takes its snapshot: the hours of a partition that is dropped after it would be
     # found neither in its readings, which are gone at once, nor in what is kept of it, which is too new.
@@ -111,14 +111,14 @@ async def snapshot(connection: AsyncConnection) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def driver_connection(pool: AsyncEngine) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A connection of the pool as psycopg's own, for what is more than a SELECT."""
+    """A connection of the pool as psycopg's own, for more than a SELECT."""
     async with pool.connect() as connection:
         raw = await connection.get_raw_connection()
         yield cast("psycopg.AsyncConnection[tuple[Any, ...]]", raw.driver_connection)
 
 
 def create_sync_engine(url: str) -> Engine:
-    """For commands: migrations, policies."""
+    """An engine for commands: migrations and policies."""
     return create_engine(
         "postgresql+psycopg://",
         creator=lambda: psycopg.connect(url, **_OPTIONS),
@@ -132,9 +132,9 @@ _MISUNDERSTOOD = (
 
 @contextmanager
 def command_connection(url: str) -> Iterator[Connection]:
-    """A connection for a command. Raises SetupError when the database cannot be reached, or the URL is none.
+    """A connection for a command. Raises SetupError when the database cannot be reached or the URL is not one.
 
-    The error's sentence holds nothing secret.
+    The error's message holds nothing secret.
     """
     engine = create_sync_engine(url)
     try:
@@ -149,14 +149,14 @@ def command_connection(url: str) -> Iterator[Connection]:
 
 
 def unreachable(url: str, reason: object) -> SetupError:
-    """The error for a database that could not be connected to. Its sentence holds nothing secret."""
+    """The error for a database that could not be connected to. Its message holds nothing secret."""
     return SetupError(f"The database of DATABASE_URL cannot be reached: {reason if shown_url(url) else _MISUNDERSTOOD}")
 
 
 def shown_url(url: str) -> str | None:
     """A URL or key=value string as keys and values, secrets hidden; None for one that libpq misunderstands.
 
-    Errors hold what is misunderstood: of `user:pass@word@host`, libpq takes `word@host` for the host, and of
+    libpq's errors quote what it misunderstood: of `user:pass@word@host`, it takes `word@host` for the host, and of
     `user:pass/word@host` it takes `pass` for the port and `word@host` for the database.
     """
     try:

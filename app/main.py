@@ -86,7 +86,7 @@ OPENAPI = OpenAPIConfig(
 
 
 def create_writer(url: str, settings: Settings) -> Writer:
-    """As the settings say; a process has one."""
+    """The writer that the settings describe; a process has one."""
     return Writer(
         url, queue_max_readings=settings.queue_max_readings, new_devices_per_hour=settings.new_devices_per_hour
     )
@@ -94,7 +94,7 @@ def create_writer(url: str, settings: Settings) -> Writer:
 
 @asynccontextmanager
 async def ingesting(url: str, settings: Settings, writer: Writer, consumer: Consumer | None) -> AsyncIterator[None]:
-    """Writer, loops and MQTT consumer at work; at the end, batches in flight are finished and answered."""
+    """Runs the writer, the loops and the MQTT consumer; at the end, batches in flight are finished and answered."""
     writing = asyncio.create_task(writer.run())
     loops = [
         asyncio.create_task(maintain_forever(url), name="maintenance"),
@@ -137,12 +137,12 @@ async def consume(url: str, settings: Settings) -> None:
 
 
 def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
-    """The application on the database of `settings.database_url`, which must be set; with `mqtt`, a consumer too."""
+    """The application on the database of the settings; with `mqtt`, a consumer too. Raises SetupError without a URL."""
     url = settings.database_url
     if url is None:
         raise SetupError("DATABASE_URL is not set.")
     pool = create_pool(url, settings.pool_max_size)
-    # Made here, not in the lifespan: both are harmless until used, and the handlers below are given them.
+    # Made here, not in the lifespan, because the handlers below need them; both are harmless until used.
     writer = create_writer(url, settings)
     consumer = Consumer(settings, writer) if mqtt else None
     hub = Hub(pool)
@@ -171,9 +171,9 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
         openapi_config=OPENAPI,
         logging_config=None,
     )
-    # Litestar collects the components of what it decodes itself; batches are decoded by us.
+    # Litestar knows the schemas of what it decodes itself; batches are decoded by us.
     app.openapi_schema.components.schemas |= READINGS
-    # Around the router, not inside: what it refuses is logged too.
+    # Around the router, not inside, so that requests that it refuses are logged too.
     return log_requests(app)
 
 
@@ -186,5 +186,5 @@ def from_environ(*, mqtt: bool = False) -> ASGIApp:
 
 
 def from_environ_with_mqtt() -> ASGIApp:
-    """The same, with a consumer of MQTT in the process."""
+    """The same application, with a consumer of MQTT in the process."""
     return from_environ(mqtt=True)

@@ -23,13 +23,13 @@ ALEMBIC_INI = Path(__file__).resolve().parent.parent / "alembic.ini"
 def migrate(url: str, *, engine: Literal["auto", "timescale", "plain"] = "auto") -> list[str]:
     """Migrates to the newest revision and applies timescale/policies.toml; returns a line for each changed policy.
 
-    Raises SetupError when a migration fails, or the engine that is asked for cannot be had or is not the database's.
+    Raises SetupError when a migration fails, or the requested engine is unavailable or not the database's own.
     """
     policies = read_policies()
     with command_connection(url) as connection:
         config = Config(ALEMBIC_INI)
         config.attributes.update(connection=connection, engine=engine)
-        # The migrations take it again; this one lasts as long as the session, over the policies too.
+        # The migrations take it once more; this lock lasts as long as the session, until the policies are applied too.
         connection.execute(text("SELECT pg_advisory_lock(hashtext('wattline migrate'))"))
         connection.commit()
         try:

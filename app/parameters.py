@@ -1,4 +1,4 @@
-"""Query parameters: unknown ones are refused, and a fault in one is told in words."""
+"""Query parameters: unknown ones are refused, and a fault in one is described in words."""
 
 from enum import EnumMeta
 from types import NoneType
@@ -23,7 +23,7 @@ async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
         parameter.name for parameter in getattr(operation, "parameters", None) or [] if parameter.param_in == "query"
     ]
     if known and (unknown := sorted(request.query_params.keys() - known)):
-        raise InvalidParameter(f"{', '.join(unknown)}: There is no such parameter, but {', '.join(known)}.")
+        raise InvalidParameter(f"{', '.join(unknown)}: Unknown parameter; allowed: {', '.join(known)}.")
 
 
 def first_fault(request: Request[Any, Any, Any], error: HTTPException) -> str:
@@ -42,7 +42,7 @@ def first_fault(request: Request[Any, Any, Any], error: HTTPException) -> str:
 
 
 def _options(annotation: object) -> list[str]:
-    """The values of a Literal or an enum, or of such a one that may be absent."""
+    """The values of a Literal or an enum, also of an optional one."""
     options = [option for option in get_args(annotation) or [annotation] if option is not NoneType]
     return [str(value) for option in options for value in (option if isinstance(option, EnumMeta) else [option])]
 

@@ -19,11 +19,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str | None = None
     #: Where the embedded PostgreSQL keeps its data.
     data_dir: Path = Path(".wattline")
-    #: The `bin` directory of the PostgreSQL 16-18 to run, when it shall not be searched for.
+    #: The `bin` directory of the PostgreSQL 16-18 to run, where Wattline should not search for it.
     pg_bin: Path | None = None
     #: Taken when the database is first migrated; `auto` is TimescaleDB Community where the server has it.
     engine: Literal["auto", "timescale", "plain"] = "auto"
-    #: There are no tokens yet: any address but loopback needs `off`, said out loud.
+    #: There are no tokens yet, so any address but loopback needs an explicit `off`.
     auth: Literal["on", "off"] = "on"
     #: `info` has a line for each request; `warning` only for those that failed.
     log_level: Literal["info", "warning", "error"] = "info"
@@ -39,11 +39,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mqtt_client_id: str = "wattline"
     #: Consumers of one group divide the messages among them; without it, each gets all.
     mqtt_share_group: str | None = None
-    #: Topics of meter readings. Ends it in `#` or `+`, a topic's last level names the device of readings that do not.
+    #: Topics of meter readings. If it ends in `#` or `+`, a topic's last level names the device of readings without id.
     mqtt_meter_topic: str = "telemetry/meter/#"
     #: Topics of vehicle readings, likewise.
     mqtt_vehicle_topic: str = "telemetry/vehicle/#"
-    #: Certificates that the broker's must be signed by; without it, those of the system. For `mqtts://` only.
+    #: Authorities for the broker's certificate; without it, those of the system. For `mqtts://` only.
     mqtt_ca_file: Path | None = None
     #: Certificate by which the broker knows this client, for `mqtts://` only.
     mqtt_cert_file: Path | None = None
@@ -57,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pairing_gap_minutes: int = 5
     #: An efficiency below it is reported as low: a charger's losses are 10 to 15 %.
     low_efficiency: float = 0.85
-    #: Where each transition of an alert is POSTed: `https://host/path`.
+    #: Each transition of an alert is POSTed to this URL: `https://host/path`.
     webhook_url: str | None = None
     #: The key that signs them: `whsec_` and 24 to 64 bytes as Base64. Whoever has it can send in Wattline's name.
     webhook_secret: str | None = None
@@ -97,7 +97,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ):
             value = getattr(self, field)
             if value is not None and not fits(value):
-                # The value is not told: a URL may hold a password.
+                # The value is not shown, as a URL may hold a password.
                 raise SetupError(f"{variable_of(field)} cannot be used; it must be {expected}.")
         if self.mqtt_key_file and not self.mqtt_cert_file:
             raise SetupError("WATTLINE_MQTT_KEY_FILE is set without WATTLINE_MQTT_CERT_FILE, to which the key belongs.")

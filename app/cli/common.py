@@ -1,4 +1,4 @@
-"""What commands share: the settings, and the database that they name."""
+"""Helpers of the commands: the database that the settings name, and tables of text."""
 
 import asyncio
 import os
@@ -15,13 +15,16 @@ from app.migrate import current_revision, migrate, newest_revision
 from app.postgres.embedded import running
 from app.settings import Settings
 
-# With a zone, as everywhere; a date is a day of UTC.
+# A time needs a zone, as everywhere; a date is a day of UTC.
 INSTANT = click.DateTime(formats=["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d"])
 
 
 @contextmanager
 def open_database(settings: Settings, *, migrated: bool, start: bool = True) -> Iterator[str]:
-    """The URL of the database: the operator's, or Wattline's own while this runs."""
+    """Yields the URL of the database: the operator's, or Wattline's own, which runs at least until the end.
+
+    With `migrated`, Wattline's own is migrated first, and a SetupError is raised where the operator's is not.
+    """
     if settings.database_url is not None:
         if migrated:
             _refuse_other_revision(settings.database_url)
@@ -44,9 +47,9 @@ Result = TypeVar("Result")
 
 
 def on_database(work: Callable[[psycopg.AsyncConnection, str], Awaitable[Result]], *, start: bool = False) -> Result:
-    """Does the work with a connection to the database, and its URL. With `start`, Wattline's own is started for it.
+    """Calls `work` with a connection to the database and its URL, and returns its result.
 
-    What goes wrong is raised as a SetupError.
+    With `start`, Wattline's own database is started if necessary. Every error of the database becomes a SetupError.
     """
     settings = Settings.from_environ(os.environ)
 
@@ -78,7 +81,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of columns, as wide as they must be; what could drive a terminal is shown as a dot."""
+    """Lines of columns, as wide as they must be; characters that could control a terminal are shown as dots."""
     cells = [[printable(cell) for cell in row] for row in (headings, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
@@ -86,5 +89,5 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[st
 
 
 def printable(text: str) -> str:
-    """The text with a dot for each character that is not shown as itself."""
+    """The text with a dot in place of each character that cannot be printed."""
     return "".join(character if character.isprintable() else "·" for character in text)

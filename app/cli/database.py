@@ -39,7 +39,7 @@ def refresh(start: datetime | None, end: datetime | None) -> None:
 
 @click.command()
 def doctor() -> None:
-    """Say what is in force, how the database does, and what is wrong.
+    """Report what is in force, the state of the database, and what is wrong.
 
     Changes nothing. Exit status 1 when something is wrong.
     """

@@ -30,7 +30,7 @@ def _devices(default: int) -> Callable[[Any], Any]:
 
 
 class _Minutes(click.FloatRange):
-    """A range has no place for nan, but click lets it through."""
+    """A range without nan, which click lets through."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         minutes = super().convert(value, param, ctx)
@@ -60,14 +60,14 @@ RATE = click.option(
 
 
 class Target(NamedTuple):
-    """Where the readings go: to the service, or to the broker of these settings in front of it."""
+    """The target of the readings: the service, or the broker of these settings in front of it."""
 
     url: str
     broker: Settings | None
 
 
 def _target(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say where to."""
+    """Adds the options that name the target."""
 
     @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The service; also asked to count.")
     @click.option("--via", default="http", show_default=True, type=click.Choice(["http", "mqtt"]))
@@ -146,7 +146,7 @@ def _measure(
     mappings: Sequence[tuple[str, str]] = (),
     connections: int = CONNECTIONS,
 ) -> None:
-    wrong = asyncio.run(measure(*target, batches, mappings=mappings, connections=connections))
-    if wrong is not None:
-        click.echo(f"wattline: {wrong}", err=True)
+    faults = asyncio.run(measure(*target, batches, mappings=mappings, connections=connections))
+    if faults is not None:
+        click.echo(f"wattline: {faults}", err=True)
         sys.exit(1)

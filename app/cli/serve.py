@@ -34,13 +34,15 @@ def serve(host: str, port: int, mqtt: bool) -> None:
     settings = Settings.from_environ(os.environ)
     _refuse_address(host, port, settings)
     if mqtt:
-        create_client(settings, settings.mqtt_client_id, persistent=True)  # so that what is wrong with it is told here
+        create_client(
+            settings, settings.mqtt_client_id, persistent=True
+        )  # so that a fault in its settings is reported here
     with open_database(settings, migrated=True) as url:
-        threading.Thread(target=_say_when_ready, args=[_url(host, port)], daemon=True).start()
+        threading.Thread(target=_announce_when_ready, args=[_url(host, port)], daemon=True).start()
         run_server(url, host, port, mqtt=mqtt)
 
 
-def _say_when_ready(url: str) -> None:
+def _announce_when_ready(url: str) -> None:
     while True:
         with suppress(httpx.TransportError):
             httpx.get(f"{url}/health/live", trust_env=False)
@@ -61,10 +63,10 @@ def demo(host: str, port: int, chargers: int) -> None:
     settings = Settings.from_environ(os.environ)
     _refuse_address(host, port, settings)
     with open_database(settings, migrated=True) as url:
-        os.environ.setdefault("WATTLINE_LOG_LEVEL", "warning")  # a line for each request would hide what it says
+        os.environ.setdefault("WATTLINE_LOG_LEVEL", "warning")  # a line for each request would hide the feeder's output
 
         def refresh() -> None:
-            with suppress(SetupError):  # the policies do it within a minute
+            with suppress(SetupError):  # the policies refresh them within a minute
                 refresh_aggregates(url, None, None)
 
         with feeding(_url(host, port), chargers, refresh):
@@ -88,6 +90,6 @@ def _refuse_address(host: str, port: int, settings: Settings) -> None:
 
 
 def _url(host: str, port: int) -> str:
-    """Where this machine reaches the service."""
+    """The URL by which this machine reaches the service."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

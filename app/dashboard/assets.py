@@ -14,9 +14,9 @@ MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+
 
 _CONTENT = b"".join(path.read_bytes() for path in sorted(STATIC.iterdir()))
 BASE = f"/dashboard/{hashlib.sha256(_CONTENT).hexdigest()[:12]}"
-"""Where the files of static/ are; its modules import one another by relative paths."""
+"""The path of the files of static/, whose modules import one another by relative paths."""
 CHARTS = f"/dashboard/plotly-{version('plotly')}/plotly.min.js"
-"""Where the chart library is: it stays in the browsers when the dashboard changes."""
+"""The path of the chart library, which stays in the browsers when the dashboard changes."""
 
 
 _FILES = {f"{BASE}/{file.name}": file for file in STATIC.iterdir() if file.suffix in MEDIA_TYPES}
@@ -24,12 +24,12 @@ _FILES = {f"{BASE}/{file.name}": file for file in STATIC.iterdir() if file.suffi
 
 @cache
 def compressed(path: str) -> bytes:
-    """The file that is served under a path, by gzip. Raises NotFound, of which the cache keeps nothing.
+    """The file that is served under a path, compressed by gzip. Raises NotFound, which is not cached.
 
-    The chart library has 4.8 MB, compressed 1.5 MB; that takes 0.2 s, once.
+    The chart library's 4.8 MB become 1.5 MB, which takes 0.2 s, once.
     """
     if path == CHARTS:
-        # Found without the package, whose import would take longer.
+        # Importing the package would take longer.
         return gzip.compress(files("plotly.package_data").joinpath("plotly.min.js").read_bytes(), 6)
     if path not in _FILES:
         raise NotFound

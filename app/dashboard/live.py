@@ -1,4 +1,4 @@
-"""What is new, to everyone who looks: one task asks the aggregates about each second and tells all listeners."""
+"""Live updates of the dashboard: one task asks the aggregates about each second and sends all listeners the answer."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -23,13 +23,13 @@ from app.tables import alert_transition
 from app.telemetry.instant import MAX_AHEAD
 
 MAX_LISTENERS = 200
-"""Of one process; each holds a connection and a few kilobytes."""
+"""For one process; each listener takes a connection and a few kilobytes."""
 MAX_STATES = 1_000
-"""In one event; the rest comes with the next."""
+"""For one event; the rest comes with the next."""
 _MAX_WAITING = 16
-"""Events that a listener may lag behind; one that reads no faster is sent away, and asks for everything anew."""
+"""Events by which a listener may lag behind; a slower one is sent away, and asks for everything anew."""
 _LAST_WORDS_S = 1.0
-"""What a listener that is sent away has to read the rest, before its connection is cut off."""
+"""The time in which a listener that is sent away may read the rest, before its connection is cut off."""
 _PERIOD_S = 1.0
 _MINUTE = timedelta(minutes=1)
 _SHOWN_MINUTES = 5 * _MINUTE
@@ -54,7 +54,7 @@ class LiveFleet(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Hub:
-    """Asks while anyone listens, and tells everyone the same."""
+    """Asks while anyone listens, and sends everyone the same."""
 
     def __init__(self, pool: AsyncEngine) -> None:
         self._pool = pool
@@ -73,7 +73,7 @@ class Hub:
     async def listen(self, client: tuple[str, int] | None = None) -> AsyncGenerator[bytes, None]:
         """The events as they come, the latest first, until close() or until the listener is too slow.
 
-        Then the connection with `client` is cut off, too: the server waits for ever for one who does not read.
+        A slow listener's connection, with `client`, is cut off: the server would wait for ever until it reads.
         """
         queue = asyncio.Queue[bytes | None](_MAX_WAITING)
         self._listeners[queue] = client
@@ -129,7 +129,7 @@ class Hub:
 
 
 class News:
-    """What has changed since it was asked the last time."""
+    """The changes since the last time that it was asked."""
 
     def __init__(self) -> None:
         self._sent: dict[str, datetime] | None = None
@@ -146,7 +146,7 @@ class News:
         return events
 
     def _new_states(self, states: list[VehicleState]) -> list[VehicleState]:
-        if self._sent is None:  # who begins to listen asks for all of them
+        if self._sent is None:  # a new listener asks for all of them
             self._sent = {state.vehicle_id: state.last_updated for state in states}
             return []
         new = [state for state in states if self._sent.get(state.vehicle_id) != state.last_updated][:MAX_STATES]

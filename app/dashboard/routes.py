@@ -22,7 +22,7 @@ _SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Accept-Encoding", **_SAFE}
 
 
-# Those who watch a service ask by HEAD.
+# Monitors ask by HEAD.
 _READ = [HttpMethod.GET, HttpMethod.HEAD]
 
 

@@ -10,13 +10,13 @@ from typing import NamedTuple
 from app.errors import SetupError
 from app.load.service import CONNECTIONS, Service
 
-# TimescaleDB's refreshes run each minute, so what an answer lacked is there after two; a broker's consumer may lag.
+# TimescaleDB refreshes each minute, so a reading that an answer lacked is there after two; a consumer of MQTT may lag.
 _PATIENCE_S = 130
 _PAUSE_S = 1
 
 
 class Count(NamedTuple):
-    """Readings of the run in the service; those acknowledged that it lacks; those of them that may still come."""
+    """The run's readings in the service, the acknowledged ones that it lacks, and those of them that may still come."""
 
     stored: int
     lost: int
@@ -30,10 +30,10 @@ async def count_lost(
     committed_at: datetime | None,
     report: Callable[[int], None],
 ) -> Count | None:
-    """Asks for each device until it has all that is expected, or its answer holds all that was committed by then.
+    """Asks for each device until all its expected readings are there, or its answer covers all that was committed.
 
-    Gives up two minutes after the last progress; None when the service does not answer for as long.
-    `report` is told how many devices are settled.
+    It gives up two minutes after the last progress, and returns None when the service does not answer for as long.
+    `report` is called with the number of devices that are settled.
     """
     stored: Counter[str] = Counter()
     unsettled = set(expected)

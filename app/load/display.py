@@ -1,4 +1,4 @@
-"""What a load test shows: how it goes, and its table."""
+"""The output of a load test: its progress, and its table."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 
 @asynccontextmanager
 async def showing(line: Callable[[], str]) -> AsyncIterator[None]:
-    """Shows the line meanwhile: at the same place, or where the output is no terminal, anew each 5 seconds."""
+    """Shows the line, kept up to date on a terminal, printed each 5 seconds elsewhere, until the end of the context."""
 
     async def update(live: Live) -> None:
         next_line_s = time.monotonic() + _SECONDS_BETWEEN_LINES
@@ -41,7 +41,7 @@ async def showing(line: Callable[[], str]) -> AsyncIterator[None]:
 
 
 def progress(tally: Tally, seconds: float) -> str:
-    """How it goes so far, in a line."""
+    """The progress so far, in a line."""
     p50, p95 = (_milliseconds(tally.latencies.percentile_s(percent)) for percent in (50, 95))
     return (
         f"{seconds:.0f} s: sent {tally.sent:,}, acknowledged {tally.acknowledged:,}, "
@@ -50,7 +50,7 @@ def progress(tally: Tally, seconds: float) -> str:
 
 
 def show_table(tally: Tally, count: Count | None, retries: int, seconds: float, *, has_receipts: bool) -> None:
-    """The result. `count` is None when the service could not be asked."""
+    """Prints the result. `count` is None when the service could not be asked."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(justify="right")

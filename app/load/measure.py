@@ -1,4 +1,4 @@
-"""A load test from beginning to end: send, count, tell."""
+"""A load test from beginning to end: it sends, counts what is lost, and shows the result."""
 
 import asyncio
 import secrets
@@ -28,10 +28,11 @@ async def measure(
     mappings: Sequence[tuple[str, str]] = (),
     connections: int = CONNECTIONS,
 ) -> str | None:
-    """Sends the batches of a run, which begins at a time in microseconds; shows how it goes, and the result as a table.
+    """Sends a run's batches, shows the progress, then the result as a table; returns what is wrong, in a sentence.
 
-    Through the broker of the settings if they are given. Ctrl-C ends the sending, a second one the counting. The answer
-    is what went wrong, in a sentence. Raises SetupError when service or broker cannot be reached.
+    `batches` is called with the run's name and its start in microseconds since 1970. With settings of a `broker`, they
+    are sent through it. Ctrl-C ends the sending, a second one the counting. Raises SetupError when the service or the
+    broker cannot be reached.
     """
     name, tally = f"load-{secrets.token_hex(4)}", Tally()
     async with AsyncExitStack() as stack:
@@ -51,7 +52,7 @@ async def measure(
         seconds, retries = time.monotonic() - start_s, service.retries
         count = await _counted(service, tally, started - _OLDEST)
     show_table(tally, count, retries, seconds, has_receipts=broker is None)
-    return _what_went_wrong(tally, count)
+    return _faults(tally, count)
 
 
 async def _counted(service: Service, tally: Tally, since: datetime) -> Count | None:
@@ -70,18 +71,18 @@ async def _counted(service: Service, tally: Tally, since: datetime) -> Count | N
             return None
 
 
-def _what_went_wrong(tally: Tally, count: Count | None) -> str | None:
-    wrong = [] if tally.sent else ["nothing was sent"]
+def _faults(tally: Tally, count: Count | None) -> str | None:
+    faults = [] if tally.sent else ["nothing was sent"]
     if tally.rejected:
-        wrong.append(f"{tally.rejected.total():,} readings were rejected")
+        faults.append(f"{tally.rejected.total():,} readings were rejected")
     if tally.unanswered:
-        wrong.append(f"{tally.unanswered:,} were not answered")
+        faults.append(f"{tally.unanswered:,} were not answered")
     if count is None:
-        wrong.append("what is lost was not counted")
+        faults.append("what is lost was not counted")
     elif count.lost:
-        wrong.append(f"{count.lost:,} of {tally.of_device.total():,} acknowledged readings are lost")
+        faults.append(f"{count.lost:,} of {tally.of_device.total():,} acknowledged readings are lost")
         if count.unsettled:
-            wrong.append(
+            faults.append(
                 f"{count.unsettled:,} of them may still come: the service does not say that it has counted all"
             )
-    return "; ".join(wrong) + "." if wrong else None
+    return "; ".join(faults) + "." if faults else None

@@ -18,9 +18,9 @@ _REMEMBERED_READINGS = 200_000
 
 
 class Tally:
-    """What was sent and what is known of it. sent = acknowledged + rejected + unanswered.
+    """Counts of the readings sent: sent = acknowledged + rejected + unanswered.
 
-    `of_device` counts the distinct readings that were acknowledged: what the service must have.
+    `of_device` counts the distinct readings that were acknowledged, which the service must have.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Run:
         self._connections = connections
 
     async def send_all(self, batches: Iterator[Batch]) -> None:
-        """Sends them. What is under way when it is stopped gets ten seconds more."""
+        """Sends the batches. Those under way when it is stopped get ten seconds more."""
         self._start_s = time.monotonic()
         try:
             async with asyncio.timeout(None) as self._limit, asyncio.TaskGroup() as group:
@@ -78,7 +78,7 @@ class Run:
             pass
 
     def stop(self) -> None:
-        """Sends no more; a second call waits no longer."""
+        """Sends no more batches; after a second call, it does not wait for those under way either."""
         grace_s = 0 if self.stopped.is_set() else _GRACE_S
         self._limit.reschedule(asyncio.get_running_loop().time() + grace_s)
         self.stopped.set()

@@ -1,4 +1,4 @@
-"""The service as a client of it sees it: receipts, and how many readings of a device it has."""
+"""The service as its clients see it: receipts, and the number of readings that it has of a device."""
 
 import asyncio
 import random
@@ -19,14 +19,14 @@ CONNECTIONS = 16
 _TIMEOUT_S = 30
 _LONGEST_PAUSE_S = 5.0
 _AGAIN = {408, 425, 429}
-# The registry is never behind.
+# The registry never lags.
 _FOR_GOOD = datetime.max.replace(tzinfo=UTC)
 
 
 class Outcome(msgspec.Struct):
-    """What became of a batch: the receipt, with `rejected` as the code by position in the batch.
+    """The outcome of a batch: its receipt, with `rejected` as the code by position in the batch.
 
-    A broker cannot know more than that it has the message: `inserted` and `duplicates` are None then.
+    A broker knows only that it has the message: then `inserted` and `duplicates` are None.
     """
 
     rejected: dict[int, str]
@@ -36,10 +36,10 @@ class Outcome(msgspec.Struct):
 
 
 class Service:
-    """Asks until there is an answer: no answer and 5xx are asked again, after a pause. `retries` counts that."""
+    """Sends each request until it is answered, with a pause after no answer or a 5xx; `retries` counts these."""
 
     def __init__(self, url: str) -> None:
-        """Raises SetupError when it is no URL."""
+        """Raises SetupError when `url` is no URL."""
         self.retries = 0
         self._url = url
         try:
@@ -50,7 +50,7 @@ class Service:
             raise SetupError(f"--url is {url!r}: {error}.") from None
 
     async def __aenter__(self) -> Self:
-        """Raises SetupError when it is no Wattline that is ready."""
+        """Raises SetupError when no Wattline answers there that is ready."""
         try:
             answer = await self._client.get("/health/ready")
         except httpx.HTTPError as error:
@@ -59,7 +59,7 @@ class Service:
             raise SetupError(f"{self._url} cannot be reached: {reason}. Another one: --url.") from None
         if _document(answer).get("status") != "ok":
             await self._client.aclose()
-            raise SetupError(f"There is no Wattline that is ready at {self._url}: {_code(answer)}.")
+            raise SetupError(f"No Wattline is ready at {self._url}: {_code(answer)}.")
         return self
 
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -76,21 +76,21 @@ class Service:
         return Outcome(rejected, document["inserted"], document["duplicates"], committed_at)
 
     async def register(self, vehicle_id: str, meter_id: str) -> None:
-        """Says where a vehicle charges."""
+        """Maps a vehicle to a meter."""
         body = msgspec.json.encode({"vehicleId": vehicle_id, "meterId": meter_id})
         answer = await self._answer("POST", "/v1/ingestion/mapping", body)
         if not answer.is_success:
             raise SetupError(f"A mapping was refused: {_code(answer)}.")
 
     async def stored(self, device: str, since: datetime) -> tuple[int, datetime | None]:
-        """How many readings of a device it has, and as of when it is known to have counted all of them."""
+        """The number of readings of a device, and the instant up to which all committed ones are surely counted."""
         path = f"/v1/analytics/{device}/series"
         answer = await self._answer("GET", path, params={"from": since.isoformat(), "bucket": "1m"})
         document = _document(answer)
         if _code(answer) == "unknown_device":
             return 0, _FOR_GOOD
         if not answer.is_success:
-            raise SetupError(f"The service does not say what it has of {device}: {_code(answer)}.")
+            raise SetupError(f"The service does not answer for {device}: {_code(answer)}.")
         as_of = document["asOf"]
         return sum(document["columns"]["readings"]), None if as_of is None else datetime.fromisoformat(as_of)
 
@@ -114,7 +114,7 @@ class Service:
 
 
 def _document(answer: httpx.Response) -> dict[str, Any]:
-    """The JSON object of an answer; an empty one when it is none: who knows what listens there."""
+    """The JSON object of an answer; an empty one for any other body, since anything may listen there."""
     try:
         document = answer.json()
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a load test sends, and when: batches of devices that no other run has."""
+"""The batches of a load test and when they are due. Their devices belong to this run alone."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +10,13 @@ from app.simulator.devices import Reading
 from app.simulator.fleet import Fleet
 
 SECOND_US = 1_000_000
-# A fleet of 10,000 devices takes 0.3 s to say what arrives in a minute, and 0.2 s for a second.
+# The arrivals of 10,000 devices take 0.3 s to compute for a minute, and 0.2 s for a second.
 _AHEAD_US = 60 * SECOND_US
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Batch(NamedTuple):
-    """Readings, and how many seconds after the start they are due; None: as soon as there is a free connection."""
+    """Readings, due so many seconds after the start; None means as soon as a connection is free."""
 
     due_s: float | None
     readings: list[Reading]
@@ -32,7 +32,7 @@ def whole_fleet(run: str, chargers: int, start_us: int, batch_readings: int) -> 
 def sustained(
     run: str, chargers: int, start_us: int, batch_readings: int, *, rate: int, minutes: float
 ) -> Iterator[Batch]:
-    """So many readings a second, of the devices in turn. A batch is due when its last reading is."""
+    """`rate` readings a second, of the devices in turn. A batch is due when its last reading is."""
     readings = (
         _reading(run, chargers, number, start_us + number * SECOND_US // rate)
         for number in range(round(rate * minutes * 60))
@@ -44,7 +44,7 @@ def sustained(
 
 
 def realistic(run: str, fleet: Fleet, start_us: int, batch_readings: int, *, minutes: float) -> Iterator[Batch]:
-    """What the simulated fleet sends in real time, late and repeated readings too, each second what comes in it."""
+    """The simulated fleet's readings in real time, late and repeated ones too; those of a second are due at its end."""
     end_us = start_us + round(minutes * 60 * SECOND_US)
     for arrivals in _arrivals_ahead(fleet, start_us, end_us):
         for second, of_second in groupby(arrivals, key=lambda arrival: (arrival[0] - start_us) // SECOND_US):
@@ -53,7 +53,7 @@ def realistic(run: str, fleet: Fleet, start_us: int, batch_readings: int, *, min
 
 
 def _arrivals_ahead(fleet: Fleet, start_us: int, end_us: int) -> Iterator[list[tuple[int, Reading]]]:
-    """Minute by minute, each made in a thread while the one before is sent: answers are not to wait for it."""
+    """Arrivals minute by minute, each computed in a thread while the one before is sent: answers need not wait."""
     bounds = [*range(start_us, end_us, _AHEAD_US), end_us]
     with ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(fleet.arrivals, *bounds[:2])
@@ -76,7 +76,7 @@ def _batches(readings: Iterable[Reading], batch_readings: int) -> Iterator[list[
 
 
 def _reading(run: str, chargers: int, number: int, at_us: int) -> Reading:
-    """Meters and vehicles in turn: what a charger of 11 kW measures in about a minute, a little different each time."""
+    """A reading of a meter or a vehicle, in turn: about a minute's energy at 11 kW, a little different each time."""
     charger, is_vehicle = divmod(number % (2 * chargers), 2)
     meter_id = f"{run}-meter-{charger + 1:05d}"
     timestamp = (_EPOCH + timedelta(microseconds=at_us)).isoformat()

@@ -23,7 +23,7 @@ _STATEMENTS = {
         "Rejected readings that the bounds of the quarantine have dropped so far.",
         "SELECT quarantine_dropped FROM installation",
     ),
-    "wattline_webhooks_waiting": ("Transitions of alerts that wait to be sent.", "SELECT count(*) FROM webhook"),
+    "wattline_webhooks_waiting": ("Transitions of alerts not yet delivered.", "SELECT count(*) FROM webhook"),
     "wattline_webhooks_given_up": (
         "Transitions of alerts that were given up so far, since no receiver took them in time.",
         "SELECT webhooks_given_up FROM installation",

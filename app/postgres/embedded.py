@@ -56,10 +56,10 @@ def running(
 ) -> Iterator[str]:
     """Holds a server for this process and yields the URL of its database `wattline`, on a Unix socket.
 
-    The first user makes and starts it, with `settings` beside its own; the others share it as it runs; the last one out
-    stops it. Children may use the URL while this process holds the server. A killed user leaves it to the next one.
-    Signals stay with the caller: end by leaving the context. Without `start`, a server that does not run is a
-    SetupError.
+    The first process makes and starts it, with `settings` beside its own; the others share it as it runs; the last one
+    out stops it. Children may use the URL while this process holds the server. A killed process leaves the server to
+    the next one. Signals are left to the caller, which ends the use by leaving the context. Raises SetupError when the
+    server cannot run, or does not run and `start` is false.
     """
     data_dir = data_dir.resolve()
     if not start and not data_dir.exists():
@@ -82,7 +82,7 @@ def running(
 
 
 def _serve(data_dir: Path, pg_bin: Path | None, settings: Mapping[str, str], start: bool) -> str:
-    """Attaches to the server, or starts it; returns when the database is there."""
+    """Attaches to the server, or starts it; returns the URL when the database is there."""
     socket_dir = _socket_dir(data_dir)
     url = f"postgresql://wattline@/{{}}?host={socket_dir}&port=5432"
     started = False
@@ -117,7 +117,7 @@ def _start(data_dir: Path, socket_dir: Path, pg_bin: Path | None, settings: Mapp
     else:
         binaries = matching(data_dir, pg_bin)
         record(data_dir, binaries)
-    # Where the link leads: its owner may be kept out of the directory that holds the link.
+    # The link is followed, since the owner of its target may be kept out of the directory that holds the link.
     pgdata = pgdata.resolve()
     # The lock proves them stale, but PostgreSQL asks only whether their process id is alive, whoever has it now.
     for stale in (pgdata / "postmaster.pid", *socket_dir.glob(".s.PGSQL.*")):
@@ -125,7 +125,7 @@ def _start(data_dir: Path, socket_dir: Path, pg_bin: Path | None, settings: Mapp
     owner = pgdata.stat()
     if os.geteuid() == 0:
         os.chown(socket_dir, owner.st_uid, owner.st_gid)
-    # In place, so that it stays the owner's; never through a link, which the owner could point at a file of root's.
+    # Written in place, so that it stays the owner's, and never through a link, which could point at a file of root's.
     with open(pgdata / "postgresql.conf", "w", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
         file.write(_configuration(binaries.timescale, socket_dir, settings))
     log = pgdata / "server.log"
@@ -135,10 +135,10 @@ def _start(data_dir: Path, socket_dir: Path, pg_bin: Path | None, settings: Mapp
 
 
 def _initialise(data_dir: Path, binaries: Binaries, lock: IO[bytes]) -> None:
-    """Makes PGDATA under another name and moves it to its place when complete: as whom and where it works first."""
+    """Makes PGDATA under another name and moves it into place when complete, as the first owner and place that work."""
     for left_over in data_dir.glob("wattline-new-*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    refusals = []
+    faults = []
     for uid, gid, home in _places(data_dir):
         new = Path(tempfile.mkdtemp(prefix="wattline-new-", dir=home.parent))
         try:
@@ -151,17 +151,17 @@ def _initialise(data_dir: Path, binaries: Binaries, lock: IO[bytes]) -> None:
             if home.parent != data_dir:
                 (data_dir / "postgres").symlink_to(home)
             return
-        except SetupError as refusal:
-            refusals.append(str(refusal))
+        except SetupError as error:
+            faults.append(str(error))
         finally:
             shutil.rmtree(new, ignore_errors=True)
     if os.geteuid() == 0:
-        refusals.append("root needs user namespaces (unshare), or a PostgreSQL that the user nobody can run")
-    raise SetupError("; ".join(refusals))
+        faults.append("root needs user namespaces (unshare), or a PostgreSQL that the user nobody can run")
+    raise SetupError("; ".join(faults))
 
 
 def _places(data_dir: Path) -> Iterator[tuple[int, int, Path]]:
-    """Whose PGDATA may be, and where."""
+    """The owners and places that PGDATA may have, in order of preference: user id, group id, path."""
     if os.geteuid() != 0 or _namespaces_work():
         yield os.geteuid(), os.getegid(), data_dir / "postgres"
         return
@@ -230,7 +230,7 @@ def _log_tail(data_dir: Path) -> str:
 
 
 def _socket_dir(data_dir: Path) -> Path:
-    """Made when missing. In /tmp because a socket's path may have 107 bytes, and data directories lie deeper."""
+    """The socket's directory, made when missing. It is in /tmp, as a socket's path may have 107 bytes at most."""
     socket_dir = Path("/tmp") / f"wattline-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]}"  # noqa: S108
     socket_dir.mkdir(mode=0o700, exist_ok=True)
     owners = {os.geteuid()}
@@ -264,7 +264,7 @@ def _configuration(timescale: bool, socket_dir: Path, settings: Mapping[str, str
 
 
 def _environment() -> dict[str, str]:
-    """Without PGDATA, PGPORT and the like, which PostgreSQL's programs obey; messages in English."""
+    """The environment without PGDATA, PGPORT and the like, which PostgreSQL's programs obey; with English messages."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
 
 

@@ -1,4 +1,4 @@
-"""How a vehicle charges: its stays at the charger with the drives between them, and what flows during a stay."""
+"""The charging of a vehicle: its stays at the charger, the drives between them, and the energy during a stay."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -17,7 +17,7 @@ _TAPER_LENGTHS = -log(_LAST_SHARE)
 
 
 class Battery(NamedTuple):
-    """A battery, and the DC power that its charger gives it at most."""
+    """A battery, and the highest DC power that its charger gives it."""
 
     capacity_kwh: float
     power_kw: float
@@ -40,7 +40,7 @@ class Stay:
         self._full_h = self._constant_h + _TAPER_LENGTHS * self._taper_h
 
     def dc_kwh(self, at_us: int) -> float:
-        """The energy delivered from the start of the stay to that instant, which may lie outside of the stay."""
+        """The energy delivered from the start of the stay to an instant, which may lie outside the stay."""
         hours = (min(at_us, self.end_us) - self.start_us) / HOUR_US
         if hours <= 0:
             return 0.0
@@ -50,7 +50,7 @@ class Stay:
         return self._constant_kwh + self.battery.power_kw * self._taper_h * (1 - exp(-tapering_h / self._taper_h))
 
     def soc(self, at_us: int) -> float:
-        """The state of charge in percent; that of the start before it, that of the end after it."""
+        """The state of charge in percent; before the stay that of its start, after it that of its end."""
         return min(100.0, self.soc_at_start + 100 * self.dc_kwh(at_us) / self.battery.capacity_kwh)
 
     def is_charging(self, at_us: int) -> bool:
@@ -69,7 +69,7 @@ class Plan:
         self._day = lru_cache(maxsize=8)(self._stays_of_day)
 
     def stays(self, from_us: int, to_us: int) -> list[Stay]:
-        """In order: at least all that touch the range, one before it and one after it."""
+        """The stays in order: at least all that touch the range, one before it and one after it."""
         first, last = ((at_us - self._day_starts_us) // DAY_US for at_us in (from_us, to_us))
         return [stay for day in range(first - 1, last + 2) for stay in self._day(day)]
 
@@ -90,7 +90,7 @@ class Plan:
         count = random.choice([2, 3])
         plugged_us = DAY_US * random.uniform(0.70, 0.85)
         lengths_us = _shares(random, count, plugged_us)
-        # A drive lasts over the end of the day, so there is one part more than there are stays.
+        # A drive lasts over the end of the day, so there is one drive more than there are stays.
         drives_us = _shares(random, count + 1, DAY_US - plugged_us)
         stays = []
         at_us = self._day_starts_us + day * DAY_US
@@ -102,6 +102,6 @@ class Plan:
 
 
 def _shares(random: Random, count: int, total: float) -> list[int]:
-    """A total in parts of about the same size, none less than 6/10 of another."""
+    """Divides a total into shares of about the same size, none less than 6/10 of another."""
     weights = [random.uniform(0.75, 1.25) for _ in range(count)]
     return [int(total * weight / sum(weights)) for weight in weights]

@@ -1,6 +1,6 @@
 """When a device measures, and when its readings arrive: on a clock of its own, over a network that fails at times.
 
-All of it is a function of seed, device and time, so any range can be had without those before it.
+All of it is a function of seed, device and time, so any range can be computed without those before it.
 """
 
 from functools import lru_cache
@@ -38,7 +38,7 @@ class Outages:
         self._day = lru_cache(maxsize=8)(self._of_day)
 
     def touching(self, from_us: int, to_us: int) -> list[Outage]:
-        """Those that touch [from_us, to_us)."""
+        """The outages that touch [from_us, to_us)."""
         days = range(from_us // DAY_US - 1, to_us // DAY_US + 1)
         found = (outage for day in days if (outage := self._day(day)) is not None)
         return [outage for outage in found if outage.start_us < to_us and outage.end_us > from_us]
@@ -60,7 +60,7 @@ class Moment(NamedTuple):
 
 
 class Clock:
-    """When a device measures, each 30 to 120 s, and when those readings arrive."""
+    """A device's clock: it measures each 30 to 120 s; its readings arrive later, some twice, some never."""
 
     def __init__(self, seed: str, network: Outages) -> None:
         random = Random(seed)
@@ -79,7 +79,7 @@ class Clock:
         return [moment for moment in moments[start - 1 :] if moment.at_us < to_us]
 
     def arrivals(self, moments: list[Moment], from_us: int, to_us: int) -> list[tuple[int, int]]:
-        """Of which moment (its index) a reading arrives in [from_us, to_us), and when; a repeated one twice."""
+        """The arrivals in [from_us, to_us): instant, and index of the moment; a repeated reading arrives twice."""
         silent = self._silences.touching(moments[0].at_us, to_us)
         away = self._network.touching(moments[0].at_us, to_us)
         found = []
@@ -108,7 +108,7 @@ class Clock:
 
 
 def _end_us(outages: list[Outage], at_us: int) -> int | None:
-    """When the outage ends that the instant lies in."""
+    """The end of the outage in which the instant lies; None when there is none."""
     for start_us, end_us in outages:
         if start_us <= at_us < end_us:
             return end_us

@@ -1,4 +1,4 @@
-"""A fleet's devices: the charger with its meter, and the vehicle; what they measure, as the API takes it."""
+"""A fleet's devices: the charger with its meter, and the vehicle; and their readings, in the form of the API."""
 
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -10,11 +10,11 @@ from app.simulator.charging import DAY_US, HOUR_US, Battery, Plan, Stay
 from app.simulator.clock import NETWORK_OUTAGES, Clock, Moment, Outages
 
 Reading = dict[str, Any]
-"""As the API takes it."""
+"""A reading in the form of the API."""
 
 
 class Charger:
-    """A meter, and what is true of the charger behind it. Its number says which kind it is."""
+    """A meter, and the truth about the charger behind it. Its number decides its kind."""
 
     def __init__(self, number: int, seed: int) -> None:
         random = Random(f"{seed}/charger/{number}")
@@ -42,7 +42,7 @@ class Charger:
         ]
 
     def _voltage(self, ac_kw: float, bits: int) -> float:
-        """About 230 V: it sags with the load, and the grid is never quiet."""
+        """About 230 V: it sags under load, and the grid is never quiet."""
         return round(231.5 - 0.2 * ac_kw + (bits >> 48) / 0x8000, 1)
 
 
@@ -61,7 +61,7 @@ class Vehicle:
         charger.vehicles.append(self)
 
     def drawn_milliwh(self, times_us: list[int]) -> list[int]:
-        """The AC energy that flowed between each two of the times."""
+        """The AC energy that flowed between each two consecutive times."""
         factor = 1_000_000 / self.charger.efficiency
         # Differences of a counter in whole units: their sum is exact, however time is divided.
         return [

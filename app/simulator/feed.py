@@ -1,4 +1,4 @@
-"""Feeding a service from the simulated fleet: a day of history, then what the devices send."""
+"""Feeds a service from the simulated fleet: a day of history, then the readings as they arrive."""
 
 import threading
 import time
@@ -15,19 +15,19 @@ from app.simulator.devices import Reading
 from app.simulator.display import show, show_examples, showing_progress
 from app.simulator.fleet import Fleet
 
-# Larger batches are stored no faster. In smaller ones, a large fleet looks for late and repeated readings too often.
+# Larger batches are stored no faster. With smaller ones, a large fleet looks for late and repeated readings too often.
 BATCH_READINGS = 10_000
-# Two devices that report each 34 to 108 s.
+# A charger has two devices, each of which reports every 34 to 108 s.
 _READINGS_PER_CHARGER_HOUR = 120
-# What arrived shortly before the last stop may not have been sent; what is sent again is a duplicate.
+# Readings that arrived shortly before the last stop may not have been sent; sent again, they are duplicates.
 OVERLAP_US = 3 * HOUR_US
 
 
 @contextmanager
 def feeding(base_url: str, chargers: int, refresh: Callable[[], None]) -> Iterator[None]:
-    """Feeds the service as soon as it is ready: a day, or what the last start has not sent; then live, until the end.
+    """Feeds the service once it is ready: the last day, as far as it was not sent before, then live, until the end.
 
-    After the history it calls `refresh`, which must not raise, and prints what to try.
+    After the history it calls `refresh`, which must not raise, and prints some things to try.
     """
     feeder = Feeder(base_url, Fleet(chargers), refresh)
     thread = threading.Thread(target=feeder.run, daemon=True)
@@ -40,7 +40,7 @@ def feeding(base_url: str, chargers: int, refresh: Callable[[], None]) -> Iterat
 
 
 class Feeder:
-    """Sends what arrives from a fleet, in order, until `stopped` is set."""
+    """Sends a fleet's readings in the order of their arrival, until `stopped` is set."""
 
     def __init__(self, base_url: str, fleet: Fleet, refresh: Callable[[], None]) -> None:
         self.stopped = threading.Event()
@@ -50,7 +50,7 @@ class Feeder:
         self._refresh = refresh
 
     def run(self) -> None:
-        """Sends the history, then what arrives from one second to the next."""
+        """Sends the history, then each second the readings that have arrived in it."""
         with self._client:
             try:
                 self._map_vehicles()
@@ -70,13 +70,13 @@ class Feeder:
                 show(f"The simulated fleet has ended: {error.response.text}")
 
     def _map_vehicles(self) -> None:
-        """Maps the vehicles that do not name their meter; what a visitor has mapped stays."""
+        """Maps the vehicles that do not name their meter; a mapping that a visitor has made stays."""
         for vehicle_id, meter_id in self._fleet.mappings():
             if self._ask(f"/v1/ingestion/mapping?vehicleId={vehicle_id}") == []:
                 self._post("/v1/ingestion/mapping", {"vehicleId": vehicle_id, "meterId": meter_id})
 
     def _send_history(self, to_us: int) -> None:
-        """Sends a day, or what the last start has not sent of it."""
+        """Sends the last day, or as much of it as the last start has not sent."""
         if (states := self._ask("/v1/analytics/meters/states")) is None:
             return
         from_us = max(self._sent_until_us(states) - OVERLAP_US, to_us - DAY_US)
@@ -95,7 +95,7 @@ class Feeder:
         return int(newest.timestamp() * 1_000_000)
 
     def _batches(self, from_us: int, to_us: int) -> Iterator[tuple[float, list[Reading]]]:
-        """What arrives in [from_us, to_us), in batches, each with the hours in which it does; until stopped."""
+        """The arrivals in [from_us, to_us), in batches, each with the hours that it spans; until stopped."""
         step_us = HOUR_US * BATCH_READINGS // (_READINGS_PER_CHARGER_HOUR * len(self._fleet.chargers))
         for start_us in range(from_us, to_us, step_us):
             end_us = min(start_us + step_us, to_us)
@@ -106,7 +106,7 @@ class Feeder:
                 yield (end_us - start_us) / HOUR_US, readings
 
     def _ask(self, path: str) -> Any:
-        """The answer; None when stopped before."""
+        """The answer; None when stopped before there was one."""
         answer = self._request("GET", path)
         return None if answer is None else answer.raise_for_status().json()
 
@@ -116,7 +116,7 @@ class Feeder:
             answer.raise_for_status()
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> httpx.Response | None:
-        """The service's answer, however often it takes; None when stopped before."""
+        """The service's answer, asked for as often as it takes; None when stopped before there was one."""
         while not self.stopped.is_set():
             try:
                 answer = self._client.request(method, path, content=body)

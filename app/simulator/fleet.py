@@ -1,4 +1,4 @@
-"""A seeded fleet of chargers and vehicles, what it sends, and the truth of what flowed.
+"""A seeded fleet of chargers and vehicles, its readings, and the truth about the energy that flowed.
 
 Everything is a function of seed, device and time: a fleet made again goes on as if it had never stopped.
 """
@@ -23,7 +23,7 @@ class Truth(NamedTuple):
 
 
 class Fleet:
-    """So many chargers and as many vehicles, each kind of them among any 25.
+    """`chargers` chargers and as many vehicles; any 25 in a row have some of every kind.
 
     Of 25 chargers, one is failing; of ten, one serves two vehicles, and the next none; of ten vehicles, one never names
     its meter, but is mapped to it. Times are microseconds since 1970 UTC.
@@ -52,7 +52,7 @@ class Fleet:
         return [reading for _, reading in self.arrivals(from_us, to_us)]
 
     def arrivals(self, from_us: int, to_us: int) -> list[tuple[int, Reading]]:
-        """The same with the time at which each arrives."""
+        """The deliveries, each with the instant of its arrival."""
         arrivals: list[tuple[int, Reading]] = []
         for device in self._devices:
             moments = device.clock.moments(device.clock.measured_from_us(from_us), to_us)
@@ -64,7 +64,7 @@ class Fleet:
         return arrivals
 
     def truth(self, vehicle_id: str, from_us: int, to_us: int) -> Truth:
-        """What flowed into a vehicle in [from_us, to_us), measured or not."""
+        """The energy that flowed into a vehicle in [from_us, to_us), measured or not."""
         vehicle = next(vehicle for vehicle in self.vehicles if vehicle.vehicle_id == vehicle_id)
         stays = vehicle.plan.stays(from_us, to_us)
         dc_kwh = sum(stay.dc_kwh(to_us) - stay.dc_kwh(from_us) for stay in stays)

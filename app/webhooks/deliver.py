@@ -1,4 +1,4 @@
-"""Tells a receiver of each transition of an alert: one POST, signed in the way of https://www.standardwebhooks.com."""
+"""Delivers each transition of an alert to a receiver: one POST, signed as https://www.standardwebhooks.com says."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ _log = structlog.get_logger()
 
 
 class Event(msgspec.Struct, frozen=True):
-    """The body: what happened to the alert and when it was noticed, and the alert as it then was."""
+    """The body: what happened to the alert, when that was noticed, and the alert as it then was."""
 
     type: str
     timestamp: datetime
@@ -38,13 +38,13 @@ class Event(msgspec.Struct, frozen=True):
 
 
 async def deliver_forever(database_url: str, settings: Settings) -> None:
-    """Tells the receiver that is set of what happens to alerts; to be cancelled."""
+    """Delivers transitions to the receiver of the settings, where one is set, until it is cancelled."""
     url = settings.webhook_url
     if url is None or settings.webhook_secret is None:
         return
     key = base64.b64decode(settings.webhook_secret.removeprefix("whsec_"))
     agent = {"User-Agent": f"wattline/{__version__}"}
-    # No proxy of the environment, which httpx might not understand; but the authorities that SSL_CERT_FILE names.
+    # Proxies of the environment are ignored, for httpx may not understand them; the authorities of SSL_CERT_FILE count.
     async with httpx.AsyncClient(headers=agent, verify=httpx.create_ssl_context(), trust_env=False) as client:
         await repeat(
             lambda connection: deliver_due(connection, client, url, key),
@@ -72,22 +72,22 @@ async def deliver_due(connection: psycopg.AsyncConnection, client: httpx.AsyncCl
 
 
 def pause_seconds(attempts: int) -> float:
-    """After so many attempts: each about twice as long as the one before, and never at the same time for all."""
+    """The pause after so many attempts: about twice as long as the one before, and random, so that attempts spread."""
     pause = backoff_seconds(attempts - 1, first=FIRST_PAUSE_SECONDS, longest=LONGEST_PAUSE_SECONDS)
     return pause * random.uniform(0.75, 1.25)  # noqa: S311 - no secret
 
 
 def signature(key: bytes, name: str, timestamp: str, body: bytes) -> str:
-    """What `webhook-signature` has of the id, the timestamp and the body."""
+    """The value of `webhook-signature` for the id, the timestamp and the body."""
     signed = b".".join([name.encode(), timestamp.encode(), body])
     return f"v1,{base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()}"
 
 
 async def _post(client: httpx.AsyncClient, url: str, key: bytes, taken: Taken) -> str | None:
-    """What went wrong, or None. Never with the URL, which may hold a password."""
+    """Sends it; returns the fault, if any, without the URL, which may hold a password."""
     event = Event(f"alert.{taken.transition}", datetime.fromtimestamp(taken.seconds, UTC), taken.alert)
     body = msgspec.json.encode(event)
-    # With its time: in a database that is made anew, ids begin anew.
+    # The name holds the time, for ids begin anew in a database that is made anew.
     name, now = f"transition-{taken.seconds}-{taken.id}", str(int(time.time()))
     headers = {
         "Content-Type": "application/json",

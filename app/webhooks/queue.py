@@ -1,7 +1,7 @@
-"""Which transitions of alerts wait to be told, and what became of them.
+"""The queue of transitions of alerts that wait to be delivered.
 
-A transition is taken for a lease, so that no transaction is open while it is on its way; whoever dies with it holds up
-no one for longer.
+A transition is taken for a lease, so that no transaction is open while it is on its way; a process that dies with it
+holds it up no longer than that.
 """
 
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ from app.analytics.alerts.listing import AlertAnswer, answer_of
 
 GIVE_UP_DAYS = 3
 LEASE_SECONDS = 60
-# Told at the same time, each of another alert.
+# Delivered at the same time, each of another alert.
 AT_ONCE = 10
 
 
 class Taken(NamedTuple):
-    """A transition to be told, for the `attempts`th time. `seconds` since 1970 is when it came about."""
+    """A transition to be delivered, for the `attempts`th time. It happened `seconds` after the beginning of 1970."""
 
     id: int
     attempts: int
@@ -28,7 +28,7 @@ class Taken(NamedTuple):
 
 
 async def take(connection: psycopg.AsyncConnection) -> list[Taken]:
-    """Some that are due, unless another process is at it. Of each alert only the first that waits: in order."""
+    """Takes some that are due, of each alert only the first that waits; none while another process takes some."""
     async with connection.transaction():
         lock = await connection.execute("SELECT pg_try_advisory_xact_lock(hashtext('wattline webhooks'))")
         if await lock.fetchone() == (False,):
@@ -48,9 +48,9 @@ async def remove(connection: psycopg.AsyncConnection, taken: Taken) -> None:
 
 
 async def postpone(connection: psycopg.AsyncConnection, taken: Taken, pause_seconds: float) -> bool:
-    """It waits once more, unless it is too old: then it is given up, and the answer is false.
+    """Lets a transition wait for the pause; returns false where it is too old and was given up instead.
 
-    Nothing changes if another process has taken it, because the lease was over.
+    Nothing changes where the lease has ended and another process has taken it.
     """
     parameters = {"id": taken.id, "attempts": taken.attempts, "pause": pause_seconds, "days": GIVE_UP_DAYS}
     given_up = await (await connection.execute(_GIVE_UP, parameters)).fetchone()
@@ -59,8 +59,8 @@ async def postpone(connection: psycopg.AsyncConnection, taken: Taken, pause_seco
     return given_up is None
 
 
-# Queues what is new. All transitions are made under one lock, so none appears behind one that was seen. Those from
-# before webhooks were set for the first time are news to no one.
+# Queues new transitions. All are made under one lock, so none appears behind one that was seen. Those from before
+# webhooks were first set are news to no one.
 _QUEUE = """
     WITH newest AS (
         SELECT coalesce(max(id), 0) AS id FROM alert_transition

@@ -229,7 +229,7 @@ def test_a_wrong_address_is_one_line() -> None:
         port = free_port()
         with answering(port, 200, body):
             line = refusal("single", url=f"http://127.0.0.1:{port}")
-        assert line == f"wattline: There is no Wattline that is ready at http://127.0.0.1:{port}: status 200."
+        assert line == f"wattline: No Wattline is ready at http://127.0.0.1:{port}: status 200."
 
 
 @on_plain

@@ -93,14 +93,14 @@ async def test_a_parameter_that_is_wrong_is_named(client: httpx.AsyncClient) -> 
 
 async def test_a_parameter_that_a_call_does_not_know_is_refused(client: httpx.AsyncClient) -> None:
     for path, query, detail in (
-        ("/v1/analytics/efficiency", "hours=1", "hours: There is no such parameter, but by, worst, from, to."),
-        (PERFORMANCE, "Hours=1&From=x&to=", "From, Hours: There is no such parameter, but from, to, hours."),
-        (MAPPING, "vehicle_id=V1", "vehicle_id: There is no such parameter, but vehicleId, meterId."),
+        ("/v1/analytics/efficiency", "hours=1", "hours: Unknown parameter; allowed: by, worst, from, to."),
+        (PERFORMANCE, "Hours=1&From=x&to=", "From, Hours: Unknown parameter; allowed: from, to, hours."),
+        (MAPPING, "vehicle_id=V1", "vehicle_id: Unknown parameter; allowed: vehicleId, meterId."),
         # Of a dependency.
         (
             "/v1/analytics/fleet/series",
             "bucket=1h&from=2026-01-01T00:00:00Z&Z=1",
-            "Z: There is no such parameter, but from, to, hours, bucket, maxPoints.",
+            "Z: Unknown parameter; allowed: from, to, hours, bucket, maxPoints.",
         ),
     ):
         assert problem(await client.get(f"{path}?{query}"), 400, "invalid_parameter")["detail"] == detail

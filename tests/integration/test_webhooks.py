@@ -44,8 +44,8 @@ class Sender:
     def __init__(self, connection: psycopg.AsyncConnection, client: httpx.AsyncClient, url: str) -> None:
         self.connection, self.client, self.url = connection, client, url
 
-    async def tell(self) -> None:
-        """Until nothing is due."""
+    async def deliver(self) -> None:
+        """Delivers until nothing is due."""
         await deliver.deliver_due(self.connection, self.client, self.url, KEY)
 
 
@@ -57,7 +57,7 @@ async def senders(database_url: str, connection: psycopg.Connection, receiver: R
     async with httpx.AsyncClient() as client:
         connections = [await connect(database_url) for _ in range(2)]
         senders = [Sender(each, client, receiver.url) for each in connections]
-        await senders[0].tell()
+        await senders[0].deliver()
         yield senders
         for each in connections:
             await each.close()
@@ -105,8 +105,8 @@ async def test_each_transition_is_told_once_signed_and_as_the_alert_is_answered(
     for transition in ("opened", "closed", "retracted"):
         log(connection, transition)
     log(connection, "opened", 3, stream="meter", kind="no_data", evidence={"lastSeen": "2026-02-10T13:50:00Z"})
-    await senders[0].tell()
-    await senders[1].tell()
+    await senders[0].deliver()
+    await senders[1].deliver()
     of_vehicle = [each for each in receiver.told if "vehicle" in each[1]]
     assert of_vehicle == [told("opened"), told("closed"), told("retracted")]
     assert ("alert.opened", "no_data/meter/M3/2026-02-10T14:00:00Z") in receiver.told
@@ -153,22 +153,22 @@ async def test_what_was_not_taken_is_told_again_in_order_and_later_each_time(
     log(connection, "opened")
     log(connection, "closed")
     receiver.answers = [fault, fault]
-    await senders[0].tell()
+    await senders[0].deliver()
     ((attempts, first), (untried, _)) = waiting(connection)
     assert (attempts, untried) == (1, 0)
     # Another alert does not wait for this one.
     receiver.answers.insert(0, 200)
     log(connection, "opened", 2)
-    await senders[0].tell()
+    await senders[0].deliver()
     assert receiver.told == [told("opened"), told("opened", 2)]
 
     pass_time(connection, first + 1)
-    await senders[0].tell()
+    await senders[0].deliver()
     ((attempts, second), _) = waiting(connection)
     assert attempts == 2
     assert 3 < first < 7 < second < 13
     pass_time(connection, second + 1)
-    await senders[0].tell()
+    await senders[0].deliver()
     assert receiver.told == [told("opened"), told("opened", 2), told("opened"), told("opened"), told("closed")]
     assert len(set(receiver.ids)) == 3
     assert all(is_genuine for _, _, is_genuine in receiver.got)
@@ -181,11 +181,11 @@ async def test_what_cannot_be_reached_is_no_error_of_the_service(
     log(connection, "opened")
     for url in (f"http://127.0.0.1:{free_port()}/", receiver.url.replace("http", "https"), "http://\u00ad/"):
         senders[0].url = url
-        await senders[0].tell()
+        await senders[0].deliver()
         pass_time(connection, 3600)
     assert waiting(connection)[0][0] == 3
     senders[0].url = receiver.url
-    await senders[0].tell()
+    await senders[0].deliver()
     assert receiver.told == [told("opened")]
 
 
@@ -197,7 +197,7 @@ async def test_several_processes_tell_each_transition_once_and_those_of_an_alert
             log(connection, "opened", device)
             log(connection, "closed", device)
     while waiting(connection) or not receiver.got:
-        await asyncio.gather(*(sender.tell() for sender in senders))
+        await asyncio.gather(*(sender.deliver() for sender in senders))
     assert len(receiver.ids) == len(set(receiver.ids)) == 24
     numbers = [int(name.rpartition("-")[2]) for name in receiver.ids]
     for device in (1, 2, 3):
@@ -211,7 +211,7 @@ async def test_no_transaction_is_open_while_a_request_runs(
 ) -> None:
     log(connection, "opened")
     receiver.answers = ["hang"]
-    telling = asyncio.ensure_future(senders[0].tell())
+    telling = asyncio.ensure_future(senders[0].deliver())
     assert await asyncio.to_thread(receiver.hanging.wait, DEADLINE_S)
     states = connection.execute("SELECT state FROM pg_stat_activity WHERE application_name = 'wattline'").fetchall()
     assert states == [("idle",), ("idle",)]
@@ -224,16 +224,16 @@ async def test_who_dies_with_a_transition_holds_it_up_for_a_lease_and_changes_no
     log(connection, "opened")
     log(connection, "closed")
     (taken,) = await take(senders[0].connection)
-    await senders[1].tell()
+    await senders[1].deliver()
     assert receiver.told == []
     pass_time(connection, LEASE_SECONDS + 1)
     receiver.answers = [500]
-    await senders[1].tell()
+    await senders[1].deliver()
     before = waiting(connection)
     assert await postpone(senders[0].connection, taken, 10_000)
     assert waiting(connection)[0][1] == pytest.approx(before[0][1], abs=1)
     pass_time(connection, 3600)
-    await senders[1].tell()
+    await senders[1].deliver()
     assert receiver.told == [told("opened"), told("opened"), told("closed")]
 
 
@@ -243,13 +243,13 @@ async def test_what_fails_when_it_is_too_old_is_given_up_and_counted(
     log(connection, "opened")
     log(connection, "closed")
     receiver.answers = [500, 500]
-    await senders[0].tell()
+    await senders[0].deliver()
     connection.execute("UPDATE alert_transition SET at = at - make_interval(days => %s)", [GIVE_UP_DAYS])
     async with service(Settings(database_url=database_url)) as client:
         of_database = await metrics(client)
         assert (of_database["wattline_webhooks_waiting"], of_database["wattline_webhooks_given_up"]) == (2, 0)
         pass_time(connection, 3600)
-        await senders[0].tell()
+        await senders[0].deliver()
         of_database = await metrics(client)
         assert (of_database["wattline_webhooks_waiting"], of_database["wattline_webhooks_given_up"]) == (0, 1)
     assert receiver.told == [told("opened"), told("opened"), told("closed")]
@@ -262,11 +262,11 @@ async def test_the_first_start_tells_nothing_of_before_and_a_later_one_nothing_t
     log(connection, "opened")
     async with httpx.AsyncClient() as client, await connect(database_url) as own:
         sender = Sender(own, client, receiver.url)
-        await sender.tell()
+        await sender.deliver()
         assert receiver.told == []
         log(connection, "closed", days_ago=GIVE_UP_DAYS)
         log(connection, "opened", 2, days_ago=GIVE_UP_DAYS - 1)
-        await sender.tell()
+        await sender.deliver()
         assert receiver.told == [told("opened", 2)]
         assert receiver.got[0][1]["timestamp"] < datetime.now(UTC).isoformat()
 
