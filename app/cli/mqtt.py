@@ -20,9 +20,7 @@ def mqtt() -> None:
     DATABASE_URL must be migrated already.
     """
     settings = Settings.from_environ(os.environ)
-    create_client(
-        settings, settings.mqtt_client_id, persistent=True
-    )  # so that a fault in its settings is reported first
+    create_client(settings, settings.mqtt_client_id, persistent=True)  # reports a fault in the settings first
     configure_logging(settings.log_level)
     with open_database(settings, migrated=True) as url:
         click.echo(

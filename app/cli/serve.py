@@ -34,9 +34,7 @@ def serve(host: str, port: int, mqtt: bool) -> None:
     settings = Settings.from_environ(os.environ)
     _refuse_address(host, port, settings)
     if mqtt:
-        create_client(
-            settings, settings.mqtt_client_id, persistent=True
-        )  # so that a fault in its settings is reported here
+        create_client(settings, settings.mqtt_client_id, persistent=True)  # reports a fault in the settings first
     with open_database(settings, migrated=True) as url:
         threading.Thread(target=_announce_when_ready, args=[_url(host, port)], daemon=True).start()
         run_server(url, host, port, mqtt=mqtt)
