@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from click.testing import CliRunner
 
+from app.cli import cli
 from app.ops.refresh import refresh_aggregates
 from app.settings import MQTT_URL
 from tests.fixtures.broker import Broker, consuming
@@ -42,9 +44,9 @@ def finish(load: subprocess.Popen[str]) -> tuple[int, dict[str, str], str]:
 
 
 def run(url: str, *arguments: str) -> tuple[int, dict[str, str], str]:
-    """The same of a load test in this process."""
-    ran = command("load", *arguments, "--url", url)
-    return ran.returncode, table_of(ran.stdout), ran.stderr
+    """The same of a load test in this process, and in its main thread, since it listens to signals."""
+    ran = CliRunner().invoke(cli, ["load", *arguments, "--url", url], prog_name="wattline")
+    return ran.exit_code, table_of(ran.stdout), ran.stderr
 
 
 def table_of(output: str) -> dict[str, str]:

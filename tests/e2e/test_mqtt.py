@@ -147,8 +147,7 @@ def test_two_consumers_share_the_work_and_what_a_killed_one_had_waits_for_it(
             one.kill()
         # Mosquitto divides in turns, and what `one` had is nobody else's: one copy of each tenth, half of the others.
         publish_all(broker.port, messages(500, first=500))
-        # Nor is what it is given while it is dead. The last reading comes twice: once `two` has it,
-        # it has all of its own.
+        # Nor is what it is given while it is dead. The last reading comes twice: `two` gets one after all of its own.
         publish_all(broker.port, messages(1, first=1_000))
         eventually(lambda: 1_000 in energies(connection))
         assert len(energies(connection)) == 275 + 275 + 1
@@ -180,11 +179,11 @@ def test_a_consumer_stopped_without_its_database_leaves_all_to_the_broker(
         own_database.stop()
         # More than Mosquitto would keep by default, and more than this consumer takes unacknowledged.
         publish_all(broker.port, messages(4_000))
+        consumer.await_logged("mqtt_store_waits")
         assert consumer.stop() == 0
         own_database.start()
         consumer.start()
         await_stored(own_database.url, 4_000)
-        assert "mqtt_store_waits" in consumer.log.read_text()
 
 
 def test_serve_takes_readings_from_the_broker_too(database_url: str, broker: Broker) -> None:

@@ -27,7 +27,7 @@ mappings = st.lists(
 
 
 @given(vehicle_minutes, meter_minutes, mappings, st.integers(1, 6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_hours_add_up_to_the_pairing_of_each_vehicle(
     of_vehicles: list[VehicleMinute], of_meters: list[MeterMinute], mapped: list[Mapping], gap_minutes: int
 ) -> None:
@@ -43,7 +43,7 @@ def test_hours_add_up_to_the_pairing_of_each_vehicle(
 
 
 @given(st.lists(st.sampled_from([1, 1, 1, 1, 2, 3]), min_size=60, max_size=60), st.integers(1, 200_000), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_meter_is_frozen_when_its_readings_are_equal_and_not_when_its_minutes_are_multiples(
     steps: list[int], value: int, is_frozen: bool
 ) -> None:
@@ -76,7 +76,7 @@ def judged(kind: Kind, rows: dict[int, Hour]) -> list[Alert]:
 
 
 @given(kinds, days, days)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_judging_what_changed_ends_where_judging_all_would(
     kind: Kind, before: dict[int, Hour], changes: dict[int, Hour]
 ) -> None:

@@ -123,7 +123,7 @@ def assert_adds_up(batch: Batch) -> None:
     assert all(r.message == REJECTIONS[r.code] for r in batch.rejected)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(bodies, streams)
 @example((MediaType.JSON, b'[{"timestamp":"9999-12-31T23:59:59.9999999Z"}]'), None)
 @example((MediaType.JSON, b'{"timestamp":"2026-05-01T12:00:00Z","meterId":"\xff"}'), None)
@@ -148,7 +148,7 @@ async def chunked(body: bytes, seed: int) -> AsyncIterator[bytes]:
 compressions = st.sampled_from([bytes, gzip.compress, zstd.compress])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(bodies, st.sampled_from(["", "identity", "gzip", "zstd", "br", "gzip, gzip"]), compressions, st.data())
 async def test_any_content_encoding_gives_a_body_or_a_known_error(
     body: tuple[MediaType, bytes], content_encoding: str, compression: Any, data: st.DataObject
@@ -166,7 +166,7 @@ async def test_any_content_encoding_gives_a_body_or_a_known_error(
         pass
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(good_readings | spoilt_readings, min_size=1, max_size=8).filter(packable), streams)
 def test_the_three_forms_of_the_same_readings_decode_alike(values: list[Any], stream: Stream | None) -> None:
     plain, lines, packed = (decode(encoded(values, form), form, stream) for form in MediaType)
@@ -175,7 +175,7 @@ def test_the_three_forms_of_the_same_readings_decode_alike(values: list[Any], st
     assert plain == lines == packed
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(good_readings, min_size=1, max_size=6), st.lists(spoilt_readings | any_json, max_size=4), st.randoms())
 def test_a_bad_reading_never_changes_its_neighbours(good: list[Any], others: list[Any], dice: random.Random) -> None:
     expected = decode(encoded(good, MediaType.JSON), MediaType.JSON)
@@ -207,7 +207,7 @@ def decimals(draw: st.DrawFn, high: int, digits: int) -> Decimal:
     return Decimal(draw(st.integers(0, high * 10**places))).scaleb(-places)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(decimals(1000, 6), decimals(1000, 2))
 def test_numbers_are_the_written_decimal_rounded_half_even(energy: Decimal, voltage: Decimal) -> None:
     body = b'{"meterId":"M","timestamp":"2026-05-01T12:00:00Z","kwhConsumedAc":%b,"voltage":%b}' % (

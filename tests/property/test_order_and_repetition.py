@@ -19,7 +19,7 @@ import httpx
 import msgspec
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.settings import Settings
@@ -410,7 +410,7 @@ def test_only_the_distinct_good_readings_count(count: int, database_url: str, co
     fleets: list[Fleet] = []
     with serving(database_url) as (runner, client):
 
-        @settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=count)
         @given(examples())
         def law(example: Example) -> None:
             fleet = Fleet(len(fleets), example)

@@ -170,19 +170,19 @@ def check_against_twin(fleet: Fleet) -> None:
         assert judge(got, low_efficiency=0.85)[0] == want.status
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(fleets)
 def test_a_pairing_equals_its_twin(fleet: Fleet) -> None:
     check_against_twin(fleet)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(dense_fleets)
 def test_a_pairing_of_longer_histories_equals_its_twin(fleet: Fleet) -> None:
     check_against_twin(fleet)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(fleets | dense_fleets, st.integers(0, 2**32))
 def test_the_order_of_rows_changes_nothing(fleet: Fleet, seed: int) -> None:
     shuffled = rows_of(fleet)
@@ -191,7 +191,7 @@ def test_the_order_of_rows_changes_nothing(fleet: Fleet, seed: int) -> None:
     assert pair(1, sides_of(*shuffled), gap_minutes=fleet.gap_minutes).total() == pairing_of(fleet)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(fleets | dense_fleets, st.sets(st.integers(0, 15)))
 def test_a_vehicle_and_a_meter_elsewhere_change_nothing(fleet: Fleet, minutes: set[int]) -> None:
     there = replace(
@@ -206,7 +206,7 @@ def test_a_vehicle_and_a_meter_elsewhere_change_nothing(fleet: Fleet, minutes: s
     assert pairing_of(there) == pairing_of(fleet)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(fleets | dense_fleets)
 def test_the_sums_never_exceed_what_was_measured(fleet: Fleet) -> None:
     vehicle_rows, meter_rows, _ = rows_of(fleet)
@@ -218,7 +218,7 @@ def test_the_sums_never_exceed_what_was_measured(fleet: Fleet) -> None:
         assert min(pairing.paired, pairing.shared, pairing.unpaired) >= 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(fleets | dense_fleets)
 def test_without_the_other_vehicles_nothing_is_shared(fleet: Fleet) -> None:
     alone = replace(fleet, vehicle_readings=[r for r in fleet.vehicle_readings if r.vehicle_id == "v1"])
@@ -228,7 +228,7 @@ def test_without_the_other_vehicles_nothing_is_shared(fleet: Fleet) -> None:
     assert after.paired >= before.paired
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     ac=st.integers(0, 10**11),
     dc=st.integers(0, 10**11),

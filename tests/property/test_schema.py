@@ -143,7 +143,6 @@ def test_what_is_answered_is_what_is_declared(
 
         @settings(
             max_examples=examples,
-            deadline=None,
             database=None,
             derandomize=True,
             phases=[Phase.generate],
