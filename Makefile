@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint bench lock
+.PHONY: help setup demo check test coverage soak lint bench lock
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.installed ## Prepare .venv: the locked packages and the wattline command
 
@@ -16,6 +16,14 @@ demo: .venv/.installed ## Start a database, the service and a simulated fleet, u
 # Two at a time: half of most tests' time is waiting for other processes.
 test: .venv/.installed ## Run the tests, on every engine that this machine has
 	@$(BIN)/pytest -n 2 --dist worksteal
+
+check: lint ## Check style, format and types, and run the unit tests: within a minute
+	@$(BIN)/pytest tests/unit -n 2 --dist worksteal
+
+# Processes that tests start are counted too, but for those that a test kills.
+coverage: .venv/.installed ## Run the tests and show how much of app/ they run: in total, and the files with the least
+	@$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=
+	@$(BIN)/coverage report | sed -n '1,22p;$$p'
 
 # Soak tests and benchmarks load millions of readings: they may take longer than the limit in pyproject.toml.
 soak: .venv/.installed ## Run the long proofs: kill rounds, large imports

@@ -158,7 +158,7 @@ def test_as_of_in_sql_rests_on_the_limit_of_a_store_transaction(folder: str) -> 
     assert set(re.findall(r"INTERVAL '(\d+) seconds'", statements)) == {str(TRANSACTION_SECONDS)}
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "test", "soak", "lint", "bench", "help"])
+@pytest.mark.parametrize("target", ["setup", "demo", "check", "test", "coverage", "soak", "lint", "bench", "help"])
 def test_make_help_lists_the_target(target: str) -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert re.search(rf"^ +make {target} +\S", shown, re.MULTILINE)
