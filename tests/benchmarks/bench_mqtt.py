@@ -10,6 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from tests.fixtures.broker import Broker, consuming
 from tests.fixtures.flood import Flood
+from tests.fixtures.waiting import eventually
 
 DEVICES = 10_000
 RATES = [5_000, 10_000]
@@ -69,7 +70,5 @@ def lag_seconds(connection: psycopg.Connection) -> float:
 
 def await_stored(connection: psycopg.Connection, count: int) -> None:
     """Until the newest states stand still: then all is stored, and counted once."""
-    deadline = time.monotonic() + 120
-    while connection.execute("SELECT count(*) FROM meter_reading").fetchall() != [(count,)]:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    counted = "SELECT count(*) FROM meter_reading"
+    eventually(lambda: connection.execute(counted).fetchall() == [(count,)], seconds=120)

@@ -12,6 +12,7 @@ from app import __version__
 from app.database import command_connection, shown_url
 from app.errors import SetupError
 from tests.fixtures import commands
+from tests.fixtures.engines import on_plain
 from tests.fixtures.service import free_port
 
 COMMANDS = [
@@ -28,7 +29,6 @@ COMMANDS = [
     "device",
     "alerts",
 ]
-on_one_engine = pytest.mark.parametrize("server", ["plain"], indirect=True)
 
 
 def wattline(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -153,7 +153,7 @@ def test_no_form_of_a_url_shows_its_password(form: str) -> None:
     assert "sesame" not in f"{refused.value} {shown_url(url)}"
 
 
-@on_one_engine
+@on_plain
 def test_serve_on_a_port_in_use_is_one_line(database_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -181,7 +181,7 @@ def test_a_database_is_migrated_before_it_is_served_or_refreshed(empty_database_
         assert refreshed.stdout == "The aggregates are refreshed.\n"
 
 
-@on_one_engine
+@on_plain
 def test_an_engine_that_cannot_be_had_is_one_line(empty_database_url: str) -> None:
     line = refusal(wattline("migrate", DATABASE_URL=empty_database_url, WATTLINE_ENGINE="timescale"))
     assert "TimescaleDB" in line

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.fixtures.database import Server
+from tests.fixtures.engines import on_plain
 from tests.fixtures.sending import minutes_ago
 from tests.fixtures.service import serving
 
@@ -44,7 +45,7 @@ OPERATIONS = {
 BINARY_BODIES = ("Unsupported content type application/x-ndjson", "Unsupported content type application/msgpack")
 
 # The engine cannot matter: what differs between them is behind the same functions.
-pytestmark = pytest.mark.parametrize("server", ["plain"], indirect=True)
+pytestmark = on_plain
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import psycopg
-import pytest
 from click.testing import CliRunner
 
 from app.cli import cli
@@ -24,8 +23,6 @@ from tests.fixtures.commands import command
 from tests.fixtures.engines import on_plain
 from tests.fixtures.service import Process, free_port
 from tests.fixtures.waiting import DEADLINE_S, eventually
-
-on_one_engine = pytest.mark.parametrize("server", ["plain"], indirect=True)
 
 
 def start(url: str, *arguments: str) -> subprocess.Popen[str]:
@@ -145,7 +142,7 @@ def test_a_service_killed_and_started_again_loses_nothing(
     assert sum(stored(connection)) == 12_000
 
 
-@on_one_engine
+@on_plain
 def test_a_stall_of_the_service_shows_in_the_latency_and_costs_no_reading(
     server_process: Process, connection: psycopg.Connection
 ) -> None:
@@ -164,7 +161,7 @@ def test_a_stall_of_the_service_shows_in_the_latency_and_costs_no_reading(
     assert milliseconds(table["latency max"]) >= 1_900
 
 
-@on_one_engine
+@on_plain
 def test_ctrl_c_ends_it_early_with_the_table_of_what_was_sent(
     server_process: Process, connection: psycopg.Connection
 ) -> None:
@@ -176,7 +173,7 @@ def test_ctrl_c_ends_it_early_with_the_table_of_what_was_sent(
     assert figures(table, "sent", "lost", "unanswered") == [sum(stored(connection)), 0, 0]
 
 
-@on_one_engine
+@on_plain
 def test_refused_readings_are_told_by_code_and_are_no_success(server_process: Process) -> None:
     port = free_port()
     with answering(port, 413, b'{"code": "batch_too_large"}', server_process.base_url):
@@ -254,7 +251,7 @@ def test_through_a_broker_what_it_acknowledged_is_looked_for_in_the_service(
     assert connection.execute("SELECT count(*) FROM quarantine").fetchall() == [(0,)]
 
 
-@on_one_engine
+@on_plain
 def test_a_broker_that_cannot_be_used_is_one_line(server_process: Process) -> None:
     nowhere = f"mqtt://127.0.0.1:{free_port()}"
     line = refusal("single", "--via", "mqtt", "--broker", nowhere, url=server_process.base_url)

@@ -25,6 +25,7 @@ from app.migrate import migrate
 from app.ops.server import STOP_SECONDS
 from app.postgres.embedded import running
 from tests.fixtures.database import available_engines, lock_waits
+from tests.fixtures.engines import on_plain
 from tests.fixtures.sending import meter, minutes_ago, problem, vehicle
 from tests.fixtures.service import Process, serving
 from tests.fixtures.waiting import DEADLINE_S, eventually
@@ -36,9 +37,6 @@ else:
 
 MIB = 1024 * 1024
 JSON = {"Content-Type": "application/json"}
-
-# The engine cannot matter where no reading is stored.
-on_one_engine = pytest.mark.parametrize("server", ["plain"], indirect=True)
 
 
 def post(process: Process, content: Any, **headers: str) -> httpx.Response:
@@ -59,7 +57,7 @@ def zstd_bomb(mebibytes: int) -> bytes:
     return frame * (mebibytes // 128)
 
 
-@on_one_engine
+@on_plain
 def test_the_page_and_its_files_answer_head_as_get_without_a_body(server_process: Process) -> None:
     with httpx.Client(base_url=server_process.base_url, timeout=DEADLINE_S) as browser:
         for path in "/", f"{BASE}/style.css":
@@ -72,7 +70,7 @@ def test_the_page_and_its_files_answer_head_as_get_without_a_body(server_process
             }
 
 
-@on_one_engine
+@on_plain
 def test_a_body_that_is_too_large_is_answered_and_not_cut_off(server_process: Process, tmp_path: Path) -> None:
     for megabytes in (18, 60):
         body = b"[" + b" " * (megabytes * 1_000_000)
@@ -97,7 +95,7 @@ def _curl(process: Process, body: bytes, directory: Path) -> tuple[int, str]:
     return int(status), json.loads(document)["code"]
 
 
-@on_one_engine
+@on_plain
 def test_compression_bombs_are_refused_in_bounded_memory(server_process: Process) -> None:
     assert post(server_process, b"[]").status_code == httpx.codes.BAD_REQUEST
     before = server_process.peak_memory_bytes()
@@ -133,7 +131,7 @@ def test_batches_in_flight_are_finished_before_the_server_stops(
     assert server_process.await_end() == 0
 
 
-@on_one_engine
+@on_plain
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_connection_does_not_hold_up_the_end(number: int, server_process: Process) -> None:
     with socket.create_connection(("127.0.0.1", server_process.port)), httpx.Client(timeout=DEADLINE_S) as client:
@@ -192,7 +190,7 @@ def assert_away(process: Process, readings: str) -> None:
     assert process.get("/health/live").json()["status"] == "ok"
 
 
-@on_one_engine
+@on_plain
 def test_each_request_is_one_json_line_with_its_id(database_url: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as stderr, serving(database_url, stderr=stderr, WATTLINE_LOG_LEVEL="info") as process:
@@ -223,7 +221,7 @@ def test_each_request_is_one_json_line_with_its_id(database_url: str, tmp_path: 
     assert len(lines) == log.read_text().count("\n")
 
 
-@on_one_engine
+@on_plain
 def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_bug(database_url: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as stderr, serving(database_url, stderr=stderr, WATTLINE_LOG_LEVEL="info") as process:
@@ -238,7 +236,7 @@ def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_bug(database_ur
     assert [line for line in log.read_text().splitlines() if '"event": "request"' not in line] == []
 
 
-@on_one_engine
+@on_plain
 def test_a_worker_ends_with_its_killed_parent_and_frees_the_port(server_process: Process) -> None:
     server_process.popen.kill()
     server_process.popen.wait()

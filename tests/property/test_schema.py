@@ -21,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.fixtures.database import Server
+from tests.fixtures.engines import on_plain
 from tests.fixtures.sending import stamp
 from tests.fixtures.service import serving
 from tests.fixtures.waiting import DEADLINE_S
@@ -52,7 +53,7 @@ ROUTES = {
 }
 
 # The engine cannot matter: what differs between them is behind the same functions.
-pytestmark = pytest.mark.parametrize("server", ["plain"], indirect=True)
+pytestmark = on_plain
 
 
 @pytest.fixture(scope="module")
