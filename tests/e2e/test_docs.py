@@ -121,10 +121,16 @@ def test_each_command_answers_what_is_shown_below_it(
     server_process: Process, database_url: str, tmp_path: Path
 ) -> None:
     """api.md begins with an empty Wattline; the other pages are read after it, or after each other."""
-    for name in ("api.md", "efficiency.md", "gateways.md", "import.md"):
+    for name in ("api.md", "efficiency.md", "gateways.md"):
         assert_shown(name, server_process.base_url, database_url, tmp_path)
         # As time would: what is older and comes later is then missing until the next refresh.
         refresh_aggregates(database_url, None, None)
+
+
+@on_plain
+def test_each_command_of_an_import_answers_what_is_shown_below_it(database_url: str, tmp_path: Path) -> None:
+    """Imports on both engines are those of test_import.py."""
+    assert_shown("import.md", ADDRESS, database_url, tmp_path)
 
 
 def send(directory: Path, *arguments: str) -> subprocess.Popen[str]:
