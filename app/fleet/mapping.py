@@ -46,12 +46,10 @@ _TOUCH = """
     INSERT INTO touched_hour AS known (stream, device_id, hour, at)
     SELECT stream, device_id, hour, clock_timestamp() + make_interval(secs => %(transaction_seconds)s)
     FROM (
-        SELECT DISTINCT date_bin('1 hour', bucket, TIMESTAMPTZ '2000-01-01 00:00Z') AS hour
-        FROM vehicle_minute(date_bin('1 hour', coalesce(greatest(%(valid_from)s::timestamptz,
-                                                                 %(retained)s::timestamptz), '-infinity'),
-                                     TIMESTAMPTZ '2000-01-01 00:00Z'),
-                            %(now)s + INTERVAL '1 hour')
-        WHERE vehicle_id = %(vehicle)s
+        SELECT DISTINCT utc_bucket('1 hour', bucket) AS hour
+        FROM vehicle_minute(utc_bucket('1 hour', coalesce(greatest(%(valid_from)s::timestamptz,
+                                                                   %(retained)s::timestamptz), '-infinity')),
+                            %(now)s + INTERVAL '1 hour', ARRAY[%(vehicle)s]::integer[])
     ) AS measured
     CROSS JOIN (
         SELECT 'vehicle', %(vehicle)s
@@ -81,10 +79,9 @@ async def map_vehicle(
     that the open one covers changes nothing. Raises InvalidTimeRange, TooManyNewDevices, and MappingOverlap for any
     other overlap.
     """
-    for instant in (mapping.valid_from, mapping.valid_to):
-        # Far from the ends of the calendar, beyond which no zone could show it.
-        if instant is not None and not 1900 <= instant.year < 2200:
-            raise InvalidTimeRange("validFrom and validTo must lie between the years 1900 and 2200.")
+    # Far from the ends of the calendar, beyond which no zone could show it.
+    if any(at is not None and not 1900 <= at.year < 2200 for at in (mapping.valid_from, mapping.valid_to)):
+        raise InvalidTimeRange("validFrom and validTo must lie between the years 1900 and 2200.")
     ids = [
         *(await register(connection, Stream.VEHICLE, [mapping.vehicle_id], per_hour=new_devices_per_hour)).values(),
         *(await register(connection, Stream.METER, [mapping.meter_id], per_hour=new_devices_per_hour)).values(),
