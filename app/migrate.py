@@ -1,15 +1,15 @@
-"""Brings a database to this version of Wattline: the migrations, then the policies."""
+"""Brings a database to this version of Wattline: the migrations, then the policies; and says whether it is there."""
 
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from app.database import command_connection
@@ -17,13 +17,21 @@ from app.errors import SetupError
 from app.policies.apply import apply_policies
 from app.policies.desired import read_policies
 
-ALEMBIC_INI = Path(__file__).resolve().parent.parent / "alembic.ini"
+ROOT = Path(__file__).resolve().parent.parent
+ALEMBIC_INI = ROOT / "alembic.ini"
+OTHER_SQL = (
+    "The database was made by other SQL than this version has, and cannot be used: migrations change until the first "
+    "release. Export its readings with the version that made it (GET /v1/analytics/meters/{id}/readings) or with psql, "
+    "start with an empty database (Wattline's own is empty after you have removed its directory, `.wattline`), and "
+    "bring them back with `wattline import`: see docs/import.md."
+)
 
 
 def migrate(url: str, *, engine: Literal["auto", "timescale", "plain"] = "auto") -> list[str]:
     """Migrates to the newest revision and applies timescale/policies.toml; returns a line for each changed policy.
 
-    Raises SetupError when a migration fails, or the requested engine is unavailable or not the database's own.
+    Raises SetupError when a migration fails, when other SQL made the database, and when the requested engine is
+    unavailable or not the database's own.
     """
     policies = read_policies()
     with command_connection(url) as connection:
@@ -47,7 +55,53 @@ def newest_revision() -> str:
     return ScriptDirectory.from_config(Config(ALEMBIC_INI)).get_current_head() or ""
 
 
-def current_revision(url: str) -> str | None:
-    """The revision that the database is at; None before the first migration. Raises SetupError when it is away."""
+@cache
+def sql_checksum(revision: str) -> str:
+    """The checksum of all that makes a database of this revision: the migrations up to it, and their SQL files."""
+    files = (*ROOT.glob("migrations/versions/*.py"), *ROOT.glob("timescale/**/*.sql"))
+    made_by = sorted(path for path in files if path.name[:4] <= revision)
+    return sha256(b"".join(path.read_bytes() for path in made_by)).hexdigest()
+
+
+class Migrated(NamedTuple):
+    """How far a database is migrated: its engine and revision, and the checksum of the SQL that made it.
+
+    All are None before the first migration. A database of an earlier Wattline has an engine only.
+    """
+
+    engine: Literal["timescale", "plain"] | None = None
+    revision: str | None = None
+    checksum: str | None = None
+
+    @property
+    def by_other_sql(self) -> bool:
+        """Whether other SQL made the database than this version has; not of a revision that this version lacks."""
+        if self.engine is None or (self.revision or "") > newest_revision():
+            return False
+        return self.revision is None or self.checksum != sql_checksum(self.revision)
+
+
+def migrated(connection: Connection) -> Migrated:
+    """How far the database is migrated."""
+    installed, versioned = connection.execute(_TABLES).one()
+    if not installed:
+        return Migrated()
+    return Migrated(*connection.execute(_MIGRATED if versioned else _ENGINE).one())
+
+
+_TABLES = text("SELECT to_regclass('installation') IS NOT NULL, to_regclass('wattline_version') IS NOT NULL")
+_MIGRATED = text("SELECT engine, (SELECT version_num FROM wattline_version), sql_checksum FROM installation")
+_ENGINE = text("SELECT engine FROM installation")
+
+
+def refuse_unmigrated(url: str) -> None:
+    """Raises SetupError unless the database is what this version of Wattline needs; also when it is away."""
     with command_connection(url) as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        found = migrated(connection)
+    if found.by_other_sql:
+        raise SetupError(OTHER_SQL)
+    if found.revision != newest_revision():
+        raise SetupError(
+            f"The database is at revision {found.revision}, this version needs {newest_revision()}: "
+            "run `wattline migrate`."
+        )

@@ -242,6 +242,7 @@ installation = Table(
     "installation",
     metadata,
     Column("engine", Text, nullable=False),
+    Column("sql_checksum", Text),
     Column("installed_at", Moment, nullable=False, server_default=func.now()),
     Column("quarantine_dropped", BigInteger, nullable=False, server_default="0"),
     Column("judged_as_of", Moment),

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from app.errors import SetupError
+from app.migrate import OTHER_SQL, migrated
 
 Engine = Literal["timescale", "plain"]
 Wanted = Literal["auto", "timescale", "plain"]
@@ -16,24 +17,19 @@ Wanted = Literal["auto", "timescale", "plain"]
 SQL_DIRECTORY = Path(__file__).resolve().parent.parent / "timescale"
 
 
-def recorded_engine(connection: Connection) -> Engine | None:
-    """The engine that the database was migrated for; None before the first migration."""
-    if connection.scalar(text("SELECT to_regclass('installation')")) is None:
-        return None
-    return cast("Engine | None", connection.scalar(text("SELECT engine FROM installation")))
-
-
 def wanted_engine() -> Wanted:
     """What `wattline migrate` hands over, else WATTLINE_ENGINE."""
     return cast("Wanted", context.config.attributes.get("engine") or os.environ.get("WATTLINE_ENGINE", "auto"))
 
 
-def refuse_other_engine(connection: Connection, wanted: Wanted) -> None:
-    """Raises SetupError when the database was migrated for another engine than the wanted one."""
-    recorded = recorded_engine(connection)
-    if recorded is not None and wanted not in ("auto", recorded):
+def refuse_foreign(connection: Connection, wanted: Wanted) -> None:
+    """Raises SetupError when other SQL made the database, or when it was migrated for another engine than wanted."""
+    found = migrated(connection)
+    if found.by_other_sql:
+        raise SetupError(OTHER_SQL)
+    if found.engine is not None and wanted not in ("auto", found.engine):
         raise SetupError(
-            f"This database was migrated for the engine '{recorded}'; WATTLINE_ENGINE asks for '{wanted}'."
+            f"This database was migrated for the engine '{found.engine}'; WATTLINE_ENGINE asks for '{wanted}'."
         )
 
 
@@ -72,7 +68,7 @@ def _create_extension(connection: Connection) -> bool:
 def run_sql(name: str) -> None:
     """Runs the statements of the file: that of the database's engine, or the one that both engines share."""
     connection = op.get_bind()
-    own = SQL_DIRECTORY if recorded_engine(connection) == "timescale" else SQL_DIRECTORY / "plain"
+    own = SQL_DIRECTORY if migrated(connection).engine == "timescale" else SQL_DIRECTORY / "plain"
     shared = SQL_DIRECTORY / "shared" / name
     # Without parameters, several statements go in one call and a percent sign is itself.
     statements = (shared if shared.exists() else own / name).read_text()

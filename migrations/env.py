@@ -5,14 +5,17 @@
 
 import os
 import re
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, cast
 
 from alembic import context
+from alembic.runtime.migration import MigrationContext, MigrationInfo
 from sqlalchemy import Connection, text
 
 from app.database import create_sync_engine
+from app.migrate import sql_checksum
 from app.tables import metadata
-from migrations.engine import refuse_other_engine, wanted_engine
+from migrations.engine import refuse_foreign, wanted_engine
 
 # Partitions and the tables that one engine keeps for itself: made by its SQL files, unknown to the metadata.
 ENGINE_OWNED = re.compile(
@@ -28,6 +31,16 @@ def include_object(item: Any, name: str | None, kind: str, reflected: bool, comp
     return not (kind == "index" and item.table.name in ("meter_reading", "vehicle_reading"))
 
 
+def record_checksum(
+    ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], run_args: Mapping[str, Any]
+) -> None:
+    """In the transaction of each migration, so that one that fails leaves a database that can be migrated further."""
+    for revision in heads:
+        cast("Connection", ctx.connection).execute(
+            text("UPDATE installation SET sql_checksum = :checksum"), {"checksum": sql_checksum(revision)}
+        )
+
+
 def run_migrations(connection: Connection) -> None:
     connection.execute(text("SET statement_timeout = '60s'"))
     # Held by the session, over all transactions: two deployments at once migrate one after the other.
@@ -40,12 +53,15 @@ def run_migrations(connection: Connection) -> None:
         connection=connection,
         target_metadata=metadata,
         include_object=include_object,
+        # A table of Wattline's own, so that another application may migrate the same database by Alembic.
+        version_table="wattline_version",
+        on_version_apply=record_checksum,
         transaction_per_migration=True,
         compare_type=True,
         compare_server_default=False,
     )
     try:
-        refuse_other_engine(connection, wanted_engine())
+        refuse_foreign(connection, wanted_engine())
         with context.begin_transaction():
             context.run_migrations()
     finally:

@@ -11,7 +11,7 @@ import psycopg
 
 from app.database import connect, unreachable
 from app.errors import ServiceError, SetupError
-from app.migrate import current_revision, migrate, newest_revision
+from app.migrate import migrate, refuse_unmigrated
 from app.postgres.embedded import running
 from app.settings import Settings
 
@@ -27,7 +27,7 @@ def open_database(settings: Settings, *, migrated: bool, start: bool = True) -> 
     """
     if settings.database_url is not None:
         if migrated:
-            _refuse_other_revision(settings.database_url)
+            refuse_unmigrated(settings.database_url)
         yield settings.database_url
         return
     with running(settings.data_dir, pg_bin=settings.pg_bin, start=start) as url:
@@ -35,12 +35,6 @@ def open_database(settings: Settings, *, migrated: bool, start: bool = True) -> 
             click.echo(f"The database lies under {settings.data_dir.resolve()}.")
             migrate(url, engine=settings.engine)
         yield url
-
-
-def _refuse_other_revision(url: str) -> None:
-    current, needed = current_revision(url), newest_revision()
-    if current != needed:
-        raise SetupError(f"The database is at revision {current}, this version needs {needed}: run `wattline migrate`.")
 
 
 Result = TypeVar("Result")

@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import __version__
-from app.migrate import newest_revision
+from app.migrate import migrated, newest_revision
 from app.problem_answers import translated
 
 
@@ -55,19 +55,16 @@ async def _look(pool: AsyncEngine) -> Ready:
     needed = newest_revision()
     try:
         async with pool.connect() as connection:
-            postgresql, timescaledb, migrated = (await connection.execute(_VERSIONS)).one()
-            engine, revision = (await connection.execute(_MIGRATION)).one() if migrated else (None, None)
+            postgresql, timescaledb = (await connection.execute(_VERSIONS)).one()
+            found = await connection.run_sync(migrated)
     except SQLAlchemyError as error:
         if translated(error) is None:
             raise
         return Ready("database_away", __version__, needed)
-    status = "ok" if revision == needed else "not_migrated"
-    return Ready(status, __version__, needed, revision, engine, postgresql, timescaledb)
+    status = "other_sql" if found.by_other_sql else "ok" if found.revision == needed else "not_migrated"
+    return Ready(status, __version__, needed, found.revision, found.engine, postgresql, timescaledb)
 
 
 _VERSIONS = text("""
-    SELECT current_setting('server_version'),
-           (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'),
-           to_regclass('installation') IS NOT NULL
+    SELECT current_setting('server_version'), (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb')
 """)
-_MIGRATION = text("SELECT (SELECT engine FROM installation), (SELECT version_num FROM alembic_version)")

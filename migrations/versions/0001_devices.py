@@ -15,6 +15,8 @@ def upgrade() -> None:
     op.create_table(
         "installation",
         sa.Column("engine", sa.Text, nullable=False),
+        # Of the SQL that made this database; env.py records it with each revision.
+        sa.Column("sql_checksum", sa.Text),
         sa.Column("installed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
         # Rejected readings that the bounds of the quarantine have dropped so far.
         sa.Column("quarantine_dropped", sa.BigInteger, nullable=False, server_default="0"),

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -193,5 +194,15 @@ def test_a_refresh_of_an_empty_range_is_refused(database_url: str) -> None:
 
 
 def test_a_database_of_a_newer_version_is_refused(database_url: str, connection: psycopg.Connection) -> None:
-    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.execute("UPDATE wattline_version SET version_num = '9999'")
     assert "9999" in refusal(wattline("migrate", DATABASE_URL=database_url))
+
+
+@on_one_engine
+def test_a_database_made_by_other_sql_is_refused_in_one_line(
+    database_url: str, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    connection.execute("UPDATE installation SET sql_checksum = NULL")
+    for command in (["migrate"], ["serve", "--port", str(free_port())], ["import", str(tmp_path / "none.csv")]):
+        line = refusal(wattline(*command, DATABASE_URL=database_url))
+        assert line.startswith("The database was made by other SQL than this version has")

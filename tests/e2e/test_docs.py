@@ -14,7 +14,10 @@ import psycopg
 import pytest
 
 from app.ops.refresh import refresh_aggregates
+from tests.fixtures.commands import command
+from tests.fixtures.database import Server
 from tests.fixtures.engines import on_plain
+from tests.fixtures.readings import midnight, random_readings, store
 from tests.fixtures.sending import meter, minutes_ago
 from tests.fixtures.service import Process
 
@@ -131,6 +134,39 @@ def test_each_command_answers_what_is_shown_below_it(
 def test_each_command_of_an_import_answers_what_is_shown_below_it(database_url: str, tmp_path: Path) -> None:
     """Imports on both engines are those of test_import.py."""
     assert_shown("import.md", ADDRESS, database_url, tmp_path)
+
+
+EXPORTED = {
+    "meter": "SELECT external_id, ts, ac_milliwh, voltage_centiv FROM meter_reading JOIN meter ON id = meter_id",
+    "vehicle": """
+        SELECT vehicle.external_id, ts, meter.external_id, dc_milliwh, soc_centipercent, battery_temp_centic
+        FROM vehicle_reading JOIN vehicle ON vehicle.id = vehicle_id LEFT JOIN meter ON meter.id = meter_id
+    """,
+}
+
+
+@on_plain
+async def test_what_import_md_exports_by_sql_is_imported_as_it_was(
+    server: Server, database_url: str, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    await store(database_url, *random_readings(1, midnight(3), 2, 500))
+    (exports,) = (text for language, text in blocks("import.md") if language == "sql")
+    files = []
+    for number, export in enumerate(exports.split(";\n")[:-1]):
+        files.append(tmp_path / f"{number}.csv")
+        with connection.cursor().copy(export.encode()) as copy:
+            files[-1].write_bytes(b"".join(copy))
+    empty = server.clone()
+    try:
+        done = command("import", *map(str, files), DATABASE_URL=empty)
+        assert done.returncode == 0, done.stderr
+        with psycopg.connect(empty) as imported:
+            for query in EXPORTED.values():
+                before, after = (one.execute(query.encode()).fetchall() for one in (connection, imported))
+                assert before
+                assert set(after) == set(before)
+    finally:
+        server.drop(empty)
 
 
 def send(directory: Path, *arguments: str) -> subprocess.Popen[str]:

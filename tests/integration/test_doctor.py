@@ -14,7 +14,7 @@ from alembic import command
 
 from app.database import most_connections
 from app.errors import SetupError
-from app.migrate import migrate, newest_revision
+from app.migrate import OTHER_SQL, migrate, newest_revision
 from app.ops.doctor.ask import disk_bytes, find_out
 from app.ops.doctor.checks import wrong
 from app.ops.doctor.facts import Facts
@@ -258,6 +258,11 @@ def count(connection: psycopg.Connection, query: str) -> int:
 # Not there, or not ours
 
 
+def test_a_database_that_other_sql_made(connection: psycopg.Connection, database_url: str) -> None:
+    connection.execute("UPDATE installation SET sql_checksum = NULL")
+    assert complaints(database_url) == [OTHER_SQL]
+
+
 def test_a_database_that_is_not_migrated(empty_database_url: str) -> None:
     report, healthy = examined(empty_database_url)
     assert "The database is not migrated: run `wattline migrate`." in listed(report, "What is wrong")
@@ -277,7 +282,7 @@ def test_a_database_of_an_older_version_is_told_of_as_far_as_it_goes(database_ur
 
 
 def test_a_database_of_a_newer_version(database_url: str, connection: psycopg.Connection) -> None:
-    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.execute("UPDATE wattline_version SET version_num = '9999'")
     (sentence,) = complaints(database_url)
     assert sentence.startswith("The database is at revision 9999, made by a newer Wattline")
 

@@ -26,9 +26,19 @@ async def test_a_service_that_can_serve_names_engine_and_versions(
 
 
 async def test_another_revision_is_not_ready(client: httpx.AsyncClient, connection: psycopg.Connection) -> None:
-    connection.execute("UPDATE alembic_version SET version_num = 'other'")
+    connection.execute("UPDATE wattline_version SET version_num = 'other'")
     answer = await client.get("/health/ready")
     assert (answer.status_code, answer.json()["status"], answer.json()["revision"]) == (503, "not_migrated", "other")
+
+
+async def test_a_database_of_other_sql_is_not_ready(client: httpx.AsyncClient, connection: psycopg.Connection) -> None:
+    connection.execute("UPDATE installation SET sql_checksum = NULL")
+    ready = await client.get("/health/ready")
+    assert (ready.status_code, ready.json()["status"], ready.json()["revision"]) == (
+        503,
+        "other_sql",
+        newest_revision(),
+    )
 
 
 async def test_a_database_without_tables_is_not_ready_and_stores_nothing(empty_database_url: str) -> None:

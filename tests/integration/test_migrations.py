@@ -1,6 +1,7 @@
 """Migrations: up, down and up again, several at once, against held locks, and the choice of the engine."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,16 @@ from sqlalchemy.exc import OperationalError
 
 from app.database import command_connection
 from app.errors import SetupError
-from app.migrate import ALEMBIC_INI, current_revision, migrate, newest_revision
+from app.migrate import (
+    ALEMBIC_INI,
+    OTHER_SQL,
+    Migrated,
+    migrate,
+    migrated,
+    newest_revision,
+    refuse_unmigrated,
+    sql_checksum,
+)
 from tests.fixtures.engines import on_plain, on_timescale
 from tests.fixtures.readings import Rows, answers, midnight, random_readings, store
 from tests.fixtures.waiting import eventually
@@ -50,9 +60,9 @@ def rows(url: str, query: str) -> Rows:
         return connection.execute(query.encode()).fetchall()
 
 
-def recorded_engine(url: str) -> str:
-    ((engine,),) = rows(url, "SELECT engine FROM installation")
-    return str(engine)
+def state(url: str) -> Migrated:
+    with command_connection(url) as connection:
+        return migrated(connection)
 
 
 async def fill(url: str) -> None:
@@ -67,12 +77,12 @@ def counted(url: str) -> Rows:
 
 
 def test_an_empty_database_goes_up_down_and_up_again(empty_database_url: str) -> None:
-    assert current_revision(empty_database_url) is None
+    assert state(empty_database_url).revision is None
     migrate(empty_database_url)
     made = rows(empty_database_url, OBJECTS)
-    assert current_revision(empty_database_url) == newest_revision()
+    assert state(empty_database_url).revision == newest_revision()
     downgrade(empty_database_url)
-    assert rows(empty_database_url, OBJECTS) == [("i", "alembic_version_pkc"), ("r", "alembic_version")]
+    assert rows(empty_database_url, OBJECTS) == [("i", "wattline_version_pkc"), ("r", "wattline_version")]
     migrate(empty_database_url)
     assert rows(empty_database_url, OBJECTS) == made
     alembic(empty_database_url, command.check)
@@ -82,7 +92,7 @@ async def test_a_filled_database_goes_up_down_and_up_again(database_url: str) ->
     made = rows(database_url, OBJECTS)
     await fill(database_url)
     downgrade(database_url)
-    assert rows(database_url, OBJECTS) == [("i", "alembic_version_pkc"), ("r", "alembic_version")]
+    assert rows(database_url, OBJECTS) == [("i", "wattline_version_pkc"), ("r", "wattline_version")]
     migrate(database_url)
     assert rows(database_url, OBJECTS) == made
     await fill(database_url)
@@ -108,6 +118,50 @@ async def test_a_filled_database_is_as_its_migrations_want_it(database_url: str)
     assert (rows(database_url, OBJECTS), counted(database_url)) == before
 
 
+def test_each_revision_records_the_checksum_of_the_sql_up_to_it(database_url: str) -> None:
+    assert state(database_url).checksum == sql_checksum(newest_revision())
+    downgrade(database_url, "0002")
+    assert state(database_url)[1:] == ("0002", sql_checksum("0002"))
+    assert sql_checksum("0002") != sql_checksum("0003")
+    # A database of an earlier release is no other one.
+    migrate(database_url)
+    refuse_unmigrated(database_url)
+
+
+OTHERS = {
+    "another checksum": "UPDATE installation SET sql_checksum = md5('other')",
+    "no checksum": "UPDATE installation SET sql_checksum = NULL",
+    # As before checksums were recorded.
+    "no version table": """
+        ALTER TABLE wattline_version RENAME TO alembic_version;
+        ALTER TABLE installation DROP COLUMN sql_checksum
+    """,
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+@on_plain
+def test_a_database_made_by_other_sql_is_refused_and_stays_as_it_is(
+    database_url: str, connection: psycopg.Connection, other: str
+) -> None:
+    connection.execute(other.encode())
+    before = rows(database_url, OBJECTS)
+    for refused in (migrate, refuse_unmigrated, downgrade):
+        with pytest.raises(SetupError, match=re.escape(OTHER_SQL)):
+            refused(database_url)
+    assert rows(database_url, OBJECTS) == before
+
+
+@on_plain
+def test_another_application_may_migrate_the_same_database_by_alembic(empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
+        connection.execute("INSERT INTO alembic_version VALUES ('0003')")
+    migrate(empty_database_url)
+    downgrade(empty_database_url)
+    assert rows(empty_database_url, "SELECT version_num FROM alembic_version") == [("0003",)]
+
+
 def migrating(stack: ExitStack, url: str) -> subprocess.Popen[str]:
     """`wattline migrate` as a process."""
     return stack.enter_context(
@@ -126,7 +180,7 @@ def test_of_two_migrations_at_once_one_does_the_work_and_both_end_well(empty_dat
         processes = [migrating(stack, empty_database_url) for _ in range(2)]
         outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert current_revision(empty_database_url) == newest_revision()
+    assert state(empty_database_url).revision == newest_revision()
     applied = sorted(output.splitlines() for output, _ in outputs)
     assert applied[0] == ["The database is migrated."]
     assert len(applied[1]) > 1
@@ -134,7 +188,7 @@ def test_of_two_migrations_at_once_one_does_the_work_and_both_end_well(empty_dat
 
 # For longer than the 5 s that a migration waits for any other lock.
 WAITS_FOR_LONG = """
-    SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+    SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE locktype = 'advisory' AND NOT granted AND waitstart < clock_timestamp() - INTERVAL '5.5 seconds'
 """
 
@@ -161,20 +215,20 @@ def test_a_migration_that_meets_a_held_lock_fails_within_its_limit(database_url:
         assert isinstance(refused.value.orig, psycopg.errors.LockNotAvailable)
         assert time.monotonic() - started < 30  # the limit is 5 s
     # Each revision is a transaction: those before the failed one are done, and the way up is open.
-    assert current_revision(database_url) in ("0002", "0003")
+    assert state(database_url).revision in ("0002", "0003")
     migrate(database_url)
     assert rows(database_url, OBJECTS) == made
 
 
 def test_the_engine_is_the_best_that_the_server_has(empty_database_url: str, engine: str) -> None:
     migrate(empty_database_url)
-    assert recorded_engine(empty_database_url) == engine
+    assert state(empty_database_url).engine == engine
 
 
 @on_timescale
 async def test_plain_works_whole_on_a_server_with_timescale(empty_database_url: str) -> None:
     migrate(empty_database_url, engine="plain")
-    assert recorded_engine(empty_database_url) == "plain"
+    assert state(empty_database_url).engine == "plain"
     assert rows(empty_database_url, "SELECT extname FROM pg_extension WHERE extname = 'timescaledb'") == []
     await fill(empty_database_url)
     await store(empty_database_url, *random_readings(3, datetime.now(UTC) - timedelta(days=40), 1, 50))
@@ -200,13 +254,13 @@ async def test_plain_works_whole_on_a_server_with_timescale(empty_database_url: 
 def test_timescale_where_the_server_lacks_it_is_refused_and_leaves_nothing(empty_database_url: str) -> None:
     with pytest.raises(SetupError, match="does not offer TimescaleDB Community"):
         migrate(empty_database_url, engine="timescale")
-    assert current_revision(empty_database_url) is None
+    assert state(empty_database_url).revision is None
     migrate(empty_database_url, engine="auto")
-    assert recorded_engine(empty_database_url) == "plain"
+    assert state(empty_database_url).engine == "plain"
 
 
 def test_an_engine_that_contradicts_the_record_is_refused(database_url: str, engine: str) -> None:
     with pytest.raises(SetupError, match=f"migrated for the engine '{engine}'"):
         migrate(database_url, engine="plain" if engine == "timescale" else "timescale")
-    assert recorded_engine(database_url) == engine
+    assert state(database_url).engine == engine
     assert migrate(database_url, engine="auto") == []

@@ -24,6 +24,11 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 
 
+def git(*arguments: str, root: Path = ROOT) -> str:
+    """What git answers; nothing where the tree is no repository."""
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False).stdout
+
+
 def dockerfile() -> list[list[str]]:
     """The instructions of the Dockerfile, each split into words."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
@@ -174,3 +179,39 @@ def test_readme_and_ci_name_the_same_commands() -> None:
     assert "make demo" in readme
     assert "make test" in readme
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+def released_migrations_that_differ(root: Path) -> list[str]:
+    """The numbered files up to the revision of the newest release that are not as they were in it."""
+    newest = git("tag", "--list", "v*", "--sort=-version:refname", root=root).partition("\n")[0]
+    if not newest:
+        return []
+    tree = ("--", "migrations/versions", "timescale")
+    released = max(
+        Path(name).name[:4] for name in git("ls-tree", "-r", "--name-only", newest, *tree, root=root).split()
+    )
+    changed = git("diff", "--no-renames", "--name-only", newest, *tree, root=root).split()
+    return [name for name in changed if re.match(r"\d{4}_", Path(name).name) and Path(name).name[:4] <= released]
+
+
+def test_a_released_migration_never_changes() -> None:
+    """Nothing is released as long as no tag v* exists; until then migrations are tidied, and this holds for none."""
+    assert released_migrations_that_differ(ROOT) == []
+
+
+def test_a_changed_migration_is_found_once_it_is_released(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"timescale/plain/000{number}_readings.sql" for number in (1, 2))
+    script = tmp_path / "migrations/versions/0001_readings.py"
+    for path in (first, script):
+        path.parent.mkdir(parents=True)
+        path.write_text("as released")
+    git("init", root=tmp_path)
+    git("add", ".", root=tmp_path)
+    git("-c", "user.name=W", "-c", "user.email=w@localhost", "commit", "--message=Release", root=tmp_path)
+    for path in (first, script):
+        path.write_text("changed")
+    assert released_migrations_that_differ(tmp_path) == []
+    git("tag", "v0.1.0", root=tmp_path)
+    second.write_text("new")
+    git("add", ".", root=tmp_path)
+    assert released_migrations_that_differ(tmp_path) == [str(path.relative_to(tmp_path)) for path in (script, first)]

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from app.database import command_connection, shown_url
 from app.errors import SetupError
 from app.fleet.states import DEVICES_IN_SERVICE
-from app.migrate import newest_revision
+from app.migrate import migrated, newest_revision
 from app.ops.doctor.broker import ask_broker
 from app.ops.doctor.facts import Aggregate, Devices, Facts, Job, Scheduler, Server, Size
 from app.policies.desired import read_policies
@@ -54,8 +54,8 @@ def _ask(subject: str, question: Callable[[Connection, Facts], None], connection
             question(connection, facts)
     except DBAPIError as error:
         missing = isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction)
-        # Where the database is at another revision, the report says so already.
-        if not missing or facts.revision == facts.needed_revision:
+        # A database of another revision, or of other SQL, lacks parts: its migration state says so already.
+        if not missing or (facts.revision == facts.needed_revision and not facts.by_other_sql):
             advice = next((then for kind, then in _ADVICE.items() if isinstance(error.orig, kind)), "")
             facts.unread.append(f"The {subject} cannot be read: {str(error.orig).splitlines()[0]}. {advice}")
     except SetupError as error:
@@ -109,13 +109,8 @@ def _disk(_: Connection, facts: Facts) -> None:
 
 
 def _migration(connection: Connection, facts: Facts) -> None:
-    if connection.scalar(text("SELECT to_regclass('installation')")) is None:
-        facts.revision = ""
-        return
-    row = connection.execute(
-        text("SELECT coalesce((SELECT version_num FROM alembic_version), ''), (SELECT engine FROM installation)")
-    ).one()
-    facts.revision, facts.engine = row
+    found = migrated(connection)
+    facts.engine, facts.revision, facts.by_other_sql = found.engine, found.revision or "", found.by_other_sql
 
 
 def _policies(connection: Connection, facts: Facts) -> None:

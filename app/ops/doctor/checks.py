@@ -6,6 +6,7 @@ from datetime import UTC, timedelta
 
 from app.database import most_connections
 from app.fleet.states import REPORTING_MINUTES
+from app.migrate import OTHER_SQL
 from app.ops.doctor.facts import Facts, Server
 from app.policies.plan import words
 
@@ -39,9 +40,11 @@ def _versions(facts: Facts) -> Iterator[str]:
 
 
 def _migration(facts: Facts) -> Iterator[str]:
-    if facts.revision in (None, facts.needed_revision):
+    if facts.by_other_sql:
+        yield OTHER_SQL
+    elif facts.revision in (None, facts.needed_revision):
         return
-    if not facts.revision:
+    elif not facts.revision:
         yield "The database is not migrated: run `wattline migrate`."
     elif facts.revision > facts.needed_revision:
         yield (

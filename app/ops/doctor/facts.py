@@ -104,6 +104,7 @@ class Facts(msgspec.Struct, kw_only=True):
     clock_ahead_seconds: float = 0.0
     disk: tuple[int, int] | None = None
     revision: str | None = None
+    by_other_sql: bool = False
     engine: str | None = None
     plan: Plan | None = None
     jobs: list[Job] = []
