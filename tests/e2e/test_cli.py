@@ -198,7 +198,7 @@ def test_a_database_of_a_newer_version_is_refused(database_url: str, connection:
     assert "9999" in refusal(wattline("migrate", DATABASE_URL=database_url))
 
 
-@on_one_engine
+@on_plain
 def test_a_database_made_by_other_sql_is_refused_in_one_line(
     database_url: str, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
