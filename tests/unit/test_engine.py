@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Policies are the engine's own, a data directory is made for one; the last two only report which one is recorded.
-MAY_ASK = ("app/policies/", "app/postgres/", "app/ops/doctor/", "app/ops/health.py")
+# Policies are the engine's own, a data directory is made for one; the last three only report which one is recorded.
+MAY_ASK = ("app/policies/", "app/postgres/", "app/ops/doctor/", "app/ops/health.py", "app/migrate.py")
 FILES = [
     file
     for path in sorted((ROOT / "app").rglob("*.py"))
