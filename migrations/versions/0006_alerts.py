@@ -12,22 +12,6 @@ _STREAMS = "stream IN ('meter', 'vehicle')"
 
 
 def upgrade() -> None:
-    # A device is in service that was never retired, or has measured something since, at `ts`. Inlined, so that the
-    # number of its rows is estimated well.
-    op.execute("""
-        CREATE FUNCTION in_service(retired_at timestamptz, ts timestamptz) RETURNS boolean LANGUAGE sql IMMUTABLE
-        AS $$ SELECT retired_at IS NULL OR coalesce(ts > retired_at, false) $$
-    """)
-    # Every device with its newest reading.
-    op.execute("""
-        CREATE VIEW device (stream, id, external_id, registered_at, ts, milliwh, retired_at, in_service) AS
-        SELECT 'meter'::text, id, external_id, registered_at, ts, ac_milliwh, retired_at, in_service(retired_at, ts)
-        FROM meter LEFT JOIN meter_state ON meter_id = id
-        UNION ALL
-        SELECT 'vehicle', id, external_id, registered_at, ts, dc_milliwh, retired_at, in_service(retired_at, ts)
-        FROM vehicle LEFT JOIN vehicle_state ON vehicle_id = id
-    """)
-
     # Readings committed before it have been judged, where their hour was over.
     op.add_column("installation", sa.Column("judged_as_of", sa.DateTime(timezone=True)))
 
@@ -91,5 +75,3 @@ def downgrade() -> None:
     for table in ("alert_transition", "alert", "efficiency_hour"):
         op.drop_table(table)
     op.drop_column("installation", "judged_as_of")
-    op.execute("DROP VIEW device")
-    op.execute("DROP FUNCTION in_service(timestamptz, timestamptz)")

@@ -1,4 +1,4 @@
-"""Devices, their names, latest states and mapping, quarantine, touched hours, imports; the choice of the engine."""
+"""The installation with its engine and retentions; the fleet: devices, their names, latest states and mapping."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -86,56 +86,27 @@ def upgrade() -> None:
         postgresql.ExcludeConstraint(("vehicle_id", "="), ("valid", "&&"), name="one_meter_at_a_time", using="gist"),
     )
 
-    op.create_table(
-        "quarantine",
-        sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
-        sa.Column("source", sa.Text, nullable=False),
-        sa.Column("topic", sa.Text),
-        sa.Column("stream", sa.Text),
-        sa.Column("device", sa.Text),
-        sa.Column("code", sa.Text, nullable=False),
-        sa.Column("field", sa.Text),
-        sa.Column("message", sa.Text, nullable=False),
-        sa.Column("payload", sa.LargeBinary, nullable=False),
-        sa.Column("hash", sa.LargeBinary, nullable=False),
-        sa.Column("times", sa.Integer, nullable=False, server_default="1"),
-        sa.Column("first_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
-        sa.Column("last_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now(), index=True),
-        sa.UniqueConstraint("hash", "code"),
-    )
-    op.create_table(
-        "touched_hour",
-        sa.Column("stream", sa.Text, primary_key=True),
-        sa.Column("device_id", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("hour", sa.DateTime(timezone=True), primary_key=True),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
-    )
-
-    # How far the import of each file is, and the days that are to be refreshed since it stored readings in them.
-    op.create_table(
-        "import_journal",
-        sa.Column("id", sa.LargeBinary, primary_key=True),
-        sa.Column("name", sa.Text, nullable=False),
-        sa.Column("position", sa.BigInteger, nullable=False),
-        sa.Column("lines", sa.BigInteger, nullable=False),
-        sa.Column("digest", sa.LargeBinary, nullable=False),
-        sa.Column("read", sa.BigInteger, nullable=False),
-        sa.Column("inserted", sa.BigInteger, nullable=False),
-        sa.Column("duplicates", sa.BigInteger, nullable=False),
-        sa.Column("conflicts", sa.BigInteger, nullable=False),
-        sa.Column("rejected", sa.BigInteger, nullable=False),
-        sa.Column("ahead", sa.BigInteger, nullable=False),
-        sa.Column("touched", postgresql.TSTZMULTIRANGE, nullable=False),
-        sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.clock_timestamp()),
-    )
+    # A device is in service unless it was retired and has measured nothing since; `ts` is of its newest reading. The
+    # function is inlined, so that the planner estimates its rows well.
+    op.execute("""
+        CREATE FUNCTION in_service(retired_at timestamptz, ts timestamptz) RETURNS boolean LANGUAGE sql IMMUTABLE
+        AS $$ SELECT retired_at IS NULL OR coalesce(ts > retired_at, false) $$
+    """)
+    # Every device with its newest reading.
+    op.execute("""
+        CREATE VIEW device (stream, id, external_id, registered_at, ts, milliwh, retired_at, in_service) AS
+        SELECT 'meter'::text, id, external_id, registered_at, ts, ac_milliwh, retired_at, in_service(retired_at, ts)
+        FROM meter LEFT JOIN meter_state ON meter_id = id
+        UNION ALL
+        SELECT 'vehicle', id, external_id, registered_at, ts, dc_milliwh, retired_at, in_service(retired_at, ts)
+        FROM vehicle LEFT JOIN vehicle_state ON vehicle_id = id
+    """)
 
 
 def downgrade() -> None:
+    op.execute("DROP VIEW device")
+    op.execute("DROP FUNCTION in_service")
     for table in (
-        "import_journal",
-        "touched_hour",
-        "quarantine",
         "vehicle_meter",
         "vehicle_state",
         "meter_state",
