@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from app.database import command_connection
 from app.errors import SetupError
 from app.policies.apply import apply_policies
-from app.policies.desired import read_policies
+from app.policies.invariants import read_policies
 
 ROOT = Path(__file__).resolve().parent.parent
 ALEMBIC_INI = ROOT / "alembic.ini"

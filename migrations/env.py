@@ -20,7 +20,7 @@ from migrations.engine import refuse_foreign, wanted_engine
 # Partitions and the tables that one engine keeps for itself: made by its SQL files, unknown to the metadata.
 ENGINE_OWNED = re.compile(
     r"(meter|vehicle)_reading_\d{8}|fleet_(meter|vehicle)_minute|(fleet_)?(meter|vehicle)_(hour|day)_kept"
-    r"|full_refresh"
+    r"|full_refresh|source_chunk"
 )
 
 

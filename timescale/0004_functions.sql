@@ -144,6 +144,84 @@ CREATE TABLE full_refresh (
     started_at  timestamptz NOT NULL
 );
 
+-- The chunks that each source of an aggregate had at its last refresh, and the last one of those that were dropped since.
+CREATE TABLE source_chunk (
+    source     text        NOT NULL,
+    chunk      text        NOT NULL,
+    range_end  timestamptz NOT NULL,
+    dropped    boolean     NOT NULL DEFAULT false,
+    PRIMARY KEY (source, chunk)
+);
+
+-- From when on the aggregates of a source may be refreshed; NULL: not at all. A refresh erases the buckets whose rows are
+-- gone: dropping a chunk invalidates its range, for ever. So none begins before the oldest chunk, nor within one that
+-- retention may drop meanwhile, nor before the end of any chunk that was ever dropped: a late reading makes a new chunk in
+-- its place, with nothing but itself in it. No setting, and no chunk dropped by hand, changes that.
+CREATE FUNCTION refreshable_from(of_source text) RETURNS timestamptz
+LANGUAGE plpgsql AS $$
+DECLARE
+    first  timestamptz;
+BEGIN
+    -- Two aggregates of one source may be refreshed at once.
+    PERFORM pg_advisory_xact_lock(hashtext('wattline refresh'), hashtext(of_source));
+    WITH present AS MATERIALIZED (
+        SELECT chunk.chunk_name AS chunk, chunk.range_start, chunk.range_end
+        FROM timescaledb_information.chunks AS chunk
+        LEFT JOIN timescaledb_information.continuous_aggregates AS cagg
+            ON cagg.materialization_hypertable_name = chunk.hypertable_name
+        WHERE coalesce(cagg.view_name, chunk.hypertable_name) = of_source
+    ), gone AS (
+        UPDATE source_chunk SET dropped = true
+        WHERE source = of_source AND NOT dropped AND chunk NOT IN (SELECT chunk FROM present)
+    ), come AS (
+        INSERT INTO source_chunk (source, chunk, range_end)
+        SELECT of_source, chunk, range_end FROM present
+        ON CONFLICT DO NOTHING
+    )
+    SELECT min(range_start) INTO first
+    FROM present
+    LEFT JOIN timescaledb_information.jobs AS retention
+        ON retention.proc_name = 'policy_retention' AND retention.hypertable_name = of_source
+    WHERE range_end > now() + INTERVAL '1 day'
+        - coalesce((retention.config ->> 'drop_after')::interval, INTERVAL '1000 years');
+
+    -- Of those that were dropped, the last one is enough.
+    DELETE FROM source_chunk AS earlier
+    WHERE source = of_source AND dropped
+        AND EXISTS (SELECT FROM source_chunk AS later
+                    WHERE later.source = of_source AND later.dropped
+                        AND (later.range_end, later.chunk) > (earlier.range_end, earlier.chunk));
+    IF first IS NOT NULL THEN
+        first := greatest(first, (SELECT range_end FROM source_chunk WHERE source = of_source AND dropped));
+    END IF;
+    RETURN first;
+END
+$$;
+
+-- The job that refreshes one aggregate, as its `config` from policies.toml says. TimescaleDB's own refresh policy would
+-- erase what lies within its start_offset and was dropped.
+CREATE PROCEDURE refresh_aggregate(job_id integer, config jsonb)
+LANGUAGE plpgsql AS $$
+DECLARE
+    aggregate  CONSTANT text := config ->> 'aggregate';
+    first      timestamptz;
+    last       timestamptz;
+BEGIN
+    first := refreshable_from((SELECT source FROM cagg_level WHERE name = aggregate));
+    COMMIT;
+    IF first IS NULL THEN
+        RETURN;  -- no chunk of the level below is left
+    END IF;
+    first := greatest(first, now() - (config ->> 'start_offset')::interval);
+    last := now() - (config ->> 'end_offset')::interval;
+    IF first < last THEN
+        CALL refresh_continuous_aggregate(
+            (aggregate || '_cagg')::regclass, first, last,
+            options => jsonb_build_object('buckets_per_batch', config -> 'buckets_per_batch'));
+    END IF;
+END
+$$;
+
 -- The start of the newest successful refresh that had ended by seen_at; for an aggregate of an aggregate, the start of
 -- the newest refresh of the level below that this one could see, and so on down to the readings. The job statistics know
 -- only the last run, and forget its start while the next one runs; the job history knows all, where it records successes.
@@ -163,7 +241,7 @@ BEGIN
              AND stats.last_successful_finish <= seen_at))
     INTO started
     FROM timescaledb_information.jobs AS job
-    WHERE job.proc_name = 'policy_refresh_continuous_aggregate' AND job.hypertable_name = cagg;
+    WHERE job.proc_name = 'refresh_aggregate' AND job.config ->> 'aggregate' || '_cagg' = cagg;
 
     IF source LIKE '%\_cagg' THEN
         started := cagg_refreshed(source, started);
@@ -223,16 +301,8 @@ DECLARE
     last     timestamptz;
 BEGIN
     FOR level IN SELECT name || '_cagg' AS cagg, source, width FROM cagg_level LOOP
-        -- Not from a chunk that its retention policy may drop meanwhile.
-        SELECT min(chunk.range_start) INTO first
-        FROM timescaledb_information.chunks AS chunk
-        LEFT JOIN timescaledb_information.continuous_aggregates AS cagg
-            ON cagg.materialization_hypertable_name = chunk.hypertable_name
-        LEFT JOIN timescaledb_information.jobs AS retention
-            ON retention.proc_name = 'policy_retention' AND retention.hypertable_name = level.source
-        WHERE coalesce(cagg.view_name, chunk.hypertable_name) = level.source
-            AND chunk.range_end > now() + INTERVAL '1 day'
-                - coalesce((retention.config ->> 'drop_after')::interval, INTERVAL '1000 years');
+        first := refreshable_from(level.source);
+        COMMIT;
         CONTINUE WHEN first IS NULL;  -- every row of the level below is dropped
 
         first := greatest(first, utc_bucket(level.width, range_from));

@@ -8,11 +8,11 @@ CREATE FUNCTION background_jobs() RETURNS TABLE (
 LANGUAGE sql STABLE AS $$
     SELECT job.job_id,
            CASE job.proc_name
-               WHEN 'policy_refresh_continuous_aggregate' THEN 'refresh'
+               WHEN 'refresh_aggregate' THEN 'refresh'
                WHEN 'policy_compression' THEN 'compress'
                ELSE 'drop old'
            END,
-           regexp_replace(job.hypertable_name, '_cagg$', ''),
+           coalesce(job.config ->> 'aggregate', regexp_replace(job.hypertable_name, '_cagg$', '')),
            job.schedule_interval,
            NOT job.scheduled,
            nullif(stats.last_run_started_at, '-infinity'),
@@ -26,9 +26,10 @@ LANGUAGE sql STABLE AS $$
            END
     FROM timescaledb_information.jobs AS job
     LEFT JOIN timescaledb_information.job_stats AS stats ON stats.job_id = job.job_id
-    WHERE job.proc_name IN ('policy_refresh_continuous_aggregate', 'policy_compression', 'policy_retention')
-        AND (job.hypertable_name IN ('meter_reading', 'vehicle_reading')
-             OR job.hypertable_name IN (SELECT name || '_cagg' FROM aggregate_freshness()))
+    WHERE job.proc_name = 'refresh_aggregate'
+        OR (job.proc_name IN ('policy_compression', 'policy_retention')
+            AND (job.hypertable_name IN ('meter_reading', 'vehicle_reading')
+                 OR job.hypertable_name IN (SELECT name || '_cagg' FROM cagg_level)))
     ORDER BY job.job_id
 $$;
 

@@ -1,8 +1,10 @@
 """The desired state: timescale/policies.toml, read and checked."""
 
+import re
 import tomllib
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -41,15 +43,57 @@ class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All policies, by the name of the table or aggregate; intervals as PostgreSQL writes them."""
 
-    chunk_interval: dict[Readings, Interval]
-    columnstore_after: dict[Readings | Aggregate, Interval]
-    retention: dict[Readings | Aggregate | Table, Interval]
-    refresh: dict[Aggregate, Refresh]
+    chunk_interval: dict[Readings, Interval] = {}
+    columnstore_after: dict[Readings | Aggregate, Interval] = {}
+    retention: dict[Readings | Aggregate | Table, Interval] = {}
+    refresh: dict[Aggregate, Refresh] = {}
 
 
-def read_policies(path: Path = POLICIES_FILE) -> Policies:
-    """Reads the file. Raises SetupError where it is missing or no TOML, or has unknown names or wrong values."""
+def parse_policies(text: str) -> Policies:
+    """Decodes the text of a file. Raises SetupError with the table, key and value that are wrong."""
     try:
-        return msgspec.convert(tomllib.loads(path.read_text()), Policies)
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise SetupError(f"{path.name}: {error}") from error
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SetupError(f"it is no TOML: {error}") from None
+    try:
+        return msgspec.convert(document, Policies)
+    except msgspec.ValidationError as error:
+        raise SetupError(_where(document) or f"{error}") from None
+
+
+def span(interval: str) -> timedelta:
+    """Returns the length of an interval of the file, such as `8 days`."""
+    count, _, unit = interval.partition(" ")
+    return timedelta(**{unit if unit.endswith("s") else f"{unit}s": int(count)})
+
+
+def _where(document: dict[str, Any]) -> str | None:
+    """Names the entry that is wrong: msgspec tells no key of a dict."""
+    for table, entries in document.items():
+        for key, entry in entries.items() if isinstance(entries, dict) else ():
+            for name, value in entry.items() if isinstance(entry, dict) else ((None, entry),):
+                try:
+                    if name is None:
+                        msgspec.convert({table: {key: value}}, Policies)
+                    elif name in Refresh.__struct_fields__:
+                        msgspec.convert({table: {key: _SAMPLE | {name: value}}}, Policies)
+                    else:
+                        return f"{table}.{key}.{name} is unknown; known are {', '.join(Refresh.__struct_fields__)}"
+                except msgspec.ValidationError as error:
+                    place = ".".join(filter(None, (table, key, name)))
+                    return f"{place} = {_toml(value)}: {_in_words(str(error))}"
+            if isinstance(entry, dict) and (missing := Refresh.__struct_fields__ - entry.keys()):
+                return f"{table}.{key} lacks {', '.join(sorted(missing))}"
+    return None
+
+
+_SAMPLE = {"start_offset": "8 days", "end_offset": "1 day", "schedule_interval": "1 day", "buckets_per_batch": 0}
+
+
+def _in_words(error: str) -> str:
+    message = re.sub(r" - at .*", "", error)
+    return 'it must be like "8 days", of seconds, minutes, hours or days' if "regex" in message else message
+
+
+def _toml(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else f"{value}".lower() if isinstance(value, bool) else f"{value}"

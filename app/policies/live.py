@@ -7,7 +7,7 @@ from typing import Literal, cast, get_args
 import msgspec
 from sqlalchemy import Connection, text
 
-from app.policies.desired import Aggregate, Policies, Readings
+from app.policies.desired import Aggregate, Policies, Readings, span
 
 
 class RefreshRule(msgspec.Struct, frozen=True):
@@ -32,13 +32,13 @@ def desired_state(policies: Policies, engine: str) -> State:
     if engine == "plain":
         # A device's minutes are computed from its readings and go with them.
         computed = ("meter_minute", "vehicle_minute")
-        return {("retention", name): [_span(age)] for name, age in policies.retention.items() if name not in computed}
-    state: State = {("chunk_interval", name): [_span(width)] for name, width in policies.chunk_interval.items()}
+        return {("retention", name): [span(age)] for name, age in policies.retention.items() if name not in computed}
+    state: State = {("chunk_interval", name): [span(width)] for name, width in policies.chunk_interval.items()}
     for name, refresh in policies.refresh.items():
-        bounds = _span(refresh.start_offset), _span(refresh.end_offset)
-        state["refresh", name] = [RefreshRule(_span(refresh.schedule_interval), *bounds, refresh.buckets_per_batch)]
-    state |= {("columnstore", name): [_span(age)] for name, age in policies.columnstore_after.items()}
-    return state | {("retention", name): [_span(age)] for name, age in policies.retention.items()}
+        bounds = span(refresh.start_offset), span(refresh.end_offset)
+        state["refresh", name] = [RefreshRule(span(refresh.schedule_interval), *bounds, refresh.buckets_per_batch)]
+    state |= {("columnstore", name): [span(age)] for name, age in policies.columnstore_after.items()}
+    return state | {("retention", name): [span(age)] for name, age in policies.retention.items()}
 
 
 def live_state(connection: Connection, engine: str) -> State:
@@ -53,33 +53,32 @@ def relation_of(name: str) -> str:
     return name if name.endswith("_reading") else f"{name}_cagg"
 
 
-def _span(interval: str) -> timedelta:
-    """An interval of the file: `8 days`."""
-    count, _, unit = interval.partition(" ")
-    return timedelta(**{unit if unit.endswith("s") else f"{unit}s": int(count)})
-
-
 def _state_of_jobs(connection: Connection) -> State:
     state: State = defaultdict(list)
     for kind, relation, interval, start, end, batch in connection.execute(_POLICIES, {"ours": list(_NAMES)}):
-        rule = RefreshRule(interval, start, end, batch) if kind == "refresh" else interval
-        state[cast("Kind", kind), _NAMES[relation]].append(rule)
+        if kind == "other refresh":
+            state["refresh", _NAMES[relation]].append(None)
+        else:
+            rule = RefreshRule(interval, start, end, batch) if kind == "refresh" else interval
+            state[cast("Kind", kind), _NAMES[relation]].append(rule)
     return dict(state)
 
 
 # The database may hold hypertables of others, whose policies are theirs.
 _NAMES = {relation_of(name): name for name in (*get_args(Readings), *get_args(Aggregate))}
 
-# Width of chunks, and the jobs: the columnstore policy's still bear the name of its predecessor.
+# Width of chunks, and the jobs: the columnstore policy's still bear the name of its predecessor. A refresh policy of
+# TimescaleDB's own is not ours, and would erase what was dropped: beside our job, it counts as another rule.
 _POLICIES = text("""
     SELECT 'chunk_interval', hypertable_name, time_interval, NULL::interval, NULL::interval, NULL::integer
     FROM timescaledb_information.dimensions
     WHERE dimension_number = 1 AND hypertable_name IN ('meter_reading', 'vehicle_reading')
     UNION ALL
     SELECT CASE proc_name
-               WHEN 'policy_compression' THEN 'columnstore' WHEN 'policy_retention' THEN 'retention' ELSE 'refresh'
+               WHEN 'policy_compression' THEN 'columnstore' WHEN 'policy_retention' THEN 'retention'
+               WHEN 'refresh_aggregate' THEN 'refresh' ELSE 'other refresh'
            END,
-           hypertable_name,
+           coalesce(hypertable_name, config ->> 'aggregate' || '_cagg'),
            CASE proc_name
                WHEN 'policy_compression' THEN (config ->> 'compress_after')::interval
                WHEN 'policy_retention' THEN (config ->> 'drop_after')::interval
@@ -89,6 +88,7 @@ _POLICIES = text("""
            (config ->> 'end_offset')::interval,
            (config ->> 'buckets_per_batch')::integer
     FROM timescaledb_information.jobs
-    WHERE proc_name IN ('policy_compression', 'policy_retention', 'policy_refresh_continuous_aggregate')
-        AND hypertable_name = ANY (:ours)
+    WHERE proc_name = 'refresh_aggregate'
+        OR (proc_name IN ('policy_compression', 'policy_retention', 'policy_refresh_continuous_aggregate')
+            AND hypertable_name = ANY (:ours))
 """)

@@ -17,7 +17,7 @@ from app.analytics.alerts.judge import EVIDENCE
 from app.analytics.alerts.listing import answer_of
 from app.database import command_connection
 from app.policies.apply import apply_policies
-from app.policies.desired import read_policies
+from app.policies.invariants import read_policies
 from app.settings import Settings
 from app.simulator.charging import DAY_US, HOUR_US
 from app.simulator.fleet import Fleet

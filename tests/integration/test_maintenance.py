@@ -15,7 +15,8 @@ from app.database import command_connection, connect
 from app.ops.maintenance import QUARANTINE_ROWS, maintain
 from app.ops.refresh import refresh_aggregates
 from app.policies.apply import apply_policies
-from app.policies.desired import Table, read_policies
+from app.policies.desired import Table
+from app.policies.invariants import read_policies
 from tests.fixtures.engines import on_plain, on_timescale, policy_jobs, refresh_while_young, run_policies
 from tests.fixtures.readings import (
     Reading,
@@ -29,7 +30,7 @@ from tests.fixtures.readings import (
     vehicle_reading,
 )
 
-REFRESH, COLUMNSTORE, RETENTION = "policy_refresh_continuous_aggregate", "policy_compression", "policy_retention"
+REFRESH, COLUMNSTORE, RETENTION = "refresh_aggregate", "policy_compression", "policy_retention"
 PARTITIONS = """
     SELECT child.relname FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid
     WHERE inhparent IN ('meter_reading'::regclass, 'vehicle_reading'::regclass)
@@ -344,6 +345,62 @@ async def test_the_retention_job_drops_old_readings_and_no_refresh_erases_their_
     assert answers(connection, midnight(50), midnight(-1)) == before
     run_policies(connection, REFRESH)
     assert answers(connection, midnight(50), midnight(-1)) == before
+
+
+@on_timescale
+async def test_no_refresh_erases_what_was_dropped_whatever_is_set_by_hand(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    await store(database_url, *(each for day in range(1, 26) for each in random_readings(day, midnight(day), 2, 40)))
+    refresh_while_young(connection, midnight(26), midnight(0))
+    run_policies(connection, REFRESH)
+    before = answers(connection, midnight(26), midnight(-1))
+    assert all(answers(connection, midnight(7), midnight(6)).values())
+
+    # A retention far below the refreshes' reach.
+    connection.execute(CONFIGURE, ["drop_after", "3 days", RETENTION, "meter_reading"])
+    run_policies(connection, RETENTION)
+    assert raw_chunks_before(connection, midnight(4)) < 50
+    run_policies(connection, REFRESH)
+    assert answers(connection, midnight(26), midnight(-1)) == before
+
+    # A refresh that reaches further back afterwards: what was dropped stays invalid for good.
+    for name in ("meter_minute", "fleet_meter_minute", "meter_hour", "fleet_meter_hour", "meter_day"):
+        connection.execute(CONFIGURE, ["start_offset", "24 days", REFRESH, name])
+    run_policies(connection, REFRESH)
+    assert answers(connection, midnight(26), midnight(-1)) == before
+
+    # Chunks dropped by hand, and late readings that make new ones in their place, with nothing else in them.
+    connection.execute("SELECT drop_chunks('vehicle_reading', older_than => %s)", [midnight(5)])
+    await store(database_url, *both_at(midnight(6) + timedelta(hours=12, seconds=1)))
+    for _ in range(2):
+        run_policies(connection, REFRESH)
+        refresh_aggregates(database_url, None, None)
+    assert answers(connection, midnight(26), midnight(-1)) == before
+
+
+@on_timescale
+async def test_minutes_dropped_below_the_reach_of_the_hours_leave_hours_and_days(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    await store(database_url, *(each for day in range(1, 29) for each in random_readings(day, midnight(day), 2, 40)))
+    refresh_while_young(connection, midnight(29), midnight(0))
+    run_policies(connection, REFRESH)
+    before = days_and_hours(connection)
+    connection.execute(CONFIGURE, ["drop_after", "5 days", RETENTION, "meter_minute"])
+    connection.execute(CONFIGURE, ["start_offset", "27 days", REFRESH, "meter_hour"])
+    run_policies(connection, RETENTION)
+    run_policies(connection, REFRESH)
+    refresh_aggregates(database_url, None, None)
+    assert days_and_hours(connection) == before
+
+
+CONFIGURE = """
+    SELECT alter_job(job_id, config => jsonb_set(config, ARRAY[change.key], to_jsonb(change.value)))
+    FROM timescaledb_information.jobs, (VALUES (%s, %s, %s, %s)) AS change (key, value, procedure, name)
+    WHERE proc_name = change.procedure
+        AND change.name IN (config ->> 'aggregate', regexp_replace(hypertable_name, '_cagg$', ''))
+"""
 
 
 @on_timescale

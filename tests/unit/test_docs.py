@@ -26,7 +26,7 @@ from app.ingest.store.transactions import LATE_US
 from app.ingest.store.writer import GROUP_READINGS
 from app.main import create_app
 from app.ops.maintenance import QUARANTINE_ROWS
-from app.policies.desired import read_policies
+from app.policies.invariants import read_policies
 from app.settings import Settings
 from app.telemetry.instant import MAX_AGE, MAX_AHEAD
 from app.webhooks.deliver import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, TIMEOUT_SECONDS

@@ -18,7 +18,7 @@ from app.fleet.states import DEVICES_IN_SERVICE
 from app.migrate import migrated, newest_revision
 from app.ops.doctor.broker import ask_broker
 from app.ops.doctor.facts import Aggregate, Devices, Facts, Job, Scheduler, Server, Size
-from app.policies.desired import read_policies
+from app.policies.invariants import read_policies
 from app.policies.plan import plan_policies
 from app.settings import Settings
 
