@@ -9,7 +9,7 @@ import msgspec
 from app.telemetry.device_id import is_id
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
-# What quarantine stores of a rejected reading, which may be as large as the whole body.
+# Quarantine stores this much of a rejected reading, which may be as large as the whole body.
 PAYLOAD_LIMIT_BYTES = 64 * 1024
 
 REJECTIONS = {
@@ -25,14 +25,14 @@ REJECTIONS = {
     "battery_temp_out_of_range": "The battery temperature must lie between -60 and 150 °C.",
     "too_many_new_devices": "The device is new, and too many new devices were registered within the hour.",
 }
-"""Why a reading is rejected: code and public sentence, in the order of the checks; the first that fails counts.
+"""The reasons for a rejection: code and public sentence, in the order of the checks; the first that applies counts.
 
 The last is found only when the reading is stored.
 """
 
 
 class Source(StrEnum):
-    """The way in by which a reading came."""
+    """The way in that a reading took."""
 
     HTTP = "http"
     MQTT = "mqtt"
@@ -44,7 +44,7 @@ class RejectedReading(msgspec.Struct):
 
     `index` is its position in the batch, `code` and `message` come from `REJECTIONS`, `field` is the JSON name.
     `stream` is None when it is not known, and so is `device`, the name that the reading gives; `payload` holds the
-    reading's own bytes as received, cut at PAYLOAD_LIMIT_BYTES. `topic` is that of MQTT, which may name the device.
+    reading's own bytes as received, cut at PAYLOAD_LIMIT_BYTES. `topic` is the MQTT topic, which may name the device.
     """
 
     index: int
@@ -60,7 +60,7 @@ class RejectedReading(msgspec.Struct):
 def reject(
     index: int, code: str, field: str | None, stream: Stream | None, device: str | None = None
 ) -> RejectedReading:
-    """A rejected reading without its payload, which only the decoder has. A `device` that is no id is left out."""
+    """Returns a rejected reading without its payload, which only the decoder has; drops a `device` that is no id."""
     named = device if device and is_id(device) else None
     return RejectedReading(index, code, field, REJECTIONS[code], stream, b"", named)
 
@@ -68,8 +68,8 @@ def reject(
 class Batch(msgspec.Struct):
     """The readings of one body; `received` counts all of them, `rejected` is in order of index.
 
-    Where it has readings of both streams, `of_vehicle` has a 1 at the index of each vehicle reading. `topics` are those
-    of MQTT, by index.
+    With readings of both streams, `of_vehicle` has a 1 at the index of each vehicle reading. `topics` holds the MQTT
+    topics by index.
     """
 
     received: int
@@ -87,7 +87,7 @@ StreamRows = dict[Stream, list[Row]]
 
 
 class Rejection(msgspec.Struct, frozen=True):
-    """Why a reading was rejected: its position in the batch, a stable code, the field at fault, a sentence."""
+    """The reason for a rejection: its position in the batch, a stable code, the field at fault, a sentence."""
 
     index: int
     code: str
@@ -98,8 +98,8 @@ class Rejection(msgspec.Struct, frozen=True):
 class Receipt(msgspec.Struct, frozen=True, rename="camel"):
     """The outcome of a batch; received = inserted + duplicates + rejected.
 
-    `conflicts` are duplicates whose values differ from the stored ones, `late` inserted readings that are more than 10
-    minutes old. `committed_at` is the database's clock at the end of the last transaction.
+    `conflicts` counts duplicates whose values differ from the stored ones, `late` the inserted readings that are more
+    than 10 minutes old. `committed_at` is the database's clock at the end of the last transaction.
     """
 
     received: int

@@ -20,7 +20,7 @@ MAX_AGE_US = MAX_AGE // timedelta(microseconds=1)
 
 
 class Wire(msgspec.Struct, rename="camel", gc=False):
-    """A reading of either stream as clients write it: kWh, volt, percent, degrees Celsius."""
+    """A reading of either stream as clients write it, in kWh, volts, percent and degrees Celsius."""
 
     # Without a default for the timestamp, `[{},{},…` fails at its first element instead of filling the memory.
     timestamp: datetime | None
@@ -34,7 +34,7 @@ class Wire(msgspec.Struct, rename="camel", gc=False):
 
 
 class RejectedValue(Exception):
-    """A value that its field cannot have."""
+    """A value that its field does not allow."""
 
     def __init__(self, code: str, field: str) -> None:
         self.code = code
@@ -42,9 +42,9 @@ class RejectedValue(Exception):
 
 
 def check_each(wires: Sequence[Wire | RejectedReading], now_us: int, stream: Stream | None, *, oldest_us: int) -> Batch:
-    """The readings that pass, and those rejected now or before.
+    """Returns the readings that pass, and those rejected now or before.
 
-    Against the clock `now_us`, as in `decode_batch`; what is older than `oldest_us` is `too_old`.
+    The clock is `now_us`, as in `decode_batch`; a reading older than `oldest_us` is `too_old`.
     """
     newest_us = now_us + MAX_AHEAD_US
     with suppress(RejectedValue, TypeError, AttributeError):
@@ -72,7 +72,7 @@ def check_each(wires: Sequence[Wire | RejectedReading], now_us: int, stream: Str
 
 
 def _check_all(wires: Sequence[Any], stream: Stream | None, oldest_us: int, newest_us: int) -> Batch:
-    """All of them, a field at a time, mostly in C. Where one is rejected it raises, not always with the reason."""
+    """Checks all readings a field at a time, mostly in C. Raises if any is rejected, not always with the reason."""
     of_vehicle = [wire.vehicle_id is not None if stream is None else stream is Stream.VEHICLE for wire in wires]
     meters = list(compress(wires, map(not_, of_vehicle)))
     vehicles = list(compress(wires, of_vehicle))
@@ -105,7 +105,7 @@ def _meter_reading(wire: Wire, oldest_us: int, newest_us: int) -> MeterReading:
 
 
 def _vehicle_reading(wire: Wire, oldest_us: int, newest_us: int) -> VehicleReading:
-    # In the order of the checks, which is not that of the fields.
+    # This is the order of the checks, which is not that of the fields.
     vehicle_id = VEHICLE_ID[wire.vehicle_id]
     meter_id = METER_ID_IF_ANY[wire.meter_id]
     return VehicleReading(
@@ -118,12 +118,12 @@ def _vehicle_reading(wire: Wire, oldest_us: int, newest_us: int) -> VehicleReadi
     )
 
 
-# What is looked up at most. None of them ever leaves: values that never come again take places only.
+# The most values that a table holds. None is ever dropped: a value that does not come again only takes up a place.
 MAX_LOOKED_UP = 32_768
 
 
 class _Id(dict[str | None, Any]):
-    """The id itself. Raises RejectedValue. Ids come again; one text for all of them makes what follows faster."""
+    """Each valid id as itself; a lookup may raise RejectedValue. One text for each id makes the later steps faster."""
 
     def __init__(self, field: str, *, optional: bool = False) -> None:
         super().__init__({None: None} if optional else {})
@@ -163,7 +163,7 @@ def _microseconds(timestamp: datetime | None, oldest_us: int, newest_us: int) ->
 
 
 def all_microseconds(timestamps: Iterable[Any], oldest_us: int, newest_us: int) -> list[int]:
-    """Raises RejectedValue for an instant out of bounds, TypeError for None and for a timestamp without a zone."""
+    """Converts timestamps. Raises RejectedValue for an instant out of bounds, TypeError for None or a missing zone."""
     all_us = list(map(floordiv, map(sub, timestamps, repeat(_EPOCH)), repeat(_MICROSECOND)))
     if all_us and (max(all_us) > newest_us or min(all_us) < oldest_us):
         raise RejectedValue("too_old", "timestamp")
@@ -171,7 +171,7 @@ def all_microseconds(timestamps: Iterable[Any], oldest_us: int, newest_us: int) 
 
 
 class _Quantity(dict[float | None, Any]):
-    """The scaled integer of a value. Raises RejectedValue.
+    """The scaled integer of each value; a lookup may raise RejectedValue.
 
     Most values come again, and looking them up is faster than computing them.
     """
@@ -188,7 +188,7 @@ class _Quantity(dict[float | None, Any]):
         product = value * self.factor
         scaled = round(product)
         if not -0.499999 < product - scaled < 0.499999:
-            # The product errs by less than 3e-7, so only here can it fall on the wrong side of the half. The double's
+            # The product errs by less than 3e-7, so only this near to a half can it round wrongly. The double's
             # shortest decimal is what the client wrote, up to 15 digits.
             scaled = round(Decimal(repr(value)) * self.factor)
         if len(self) < MAX_LOOKED_UP:

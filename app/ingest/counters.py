@@ -10,21 +10,21 @@ DUPLICATES = Counter("wattline_readings_duplicate", "Readings that were stored b
 REJECTED = Counter("wattline_readings_rejected", "Readings rejected.", ["code"])
 WAITING = Gauge("wattline_readings_waiting", "Readings that wait for the writer.")
 
-# Labelled, so that a process without a consumer has none of them instead of one that looks disconnected.
+# Without the label, a process that has no consumer would look as if its consumer were disconnected.
 MQTT_CONNECTED = Gauge("wattline_mqtt_connected", "1 while every topic is subscribed at the broker.", ["broker"])
 MQTT_STORE_WAITS = Gauge(
     "wattline_mqtt_store_waits",
-    "1 from a failed store, as while the database is away, to the next that succeeds.",
+    "1 after a failed store, for example while the database is away, until the next store that succeeds.",
     ["broker"],
 )
 MQTT_MESSAGES = Counter("wattline_mqtt_messages", "Messages stored or put in quarantine.", ["broker"])
 MQTT_QUARANTINED = Counter(
-    "wattline_mqtt_messages_quarantined", "Those of which something went to quarantine.", ["broker"]
+    "wattline_mqtt_messages_quarantined", "Messages of which something went to quarantine.", ["broker"]
 )
 
 
 def count(receipt: Receipt) -> None:
-    """Adds a receipt's readings."""
+    """Adds a receipt's readings to the counts."""
     RECEIVED.inc(receipt.received)
     INSERTED.inc(receipt.inserted)
     DUPLICATES.inc(receipt.duplicates)

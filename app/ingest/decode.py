@@ -20,17 +20,17 @@ from app.telemetry.reading import Stream
 
 MAX_READINGS = 50_000
 
-# Decoding 50,000 readings takes 0.1 to 0.3 s, in which no other batch would be answered: larger bodies go to a thread,
-# for smaller ones it is not worth it.
+# Decoding 50,000 readings takes 0.1 to 0.3 s, during which no other batch would be answered, so larger bodies go to a
+# thread; for smaller ones a thread is not worth it.
 LARGE_BODY_BYTES = 512 * 1024
 
-# An element taken apart costs 65 bytes, so 8 million of `[1,1,…` would cost 520 MB before they could be counted.
-# There are at most as many as commas; 16 MiB of readings have one comma in 20 bytes or more, 840,000 at most.
+# An element taken apart costs 65 bytes, so the 8 million of `[1,1,…` would cost 520 MB before they could be counted.
+# Elements are at most as many as commas; in 16 MiB of readings, one byte in 20 at most is a comma: 840,000.
 _MAX_COMMAS_TAKEN_APART = 1_000_000
 
 
 class MediaType(StrEnum):
-    """The forms that a batch may have."""
+    """The media types that a batch may have."""
 
     JSON = "application/json"
     NDJSON = "application/x-ndjson"
@@ -43,7 +43,7 @@ _FIELDS_OF = {
     Stream.METER: ("meter_id", "timestamp", "kwh_consumed_ac", "voltage"),
     Stream.VEHICLE: ("vehicle_id", "meter_id", "timestamp", "kwh_delivered_dc", "soc", "battery_temp"),
 }
-"""The device's own id first: a rejection for any other field names the device."""
+"""The device's own id comes first, so that a rejection for any other field names the device."""
 
 # msgspec lets UnicodeDecodeError through; its own errors are ValueErrors too.
 UNDECODABLE = (ValueError, RecursionError)
@@ -81,10 +81,10 @@ def decode_batch(
     device_id: str | None = None,
     max_age_us: int = MAX_AGE_US,
 ) -> Batch:
-    """Decode a body and check its readings against the clock `now_us` (microseconds since 1970-01-01 UTC).
+    """Decodes a body and checks its readings against the clock `now_us` (microseconds since 1970-01-01 UTC).
 
-    `stream` is the stream of all readings; without it those that have a `vehicleId` are vehicle readings.
-    `device_id` is the stream's device of readings that name none. Raises MalformedBody, EmptyBatch and BatchTooLarge.
+    `stream` is the stream of all readings; without it, readings with a `vehicleId` are vehicle readings. `device_id` is
+    the stream's device for readings that name none. Raises MalformedBody, EmptyBatch and BatchTooLarge.
     """
     form = _MSGPACK if media_type is MediaType.MSGPACK else JSON
     elements: Sequence[bytes | Raw] = ()
@@ -173,9 +173,9 @@ def _take_apart(body: bytes, form: _Form, *, many: bool) -> Sequence[bytes | Raw
 
 
 def _split_array(body: bytes, failure: ValueError) -> list[bytes]:
-    """The elements of a JSON array that msgspec cannot even skip over, for NaN or half a surrogate pair.
+    """Splits a JSON array that msgspec cannot even skip over, because of NaN or half a surrogate pair.
 
-    Python's json writes both, and reads them: one of its gateways' readings must not cost the others.
+    Python's json writes and reads both; one such reading must not cost a gateway its other readings.
     """
     elements: list[bytes] = []
     try:
@@ -208,7 +208,7 @@ def _decode_each(elements: Sequence[bytes | Raw], form: _Form, stream: Stream | 
 
 
 def decode_one(index: int, element: bytes | Raw, form: _Form, stream: Stream | None) -> Wire | RejectedReading:
-    """Decodes one reading; a rejected one names the member at fault."""
+    """Decodes one reading; a rejection names the member at fault."""
     try:
         wire: Wire = form.one.decode(element)
     except UNDECODABLE:
@@ -237,5 +237,5 @@ def _decode_members(index: int, element: bytes | Raw, form: _Form, stream: Strea
 
 
 def _is_huge_number(name: str, value: bytes) -> bool:
-    # JSON's 1e999; in MessagePack these first bytes are small integers, which always decode.
+    # JSON allows 1e999; in MessagePack these first bytes are small integers, which always decode.
     return _WIRE_FIELDS[name].type == float | None and value[:1] in b"-0123456789"

@@ -1,7 +1,7 @@
 """MQTT: messages -> decode_message -> store -> acknowledgement, which goes out only after COMMIT.
 
-While a group is stored the next messages gather, so that single readings become large transactions, too. What is not
-acknowledged the broker sends again, to this consumer or the next of its name: stored twice it counts as a duplicate.
+While a group is stored, the next messages gather, so that single readings become large transactions too. The broker
+sends again what is not acknowledged, to this consumer or the next of its name; stored twice, it counts as a duplicate.
 """
 
 import asyncio
@@ -30,22 +30,22 @@ from app.settings import Settings
 from app.telemetry.device_id import is_id
 from app.telemetry.reading import Stream
 
-# What waits undecoded; then the broker has to wait. Single readings never come near: receive maximum ends them first.
+# Undecoded messages may take this much; then the broker waits. Single readings reach the receive maximum first.
 INBOX_BYTES = 64 * 1024 * 1024
-# What a message takes besides its payload and topic.
+# A message takes this much besides its payload and topic.
 MESSAGE_BYTES = 500
-# Decoding 64 KiB takes a millisecond, of hostile bytes 60.
+# Decoding 64 KiB takes a millisecond, or 60 if the bytes are hostile.
 LARGE_MESSAGE_BYTES = 64 * 1024
-# So long nothing else of the event loop has its turn.
+# For this long, nothing else runs in the event loop.
 TURN_SECONDS = 0.005
-# Acknowledging so many takes about as long.
+# Acknowledging this many takes about as long.
 MESSAGES_AT_ONCE = 250
-# Longer topics are matched each time and cut in quarantine: MQTT allows 64 KiB, and each device has one.
+# Longer topics are matched each time and cut in quarantine: MQTT allows 64 KiB, and each device has a topic.
 LONGEST_TOPIC = 256
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
 
-# What ends without the message being changed; the rest, and these of the database, are of the message's data.
+# These errors pass without a change to the message; all others, and OF_DATA among them, are due to its data.
 PASSING = (StoreBusy, psycopg.Error)
 OF_DATA = (psycopg.DataError, psycopg.IntegrityError)
 
@@ -73,7 +73,7 @@ class Consumer:
         self._quarantined = counters.MQTT_QUARANTINED.labels(broker)
 
     async def run(self) -> None:
-        """Runs until `close()`; what is being stored then is stored and acknowledged, the rest stays at the broker."""
+        """Runs until `close()`; a group in the store is then stored and acknowledged, the rest stays at the broker."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._session.run())
             while not self._closing.is_set():
@@ -85,7 +85,7 @@ class Consumer:
             self._session.close()
 
     def close(self) -> None:
-        """Takes no more messages."""
+        """Stops taking messages."""
         self._closing.set()
         self._wake.set()
 
@@ -97,7 +97,7 @@ class Consumer:
         self._wake.set()
 
     async def _take_group(self) -> list[tuple[Message, Batch]]:
-        """Decodes what has arrived, up to what the writer stores in one transaction."""
+        """Decodes the messages that have arrived, up to what the writer stores in one transaction."""
         group: list[tuple[Message, Batch]] = []
         readings = 0
         turn_ends = time.monotonic() + TURN_SECONDS
@@ -118,10 +118,10 @@ class Consumer:
         return group
 
     async def _store(self, group: list[tuple[Message, Batch]]) -> None:
-        """Stores and acknowledges, however long the database is away; not when the consumer is closed first.
+        """Stores and acknowledges, however long the database is away, unless the consumer is closed first.
 
-        A group that fails is stored in halves: it is too much for a slow database, or one message fails on its data,
-        which then fails no other, and does not come for ever.
+        A group that fails is stored in halves: it is too much for a slow database, or one message fails on its data.
+        That message then fails no other and does not come back for ever.
         """
         while not self._closing.is_set():
             try:
@@ -170,18 +170,18 @@ def _size(message: Message) -> int:
 
 
 class Topics:
-    """Which topics carry which stream, and where in them the device stands."""
+    """The stream that each topic carries, and the level of the topic that names the device."""
 
     def __init__(self, settings: Settings) -> None:
         self._patterns = {Stream.METER: settings.mqtt_meter_topic, Stream.VEHICLE: settings.mqtt_vehicle_topic}
         self.filters = sorted(set(self._patterns.values()))
-        # Each device has its topic; matching one takes longer than decoding its reading.
+        # Each device has its topic, and matching a topic takes longer than decoding its reading.
         self._known = lru_cache(maxsize=100_000)(self._of)
 
     def of(self, topic: str) -> tuple[Stream | None, str | None]:
-        """The stream, None when the readings decide; and the device that the last level names.
+        """Returns the stream, None when the readings decide, and the device that the last level names.
 
-        A topic of neither comes from a subscription that the session still has of former settings.
+        A topic of neither stream comes from a subscription that the session still has from earlier settings.
         """
         return self._known(topic) if len(topic) <= LONGEST_TOPIC else self._of(topic)
 
@@ -195,7 +195,7 @@ class Topics:
 
 
 def decode_message(message: Message, topics: Topics) -> Batch:
-    """The message's readings, in the forms that HTTP takes; an unreadable payload is one rejected reading."""
+    """Decodes a message in any form that HTTP takes; an unreadable payload becomes one rejected reading."""
     stream, device_id = topics.of(message.topic)
     try:
         if len(message.payload) > MAX_BODY_BYTES:
@@ -212,7 +212,7 @@ def decode_message(message: Message, topics: Topics) -> Batch:
 
 
 def _media_type(message: Message) -> MediaType:
-    """The type that the publisher names; else a first byte that no text begins with is MessagePack's."""
+    """Returns the type that the publisher names; without one, a first byte that begins no text means MessagePack."""
     if message.content_type is None:
         return MediaType.MSGPACK if message.payload[:1] >= b"\x80" else MediaType.JSON
     given = message.content_type.partition(";")[0].strip().lower()
@@ -230,14 +230,14 @@ def rejected_message(
     *,
     limit: int | None = PAYLOAD_LIMIT_BYTES,
 ) -> Batch:
-    """A batch with one rejected reading: the message itself, cut at the limit."""
+    """Returns a batch with one rejected reading: the message itself, cut at the limit."""
     device, topic = _named(device_id), message.topic[:LONGEST_TOPIC]
     reading = RejectedReading(0, error.code, None, error.detail, stream, message.payload[:limit], device, topic)
     return Batch(1, [], [], [reading])
 
 
 def merged(group: Iterable[tuple[Message, Batch]]) -> Batch:
-    """One batch of all readings, in their order, with the indices that they have in it."""
+    """Merges the batches into one, with all readings in their order and with their indices in it."""
     whole = Batch(0, [], [], [])
     for message, batch in group:
         whole.topics += [message.topic[:LONGEST_TOPIC]] * batch.received

@@ -1,4 +1,4 @@
-"""Which column of a file, or which member of its objects, is which field of a reading."""
+"""The columns of a file, or the members of its objects, and the fields of a reading that they stand for."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -8,7 +8,7 @@ import msgspec
 from app.errors import SetupError
 from app.ingest.check import Wire
 
-#: Field as over HTTP -> attribute of Wire.
+#: A field's name over HTTP -> the attribute of Wire.
 ATTRIBUTES = {field.encode_name: field.name for field in msgspec.structs.fields(Wire)}
 FLOATS = frozenset(field.name for field in msgspec.structs.fields(Wire) if field.type == float | None)
 
@@ -22,9 +22,9 @@ SYNONYMS = {
     "soc": ("stateOfCharge", "socPercent"),
     "batteryTemp": ("batteryTemperature", "batteryTempC"),
 }
-"""Names that a field may have besides its own; upper and lower case, `_`, `-` and blanks make no difference."""
+"""Other names that a field may have; upper and lower case, `_`, `-` and blanks make no difference."""
 
-# A file whose objects have ever new members would fill the memory.
+# A file whose objects keep bringing new members would fill the memory.
 MAX_NAMES = 1_000
 
 
@@ -36,7 +36,7 @@ _FIELDS = {_plain(name): field for field, others in SYNONYMS.items() for name in
 
 
 def parse_mapping(pairs: Iterable[str]) -> dict[str, str]:
-    """Column -> field, of `column=field` as in --map."""
+    """Returns column -> field for the `column=field` of each --map. Raises SetupError."""
     mapping: dict[str, str] = {}
     for pair in pairs:
         column, equals, field = pair.rpartition("=")
@@ -49,7 +49,7 @@ def parse_mapping(pairs: Iterable[str]) -> dict[str, str]:
 
 
 class Columns:
-    """The fields of the names met so far; `ignored` are those that stand for none."""
+    """The fields of the names met so far; `ignored` holds the names that stand for no field."""
 
     def __init__(self, mapping: Mapping[str, str]) -> None:
         self._mapping = mapping
@@ -57,7 +57,7 @@ class Columns:
         self.ignored: list[str] = []
 
     def refuse_missing(self, names: Collection[str], file: str) -> None:
-        """Raises SetupError when --map names a column that is not among these, the file's."""
+        """Raises SetupError when --map names a column that is not among `names`, the file's columns."""
         for column, field in self._mapping.items():
             if column not in names:
                 raise SetupError(
@@ -66,12 +66,12 @@ class Columns:
                 )
 
     def means(self, name: str) -> str | None:
-        """The field that a column of this name stands for; --map goes before the synonyms."""
+        """Returns the field that a column of this name stands for; --map takes precedence over the synonyms."""
         field = self._mapping.get(name) or _FIELDS.get(_plain(name))
         return None if field in self._mapping.values() and name not in self._mapping else field
 
     def learn(self, names: Collection[str], file: str) -> bool:
-        """Whether there were new names among them. Raises SetupError when two mean one field."""
+        """Returns True when some of the names were new. Raises SetupError when two names mean one field."""
         new = [name for name in names if name not in self.fields and name not in self.ignored]
         for name in new:
             if (field := self.means(name)) is None:
@@ -79,7 +79,7 @@ class Columns:
                 continue
             for other in [other for other, known in self.fields.items() if known == field]:
                 raise SetupError(
-                    f"{file} has two columns for {field}: {other!r} and {name!r}; --map {name}={field} chooses."
+                    f"{file} has two columns for {field}: {other!r} and {name!r}; choose one with --map {name}={field}."
                 )
             self.fields[name] = field
         if len(self.fields) + len(self.ignored) > MAX_NAMES:

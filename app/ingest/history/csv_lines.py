@@ -1,4 +1,4 @@
-"""Lines of CSV to readings, a column after the other."""
+"""CSV lines to readings, one column after another."""
 
 import csv
 import re
@@ -34,7 +34,7 @@ from app.telemetry.device_id import MAX_ID_CHARACTERS
 
 
 class CsvRows(Rows):
-    """Comma-separated, the first line names the columns."""
+    """Comma-separated lines, of which the first names the columns."""
 
     def __init__(self, file: str, head: bytes, columns: Columns) -> None:
         super().__init__(file, columns)
@@ -84,7 +84,7 @@ class CsvRows(Rows):
             raise ValueError
         if b" " in text and (b", " in text or b" ," in text):
             raise ValueError
-        # A column after the other: 0.8 microseconds a reading, a struct and its checks for each 1.25.
+        # One column after another takes 0.8 microseconds a reading; a struct and its checks for each takes 1.25.
         cells = text.split(b",")
         if cells[width - 1 :: width].count(b"\n") != len(piece) - 1:
             raise ValueError
@@ -121,11 +121,11 @@ class CsvRows(Rows):
         return msgspec.json.encode(beside(members, others))
 
     def _value(self, attribute: str, cell: str) -> str | float | Raw:
-        """A number where one belongs; a timestamp of seconds since 1970 in its usual form."""
+        """Returns a number where one belongs, and the usual form of a timestamp in seconds since 1970."""
         if _is_number(cell):
             if attribute in FLOATS:
                 value = float(cell)
-                return value if isfinite(value) else Raw(b"1e999")  # which is rejected; infinity would be written null
+                return value if isfinite(value) else Raw(b"1e999")  # is rejected; infinity would be written as null
             if attribute == "timestamp":
                 with suppress(ValueError, OverflowError, OSError):
                     return datetime.fromtimestamp(float(cell), UTC).isoformat()
@@ -135,7 +135,7 @@ class CsvRows(Rows):
 
 
 class _Cells(dict[bytes, Any]):
-    """The values of the cells of a column, in the units of the store. Raises RejectedValue, or one of UNDECODABLE."""
+    """A column's cells and their values in the units of the store. A lookup may raise RejectedValue or UNDECODABLE."""
 
     def __init__(self, name: str, checked: Mapping[Any, Any]) -> None:
         super().__init__()
@@ -160,9 +160,9 @@ _VEHICLE: dict[str, Mapping[Any, Any]] = {
     "soc": SOC,
     "battery_temp": BATTERY_TEMP,
 }
-"""In the order of the readings' fields, but for the instant, which is the second."""
+"""The columns are in the order of the readings' fields, without the instant, which is the second field."""
 
-# As in the objects that gateways send, but that a text may stand for a number.
+# Numbers are read as in the objects that gateways send, except that text may stand for a number.
 _NUMBER = msgspec.json.Decoder(float | None, strict=False)
 _TIMESTAMPS = msgspec.json.Decoder(list[datetime | None], strict=False)
 
@@ -175,7 +175,7 @@ def _all_microseconds(cells: list[bytes], now_us: int, oldest_us: int) -> list[i
 
 
 def _is_empty(field: str, cell: str) -> bool:
-    """Databases write `null` for what is absent, and msgspec's lax decode reads it so; as an id it is a name."""
+    """Returns True for a cell without a value. Databases write `null` for it; in an id column that is a name."""
     return not cell or (field not in IDS and cell.casefold() == "null")
 
 

@@ -1,6 +1,6 @@
-"""A file read and decoded to rows, in a process of its own: with the storing in one, Python would be the bottleneck.
+"""Reads a file and decodes it to rows, in a process of its own: in one with the store, Python would be the bottleneck.
 
-The two processes exchange messages over a pipe. The decoding one ends with the other, however that ends.
+The two processes exchange messages over a pipe. The decoding process ends with the other, however that one ends.
 """
 
 import gc
@@ -31,7 +31,7 @@ from app.telemetry.reading import Stream
 
 
 class Opened(msgspec.Struct, tag=True):
-    """A file: what to call it, its first bytes, and its size, 0 where that is not known."""
+    """An opened file: the name to show, its first bytes, and its size, which is 0 when unknown."""
 
     name: str
     head: bytes
@@ -39,7 +39,7 @@ class Opened(msgspec.Struct, tag=True):
 
 
 class End(NamedTuple):
-    """Where a block ends, as the journal has it."""
+    """The end of a block, as the journal has it."""
 
     position: int
     lines: int
@@ -47,10 +47,10 @@ class End(NamedTuple):
 
 
 class Decoded(msgspec.Struct, tag=True):
-    """A block: its `good` readings and the rejected ones, each with its line and that line's number.
+    """A block: its number of `good` readings, and the rejected ones, each with its line and that line's number.
 
-    Until devices that are `unknown` have been registered, there are no rows. `ignored` are the columns, so far, that
-    stand for no field, `read_bytes` is how much of the file's size has been read.
+    There are no rows until the `unknown` devices have been registered. `ignored` holds the columns, so far, that stand
+    for no field; `read_bytes` is how much of the file's size has been read.
     """
 
     end: End
@@ -61,10 +61,10 @@ class Decoded(msgspec.Struct, tag=True):
     rejected_lines: list[tuple[int, bytes]]
     ignored: list[str]
     unknown: dict[Stream, set[str]] = {}
-    encoded_rows: msgspec.Raw = msgspec.Raw(b"\x80")  # none
+    encoded_rows: msgspec.Raw = msgspec.Raw(b"\x80")  # an empty map
 
     def rows(self) -> StreamRows:
-        """The rows in the order of COPY's columns. They take ten times as much memory as encoded."""
+        """Decodes the rows, in the order of COPY's columns. They take ten times as much memory as encoded."""
         return _ROWS.decode(self.encoded_rows)
 
 
@@ -81,24 +81,24 @@ _ANSWER = msgspec.msgpack.Decoder(Opened | bytes | Decoded | _SetupFailed | None
 
 
 class Decoder:
-    """The other process, as the importing one has it: one file after the other.
+    """The decoding process as the importing process sees it: it decodes one file after another.
 
-    Each method waits for its answer. All raise SetupError.
+    Each method waits for the answer and may raise SetupError.
     """
 
     def __init__(self) -> None:
         self._pipe, theirs = Pipe()
         with theirs:
-            # In a session of its own, Ctrl-C reaches only the process that can go on from where it stopped.
+            # In a session of its own it gets no Ctrl-C: only the importing process does, which can resume later.
             self._process = subprocess.Popen(
-                # -P: nothing in the folder where the command is typed is imported.
+                # -P: Python imports nothing from the folder where the command is typed.
                 [sys.executable, "-P", "-m", "app.ingest.history.decoder", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
 
     def open(self, name: str, mapping: Mapping[str, str]) -> Opened:
-        """Begins with a file, `-` for standard input."""
+        """Opens a file; `-` means standard input."""
         try:
             name.encode()
         except UnicodeEncodeError:
@@ -107,17 +107,17 @@ class Decoder:
         return opened
 
     def pass_over(self, end: int, lines: int) -> bytes:
-        """Leaves out what was read before, as HistoryFile.pass_over does."""
+        """Skips the part that was read before, as HistoryFile.pass_over does."""
         digest: bytes = self._ask("pass_over", end, lines)
         return digest
 
     def decode(self, oldest_us: int) -> Decoded | None:
-        """The next block; None at the end of the file. Readings before `oldest_us`, counted from 1970, are too old."""
+        """Returns the next block; None at the end. Readings before `oldest_us`, counted from 1970, are too old."""
         decoded: Decoded | None = self._ask("decode", oldest_us)
         return decoded
 
     def go_on(self, ids: Mapping[Stream, Mapping[str, int]]) -> Decoded:
-        """The same block again, with its rows, now that the devices that were unknown have these ids."""
+        """Returns the same block again, with its rows, now that its unknown devices have these ids."""
         decoded: Decoded = self._ask("go_on", ids)
         return decoded
 
@@ -127,20 +127,20 @@ class Decoder:
             answer = _ANSWER.decode(self._pipe.recv_bytes())
         except (EOFError, OSError):
             raise SetupError(
-                "The process that decodes has ended; the same command goes on where this one stopped."
+                "The decoding process has ended; the same command goes on where this one stopped."
             ) from None
         if isinstance(answer, _SetupFailed):
             raise SetupError(answer.message)
         return answer
 
     def kill(self) -> None:
-        """Ends it at once: it only reads, and may be waiting for standard input. Who waits for it gets SetupError."""
+        """Kills the process, which only reads and may wait for standard input. A caller that waits gets SetupError."""
         self._process.kill()
         self._process.wait()
 
 
 class _Answers:
-    """The decoding process: its methods by the names of those that ask."""
+    """The decoding process's own side: its methods have the names that the other process asks for."""
 
     def __init__(self) -> None:
         self._meter: dict[str | None, int | None] = {None: None}
@@ -165,7 +165,7 @@ class _Answers:
         since = f"{instant(oldest_us - EPOCH_US):%Y-%m-%dT%H:%M:%SZ}"
         for reading in self._checked.rejected:
             if reading.code == "too_old":
-                reading.message = f"The timestamp lies before {since}, from when on readings are kept."
+                reading.message = f"The timestamp lies before {since}; older readings are not kept."
         return self._decoded()
 
     def go_on(self, ids: dict[str, dict[str, int]]) -> Decoded:
@@ -198,7 +198,7 @@ class _Answers:
         of_vehicles = zip(
             _since_2000(vehicle_us), map(vehicle, vehicle_id), map(meter, at_meter), dc, soc, battery_temp, strict=True
         )
-        # In order of time; of several with one key, the first in the file stays the first.
+        # Rows are in order of time; of several with one key, the first in the file stays first.
         rows = {
             Stream.METER: sorted(of_meters, key=itemgetter(0)),
             Stream.VEHICLE: sorted(of_vehicles, key=itemgetter(0)),
@@ -208,7 +208,7 @@ class _Answers:
 
 
 def rows_of_file(file: str, head: bytes, mapping: Mapping[str, str]) -> Rows:
-    """CSV or NDJSON, as the first character says. Raises SetupError for columns that make no reading."""
+    """Returns the decoder for CSV or NDJSON, by the first character. Raises SetupError for unusable columns."""
     columns = Columns(mapping)
     if head.removeprefix(BOM).lstrip().startswith(b"{"):
         return NdjsonRows(file, columns)
@@ -220,9 +220,9 @@ def _since_2000(all_us: list[int]) -> Iterator[int]:
 
 
 def _serve(pipe: Connection) -> None:
-    # A block makes 75,000 rows and drops them again: nothing in which to look for circles.
+    # A block makes 75,000 rows and drops them again; they contain no reference cycles to look for.
     gc.set_threshold(1_000_000)
-    # While it waits for standard input, it does not learn from the pipe that nobody is left at the other end.
+    # While it waits for standard input, it cannot see on the pipe that nobody is left at the other end.
     when_parent_ends(lambda: os._exit(1))
     answers = _Answers()
     with suppress(EOFError, ConnectionError):

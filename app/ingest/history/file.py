@@ -1,4 +1,4 @@
-"""A file of readings as blocks of lines: decompressed, never held as a whole, each line of bounded length."""
+"""A file of readings as blocks of lines: decompressed, never held as a whole, with lines of bounded length."""
 
 import gzip
 import hashlib
@@ -17,12 +17,12 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# A block is one transaction, or a few: as large as memory allows, for each moves the latest states of all its devices.
-# The journal counts on a block being cut the same way again.
+# A block is one transaction or a few. It is as large as memory allows, for each moves the latest states of all its
+# devices. The journal counts on a block being cut the same way again.
 BLOCK_LINES = 75_000
 BLOCK_BYTES = 6 * 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024
-#: Files that agree in so many first bytes count as one until all that was read of them is compared.
+#: Files whose first bytes agree this far count as one until everything that was read of them is compared.
 HEAD_BYTES = 64 * 1024
 
 _FOREIGN = {
@@ -33,12 +33,12 @@ _FOREIGN = {
     b"PAR1": "Parquet",
     b"\xff\xfe": "UTF-16, not UTF-8",
     b"\xfe\xff": "UTF-16, not UTF-8",
-    b"[": "a JSON array, not NDJSON (`jq -c '.[]'` makes one object a line)",
+    b"[": "a JSON array, not NDJSON (`jq -c '.[]'` writes one object per line)",
 }
 
 
 class Block(NamedTuple):
-    """Some lines; `number` is that of the first, from 1. `end` counts the bytes up to their end, `digest` sums them."""
+    """Some lines; `number` is that of the first, from 1. `end` is the offset of their end, `digest` sums them."""
 
     lines: list[bytes]
     number: int
@@ -47,16 +47,16 @@ class Block(NamedTuple):
 
 
 class HistoryFile:
-    """A file, or standard input for `-`, plain or as gzip or zstd, whichever its first bytes say.
+    """A file, or standard input for `-`; plain, gzip or zstd, as its first bytes tell.
 
-    Raises SetupError, here and while it is read, for what is no text.
+    Opening and reading it raise SetupError for anything that is not text.
     """
 
     def __init__(self, name: str) -> None:
         self.name = "standard input" if name == "-" else name
         with ExitStack() as opened:
             try:
-                # Both buffered, so that a pipe can be looked into without taking the bytes.
+                # Both are buffered, so that a pipe can be looked into without taking the bytes.
                 raw = cast("io.BufferedReader", sys.stdin.buffer) if name == "-" else Path(name).open("rb")  # noqa: SIM115
                 self._raw = opened.enter_context(raw)
                 self.size = os.fstat(raw.fileno()).st_size if raw.seekable() else 0
@@ -71,11 +71,11 @@ class HistoryFile:
         self._digest = hashlib.blake2b(digest_size=16)
 
     def read_bytes(self) -> int:
-        """How much of `size` has been read."""
+        """The number of bytes of `size` that have been read."""
         return self._raw.tell() if self.size else 0
 
     def pass_over(self, end: int, lines: int) -> bytes:
-        """Leaves out what was read before; its digest, which differs when it is not the same, or not complete lines."""
+        """Skips what was read before and returns its digest, which differs if the bytes do or a line is incomplete."""
         last = b"\n"
         while left := end - self._end:
             data = self._read(min(left, BLOCK_BYTES))
@@ -90,7 +90,7 @@ class HistoryFile:
         return self._digest.digest()
 
     def read_block(self) -> Block | None:
-        """The next lines; None at the end of the file."""
+        """Returns the next lines; None at the end of the file."""
         if not (data := self._read(BLOCK_BYTES)):
             return None
         number = self._lines + 1
@@ -99,7 +99,7 @@ class HistoryFile:
             lines, self._waiting = self._cut(data, at_end=at_end)
             self._take(data[: len(data) - len(self._waiting)])
         else:
-            # One line of more than a block, or the last one: more than MAX_LINE_BYTES of it only says so.
+            # This line is longer than a block, or it is the last; any excess over MAX_LINE_BYTES only shows its length.
             lines = [data[: MAX_LINE_BYTES + 1]]
             self._take(data)
             self._drop_line()
@@ -125,7 +125,7 @@ class HistoryFile:
         self._digest.update(data)
 
     def _read(self, size: int) -> bytes:
-        """So many bytes of the text; fewer only at its end."""
+        """Reads this many bytes of the text; fewer only at its end."""
         pieces = [self._waiting[:size]]
         self._waiting = self._waiting[size:]
         missing = size - len(pieces[0])
@@ -144,7 +144,7 @@ class HistoryFile:
         if magic.startswith(b"\x1f\x8b"):
             return gzip.open(self._raw)
         if magic == b"\x28\xb5\x2f\xfd":
-            # A frame may ask for a window of 2 GiB; `zstd --ultra -21` and `--long=26` make do with this one.
+            # A frame may ask for a window of 2 GiB; this one is enough for `zstd --ultra -21` and `--long=26`.
             return zstd.ZstdFile(self._raw, options={zstd.DecompressionParameter.window_log_max: 26})
         return self._raw
 

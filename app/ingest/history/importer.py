@@ -1,9 +1,9 @@
-"""Importing a file: block after block, each decoded while the one before is stored.
+"""Imports a file block by block, each decoded while the one before is stored.
 
 A block is sorted by time and stored in one transaction, or one for each run of UTC days with readings: on TimescaleDB a
-transaction invalidates the aggregates over the whole span between its oldest and its newest row, and what lies between
-two runs is not to be refreshed. One transaction for each hour, as late readings have it on the live path, would gain
-nothing here, since all days that an import touches are refreshed at its end; a file in order of devices would have 700
+transaction invalidates the aggregates over the whole span between its oldest and its newest row, and the time between
+two runs needs no refresh. One transaction for each hour, as for late readings on the live path, would gain nothing
+here, since all days that an import touches are refreshed at its end; a file sorted by device would need 700
 transactions a block.
 """
 
@@ -40,16 +40,16 @@ Result = TypeVar("Result")
 ATTEMPTS = 12
 LONGEST_PAUSE_SECONDS = 30
 MIN_TRANSACTION_ROWS = 1_000
-# A tenth of what the quarantine holds: one bad file must not drive out all others.
+# The limit is a tenth of what the quarantine holds: one bad file must not drive out all others.
 QUARANTINED_ROWS = 10_000
 
 
 class Importer:
-    """Imports files, one after the other, over one connection.
+    """Imports files, one after another, over one connection.
 
-    `on_progress` is called after each block with its file, how many bytes of it are read, the journal and that of the
-    start; `on_pause` before each new attempt with the seconds until then. `on_rejected` takes the rejected readings,
-    each with its line and that line's number; without it they go to quarantine.
+    `on_progress` is called after each block with its file, the number of bytes read, the journal, and the journal at
+    the start; `on_pause` before each new attempt with the seconds until then. `on_rejected` takes the rejected
+    readings, each with its line and that line's number; without it they go to quarantine.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Importer:
         self._transaction_rows = BLOCK_LINES
 
     async def run(self, name: str, mapping: Mapping[str, str]) -> tuple[Journal, Journal, list[str]]:
-        """Imports a file, or what is left of it: the journal before and after, and the columns that were ignored.
+        """Imports a file, or what is left of it. Returns the journal before and after, and the ignored columns.
 
-        Raises SetupError; what was stored before stays, and the same call goes on after it.
+        Raises SetupError; what was stored before stays, and the same call goes on from there.
         """
         file, before = await self._opened(name, mapping)
         oldest_us = await self._session.run(_oldest_us)
@@ -87,7 +87,7 @@ class Importer:
                 ignored = decoded.ignored
                 self._on_progress(file, decoded.read_bytes, done, before)
         except journal.OtherImport:
-            raise SetupError(f"{file.name} is being imported by another process, too.") from None
+            raise SetupError(f"{file.name} is already being imported by another process.") from None
         except psycopg.Error as error:
             raise SetupError(f"{file.name}: the database refuses what follows line {done.lines}: {error}") from error
         finally:
@@ -97,12 +97,12 @@ class Importer:
         return before, done, ignored
 
     async def close(self) -> None:
-        """Ends the connection and the process that decodes."""
+        """Closes the connection and ends the decoding process."""
         self._decoder.kill()
         await self._session.close()
 
     async def _opened(self, name: str, mapping: Mapping[str, str]) -> tuple[Opened, Journal]:
-        """The file, behind what was imported of it before (known by its beginning and by all that was read of it)."""
+        """Opens the file and skips what was imported of it before, known by its beginning and by all that was read."""
         for number in count():
             file = await _in_thread(self._decoder.open, name, mapping)
             known = hashlib.blake2b(file.head + repr((sorted(mapping.items()), number)).encode(), digest_size=16)
@@ -111,13 +111,13 @@ class Importer:
             if not before.position or passed == before.digest:
                 return file, before._replace(name=file.name)
             if name == "-":
-                raise SetupError("Standard input begins like an earlier import, then differs: save it to a file.")
+                raise SetupError("Standard input begins like an earlier import but then differs; save it to a file.")
         raise AssertionError
 
     async def _store(self, connection: Connection, decoded: Decoded, before: Journal) -> Journal:
         now = await journal.load(connection, before)
         if now.position == decoded.end.position:
-            return now  # committed, but the answer was lost with the connection
+            return now  # It was committed, but the answer was lost with the connection.
         left = deque(split_days(decoded.rows(), self._transaction_rows))
         conflicts = 0
 
@@ -150,12 +150,12 @@ class Importer:
                 return now
 
     async def _pause(self, attempt: int, error: psycopg.Error) -> None:
-        """Waits while the database is away, or something else holds what the import needs; longer each time."""
+        """Waits while the database is away or something else holds what the import needs, longer each time."""
         if attempt == ATTEMPTS:
             raise SetupError(
                 f"The database is unavailable: {error}. The same command goes on where this one stopped."
             ) from error
-        # What a slow database does not manage in one transaction comes back in halves.
+        # Rows that a slow database cannot store in one transaction come back in halves.
         self._transaction_rows = max(self._transaction_rows // 2, MIN_TRANSACTION_ROWS)
         seconds = min(2 ** (attempt - 1), LONGEST_PAUSE_SECONDS)
         self._on_pause(seconds)
@@ -169,7 +169,7 @@ def _in_thread(
 
 
 async def _register(connection: Connection, unknown: Mapping[Stream, set[str]]) -> dict[Stream, dict[str, int]]:
-    """The ids of these devices, new ones without limit."""
+    """Returns the ids of these devices; registers new ones without a limit."""
     ids: dict[Stream, dict[str, int]] = {stream: {} for stream in unknown}
     for stream, names in unknown.items():
         if names:
@@ -185,7 +185,7 @@ async def _oldest_us(connection: Connection) -> int:
 
 
 def split_days(rows: StreamRows, at_most: int) -> Iterator[StreamRows]:
-    """Rows in order of time: runs of days without an empty one between them, and at most so many of a stream each."""
+    """Yields rows in order of time: runs of days without an empty one between, with at most so many per stream."""
     days = sorted({day for of_stream in rows.values() for day in _days(of_stream)})
     starts = [day for before, day in pairwise([-inf, *days]) if day > before + 1]
     for start, end in pairwise([*starts, inf]):

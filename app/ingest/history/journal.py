@@ -1,4 +1,4 @@
-"""How far each import is: written in the transactions that store its readings, so that it is never wrong."""
+"""The progress of each import, written in the transactions that store its readings, so that it is never wrong."""
 
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -13,10 +13,10 @@ from app.telemetry.instant import DAY_US, instant
 
 
 class Journal(NamedTuple):
-    """How far the import of a file is: `position`, in bytes as decompressed, and `lines`; `digest` sums these bytes.
+    """The progress of a file's import: `position` in decompressed bytes, `lines`, and `digest`, which sums these bytes.
 
-    read = inserted + duplicates + rejected. `conflicts` are duplicates that came with other values. `ahead` counts the
-    rows behind `position` that the first transactions of their block have inserted: no other number has them.
+    read = inserted + duplicates + rejected. `conflicts` counts duplicates that came with other values. `ahead` counts
+    the rows after `position` that the first transactions of their block have inserted; no other number includes them.
     """
 
     id: bytes
@@ -33,7 +33,7 @@ class Journal(NamedTuple):
 
 
 async def load(connection: Connection, new: Journal) -> Journal:
-    """The journal of an import, as committed; `new` when there is none yet."""
+    """Returns the committed journal of an import; `new` when there is none yet."""
     async with connection.cursor(row_factory=class_row(Journal)) as cursor:
         await cursor.execute(
             """
@@ -47,9 +47,9 @@ async def load(connection: Connection, new: Journal) -> Journal:
 
 
 async def save(connection: Connection, before: Journal, after: Journal, days: set[int]) -> None:
-    """Puts `after` in the place of `before`; `days` since 2000-01-01 were touched. In the caller's transaction.
+    """Replaces `before` by `after` in the caller's transaction; `days` since 2000-01-01 were touched.
 
-    Raises OtherImport when the journal is not at `before` any more.
+    Raises OtherImport when the journal is no longer at `before`.
     """
     touched = Multirange([Range(instant(day * DAY_US), instant((day + 1) * DAY_US)) for day in days])
     cursor = await connection.execute(
@@ -71,18 +71,18 @@ async def save(connection: Connection, before: Journal, after: Journal, days: se
 
 
 class OtherImport(Exception):
-    """Another process imports the same file."""
+    """Another process is importing the same file."""
 
 
 class Unrefreshed(NamedTuple):
-    """Days that imports have stored readings in since they were last refreshed; `seen` is what that rests on."""
+    """Days in which imports have stored readings since the last refresh; `seen` holds the journals that say so."""
 
     ranges: list[tuple[datetime, datetime]]
     seen: list[tuple[bytes, datetime]]
 
 
 def unrefreshed(connection: psycopg.Connection[tuple[Any, ...]]) -> Unrefreshed:
-    """The days of all imports, also of one that was killed and is not continued."""
+    """Returns the days of all imports, including those of one that was killed and never continued."""
     seen = connection.execute("SELECT id, updated_at FROM import_journal WHERE NOT isempty(touched)").fetchall()
     ranges = connection.execute(
         """
@@ -96,7 +96,7 @@ def unrefreshed(connection: psycopg.Connection[tuple[Any, ...]]) -> Unrefreshed:
 
 
 def mark_refreshed(connection: psycopg.Connection[tuple[Any, ...]], days: Unrefreshed) -> None:
-    """Takes the days as refreshed; days that were stored in meanwhile stay unrefreshed."""
+    """Marks the days as refreshed; days in which readings were stored meanwhile stay unrefreshed."""
     for id, updated_at in days.seen:
         connection.execute(
             "UPDATE import_journal SET touched = '{}' WHERE id = %s AND updated_at = %s", [id, updated_at]

@@ -1,4 +1,4 @@
-"""Lines of NDJSON to readings, a thousand at a time through one typed decode."""
+"""NDJSON lines to readings, a thousand at a time through one typed decode."""
 
 from collections.abc import Collection
 from typing import Any
@@ -16,7 +16,7 @@ _TYPES = {field.name: field.type for field in msgspec.structs.fields(Wire)}
 
 
 class NdjsonRows(Rows):
-    """One object a line; the names of the members are learnt as they come."""
+    """One object per line; the names of the members are learnt as they come."""
 
     def __init__(self, file: str, columns: Columns) -> None:
         super().__init__(file, columns)
@@ -41,7 +41,7 @@ class NdjsonRows(Rows):
 
     def _check_all(self, piece: list[bytes], now_us: int, oldest_us: int) -> tuple[Values, Values]:
         text = b"\n".join(piece)
-        if b'""' in text:  # An empty id stands for none here.
+        if b'""' in text:  # Here an empty id means that there is none.
             raise ValueError
         batch = check_each(self._decoder.decode_lines(text), now_us, None, oldest_us=oldest_us)
         if batch.received != len(piece) or batch.rejected:
@@ -66,7 +66,7 @@ class NdjsonRows(Rows):
 
 
 def _absent(present: Collection[str]) -> dict[str, Any]:
-    """The attributes of Wire that a file does not have, as those of a class."""
+    """Returns the attributes of Wire that a file does not have, as those of a class."""
     return dict.fromkeys(_TYPES.keys() - present)
 
 

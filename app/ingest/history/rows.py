@@ -1,7 +1,7 @@
 """Lines to readings: a thousand at a time, and one by one where one of them is rejected.
 
-A line that is rejected goes through the decode of the live path (decode.py), as the JSON object that a gateway would
-have sent; in that form it goes to quarantine, too.
+A rejected line goes through the decoder of the live path (decode.py) as the JSON object that a gateway would have
+sent, and it goes to quarantine in that form.
 """
 
 from abc import ABC, abstractmethod
@@ -17,22 +17,22 @@ from app.ingest.history.columns import ATTRIBUTES, Columns
 from app.ingest.history.file import MAX_LINE_BYTES, Block
 from app.telemetry.reading import MeterReading, VehicleReading
 
-# One bad line costs the others of its piece the fast decode. A piece is so small that the processor's cache holds it.
+# One bad line costs the rest of its piece the fast decode. A piece is small enough for the processor's cache.
 PIECE_LINES = 1_000
-# Lines of nothing but commas grow several times over: with them, an import took 264 MB without this limit, 139 with it.
+# Lines of nothing but commas grow several times over: an import took 264 MB without this limit, 139 MB with it.
 MAX_PIECE_BYTES = 2 * 1024 * 1024
 BOM = b"\xef\xbb\xbf"
 IDS = ("vehicleId", "meterId")
 
 
-#: For each field of a stream's readings the values of all of them.
+#: For each field of a stream, the values of all its readings.
 Values = Sequence[Sequence[Any]]
 
 
 class Checked(msgspec.Struct):
     """The readings of a block, by the fields of MeterReading and VehicleReading.
 
-    Each rejected one has its line, too, with the number of that line.
+    Each rejected reading has its line and the number of that line.
     """
 
     received: int
@@ -50,7 +50,7 @@ class Rows(ABC):
         self.columns = columns
 
     def decode(self, block: Block, *, now_us: int, oldest_us: int) -> Checked:
-        """The block's readings, checked as over HTTP but for their age. Blank lines do not count."""
+        """Returns the block's readings, checked as over HTTP except for their age. Blank lines do not count."""
         lines = self._without_head(block.lines) if block.number == 1 else block.lines
         places: Sequence[int] = range(len(lines))
         if b"" in lines or any(map(bytes.isspace, lines)):
@@ -64,7 +64,7 @@ class Rows(ABC):
             try:
                 of_piece = self._check_piece(piece, now_us, oldest_us)
             except (RejectedValue, TypeError, *UNDECODABLE):
-                # One by one too where all could be read: then the reason is the same, whatever its neighbours are.
+                # Each line is decoded alone even where all can be read: its neighbours must not change the reason.
                 wires = [self._decode_line(n, line) for n, line in enumerate(piece)]
                 batch = check_each(wires, now_us, None, oldest_us=oldest_us)
                 for reading in batch.rejected:
@@ -75,12 +75,12 @@ class Rows(ABC):
                 checked.rejected += batch.rejected
                 of_piece = values_of(batch.meter), values_of(batch.vehicle)
             for known, more in zip((meter, vehicle), of_piece, strict=True):
-                for all_values, values in zip(known, more, strict=False):  # there is nothing where none was accepted
+                for all_values, values in zip(known, more, strict=False):  # `more` is empty where none was accepted
                     all_values += values
         return checked
 
     def _check_piece(self, piece: list[bytes], now_us: int, oldest_us: int) -> tuple[Values, Values]:
-        """The values of meters and of vehicles in all lines. Raises where one is rejected."""
+        """Returns the values of meters and of vehicles in all lines. Raises if any line is rejected."""
         if sum(map(len, piece)) > MAX_PIECE_BYTES or max(map(len, piece)) > MAX_LINE_BYTES:
             raise ValueError
         return self._check_all(piece, now_us, oldest_us)
@@ -93,15 +93,15 @@ class Rows(ABC):
 
     @abstractmethod
     def _without_head(self, lines: list[bytes]) -> list[bytes]:
-        """The lines of the file's first block without what comes before its readings."""
+        """Returns the lines of the file's first block without what comes before its readings."""
 
     @abstractmethod
     def _check_all(self, piece: list[bytes], now_us: int, oldest_us: int) -> tuple[Values, Values]:
-        """The values of meters and of vehicles in all lines. Raises RejectedValue, TypeError or one of UNDECODABLE."""
+        """Returns the values of meters and vehicles in all lines. Raises RejectedValue, TypeError or UNDECODABLE."""
 
     @abstractmethod
     def _as_json(self, line: bytes) -> bytes | None:
-        """The line as the object that a gateway would have sent; None when it cannot be read."""
+        """Returns the line as the object that a gateway would have sent; None when it cannot be read."""
 
 
 def values_of(readings: Sequence[MeterReading | VehicleReading]) -> Values:
@@ -109,5 +109,5 @@ def values_of(readings: Sequence[MeterReading | VehicleReading]) -> Values:
 
 
 def beside(fields: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """With the columns that stand for no field: what is rejected, perhaps for want of one, stays whole."""
+    """Adds the columns that stand for no field: a reading rejected, perhaps for want of one, stays whole."""
     return {**{name: value for name, value in others.items() if name not in ATTRIBUTES}, **fields}

@@ -17,31 +17,31 @@ else:
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 
-# What does not compress grows: gzip adds 5 bytes to 16 KiB, zstd 3 to 128 KiB. The limit also ends a stream of
-# empty members, which never yields a byte.
+# Incompressible data grows: gzip adds 5 bytes to 16 KiB, zstd 3 to 128 KiB. The limit also ends a stream of empty
+# members, which never yields a byte.
 MAX_COMPRESSED_BYTES = MAX_BODY_BYTES + MAX_BODY_BYTES // 64
 
-# A frame costs 16 microseconds however little it holds: one for each reading is the most that makes sense.
+# A frame costs 16 microseconds however little it holds: one per reading is the most that makes sense.
 MAX_FRAMES = 50_000
 
 DRAIN_BYTES = 128 * 1024 * 1024
 DRAIN_SECONDS = 10.0
 
-# One step keeps the event loop for about 3 ms.
+# One step occupies the event loop for about 3 ms.
 _INPUT_BYTES = 64 * 1024
 _OUTPUT_BYTES = 1024 * 1024
 
 
 async def read_body(chunks: AsyncIterator[bytes], *, content_encoding: str, content_length: int | None) -> bytes:
-    """The decoded body, at most MAX_BODY_BYTES; `content_encoding` is empty, identity, gzip or zstd.
+    """Reads the decoded body, at most MAX_BODY_BYTES; `content_encoding` is empty, identity, gzip or zstd.
 
     Raises BodyTooLarge, UnsupportedMediaType and MalformedBody, each after the rest of the request was dropped:
-    a client that is still sending would see a broken connection instead of the answer.
+    a client that is still sending would otherwise see a broken connection instead of the answer.
     """
     try:
         body = await _collect(chunks, content_encoding.strip().lower(), content_length or 0)
     except ServiceError as error:
-        # Its frames hold what was read so far, up to 18 MiB, and draining may take a while.
+        # The error's frames hold what was read so far, up to 18 MiB, and draining may take a while.
         traceback.clear_frames(error.__traceback__)
         await drain(chunks)
         raise
@@ -51,7 +51,7 @@ async def read_body(chunks: AsyncIterator[bytes], *, content_encoding: str, cont
 async def drain(
     chunks: AsyncIterator[bytes], *, at_most_bytes: int = DRAIN_BYTES, at_most_seconds: float = DRAIN_SECONDS
 ) -> None:
-    """Read and drop the rest of a request, up to a number of bytes or seconds."""
+    """Reads and drops the rest of a request, up to a number of bytes or seconds."""
     dropped = 0
     with suppress(TimeoutError):
         async with asyncio.timeout(at_most_seconds):
@@ -104,7 +104,7 @@ async def _decompress(chunks: AsyncIterator[bytes], new_frame: Callable[[], "_Fr
 
 
 class _Frame(Protocol):
-    """One zstd frame or gzip member; `needs_input` is false while it can go on without."""
+    """One zstd frame or gzip member; `needs_input` is False while it can go on without new input."""
 
     @property
     def eof(self) -> bool: ...
@@ -147,7 +147,7 @@ class _Frames:
         self._count = 0
 
     def step(self, data: bytes) -> bytes | None:
-        """Decompress one piece; what to go on with, or None when new input is needed."""
+        """Decompresses one piece. Returns what to go on with, or None when new input is needed."""
         frame = self.frame = self.frame or self._next()
         self.body += frame.decompress(data, min(_OUTPUT_BYTES, MAX_BODY_BYTES - len(self.body) + 1))
         if len(self.body) > MAX_BODY_BYTES:
@@ -165,7 +165,7 @@ class _Frames:
 
 
 def _zstd_frame() -> _Frame:
-    # RFC 9659: a zstd window of Content-Encoding is at most 8 MiB. A frame may ask for 2 GiB.
+    # RFC 9659: with Content-Encoding, a zstd window is at most 8 MiB. A frame may ask for 2 GiB.
     return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 23})
 
 

@@ -1,4 +1,4 @@
-"""What /schema says of the body of a batch, which the service reads itself."""
+"""The description in /schema of a batch's body, which the service reads itself."""
 
 from dataclasses import dataclass
 
@@ -45,14 +45,14 @@ _VEHICLE_READING = Schema(
     required=["vehicleId", "timestamp", "kwhDeliveredDc"],
     properties={
         "vehicleId": _ID,
-        "meterId": Schema(one_of=[_ID, Schema(type=OpenAPIType.NULL)], description="Where it charges, if it knows."),
+        "meterId": Schema(one_of=[_ID, Schema(type=OpenAPIType.NULL)], description="The vehicle's meter, if known."),
         "timestamp": _TIMESTAMP,
         "kwhDeliveredDc": _number(0, 1000, "DC energy since the vehicle's previous reading, kWh.", required=True),
         "soc": _number(0, 100, "State of charge, percent."),
         "batteryTemp": _number(-60, 150, "Battery temperature, degrees Celsius."),
     },
 )
-# Components of /schema, not parts of each body: a generated client has one class for each, whatever it is sent with.
+# Outside the bodies, as components of /schema, each becomes one class of a generated client, whatever sends it.
 READINGS = {"MeterReading": _METER_READING, "VehicleReading": _VEHICLE_READING}
 
 METER_EXAMPLE = {"meterId": "M1", "timestamp": "2026-02-10T14:47:24.841Z", "kwhConsumedAc": 0.4796, "voltage": 232.0}

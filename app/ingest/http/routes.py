@@ -23,11 +23,11 @@ Incoming = Request[Any, Any, Any]
 
 RESPONSES = problems(
     {
-        400: "The body cannot be decoded, or holds no reading.",
-        413: "More than 16 MiB decoded, or more than 50,000 readings.",
+        400: "The body cannot be decoded or holds no reading.",
+        413: "The decoded body has more than 16 MiB or more than 50,000 readings.",
         415: "The content type or content encoding is not supported.",
-        422: "Every reading was rejected; the receipt's members are added.",
-        503: "The database is away or too many readings wait; send the batch again after `Retry-After`.",
+        422: "Every reading was rejected; the receipt's members are included.",
+        503: "The database is away or too many readings are waiting; send the batch again after `Retry-After`.",
     }
 )
 
@@ -72,7 +72,7 @@ async def post_vehicle_batch(request: Incoming, writer: NamedDependency[Writer])
 
 
 async def receive_batch(request: Incoming, writer: Writer, stream: Stream | None) -> Receipt:
-    """From the request's bytes to the receipt; raises the errors of `RESPONSES`."""
+    """Turns the request's bytes into a receipt; raises the errors of `RESPONSES`."""
     media_type = await _media_type(request)
     body = await read_body(
         _chunks(request),
@@ -84,7 +84,7 @@ async def receive_batch(request: Incoming, writer: Writer, stream: Stream | None
         batch = await asyncio.to_thread(decode_batch, body, media_type, now_us=now_us, stream=stream)
     else:
         batch = decode_batch(body, media_type, now_us=now_us, stream=stream)
-    del body  # up to 16 MiB, no longer needed while the batch waits for its commit
+    del body  # Its up to 16 MiB are not needed while the batch waits for its commit.
     receipt = await writer.store(batch, Source.HTTP)
     if len(receipt.rejected) == receipt.received:
         first = receipt.rejected[0]
@@ -111,7 +111,7 @@ async def _chunks(request: Incoming) -> AsyncIterator[bytes]:
         async for chunk in request.stream():
             yield chunk
     except InternalServerException:
-        # The client went away: nobody reads the answer, and it is no bug.
+        # The client has gone: nobody reads this answer, and it is not a bug.
         raise MalformedBody("The connection was closed before the end of the body.") from None
 
 

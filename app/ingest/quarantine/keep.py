@@ -10,7 +10,7 @@ from app.ingest.store.statements import clock, transaction
 
 
 async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rejected: list[RejectedReading]) -> int:
-    """Stores the rejected readings in one short transaction; one that is there already counts up.
+    """Stores the rejected readings in one short transaction; one that is there already is counted again.
 
     Returns the database's clock in microseconds since 2000-01-01 UTC.
     """
@@ -48,7 +48,7 @@ async def keep_rejected(connection: psycopg.AsyncConnection, source: Source, rej
 
 
 def _digest(reading: RejectedReading) -> bytes:
-    """Includes the topic: the same payload from another device is another reading."""
+    """Returns a digest that includes the topic: the same payload from another device is another reading."""
     digest = hashlib.blake2b(reading.payload, digest_size=16)
     if reading.topic is not None:
         digest.update(b"\0" + reading.topic.encode())

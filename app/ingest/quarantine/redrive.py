@@ -1,6 +1,6 @@
-"""Rejected readings driven again: decode_batch -> store -> old days refreshed -> out of the quarantine.
+"""Rejected readings driven again: decode_batch -> store -> refresh of old days -> removal from the quarantine.
 
-Killed in between, a row stays; driving it again finds its readings to be duplicates, and refreshes their days.
+A row stays if the process is killed in between; driving it again finds duplicates and refreshes their days.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from app.ingest.store.writer import Writer
 from app.telemetry.instant import DAY_US, EPOCH, EPOCH_US, instant
 from app.telemetry.reading import Stream
 
-# At 64 KiB each, 32 MB at most are in memory.
+# At 64 KiB each, they take 32 MB of memory at most.
 PAGE_ROWS = 500
 
 
@@ -44,8 +44,8 @@ async def redrive(
 ) -> AsyncIterator[Redriven]:
     """Drives the rows again, page by page in the order of their ids; yields the counts after each page.
 
-    A reading is judged by today's rules and by the clock of its first arrival: what was too old or in the future then
-    stays so, and what was young enough then is not too old now, unless it is older than `oldest`. New devices are
+    A reading is judged by today's rules and by the clock of its first arrival: one that was too old or in the future
+    then stays so, and one that was young enough is not too old now, unless it is older than `oldest`. New devices are
     registered without a limit. `refresh_day`, called in a thread, refreshes a UTC day that the policies would not.
     """
     writer = Writer(url, queue_max_readings=1, new_devices_per_hour=None)
@@ -81,11 +81,11 @@ async def _store(writer: Writer, batches: list[Batch], refresh_day: Callable[[da
 
 
 def decode_again(reading: QuarantinedReading, oldest: datetime) -> Batch | QuarantinedReading:
-    """The batch that the row's payload makes, or the row with the reason for which it is rejected now."""
+    """Returns the batch that the row's payload makes, or the row with the reason for its rejection now."""
     first = reading.payload.lstrip()[:1]
     is_array = first == b"[" or first in _MSGPACK_ARRAYS
     if is_array and reading.source != Source.MQTT:
-        # A reading that was an array. Over MQTT quarantine has the whole payload, which may be a batch.
+        # The rejected reading was an array. From MQTT, quarantine has the whole payload, which may be a batch.
         return reading
     now_us = (reading.first_at - EPOCH) // timedelta(microseconds=1) + EPOCH_US
     try:
@@ -115,6 +115,6 @@ _MSGPACK_ARRAYS = {bytes([head]) for head in (*range(0x90, 0xA0), 0xDC, 0xDD)}
 
 
 def _days_without_refresh(instants: list[int]) -> set[datetime]:
-    """The UTC days of the readings that are older than live ones may be: the refresh policies reach no further."""
+    """Returns the UTC days of readings older than live ones may be, which the refresh policies do not reach."""
     oldest_us = time.time_ns() // 1000 - MAX_AGE_US
     return {instant((ts_us - EPOCH_US) // DAY_US * DAY_US) for ts_us in instants if ts_us < oldest_us}

@@ -1,4 +1,4 @@
-"""The rows of the quarantine: looked at, purged, and settled after they were driven again."""
+"""The rows of the quarantine: looking at them, purging them, and settling those that were driven again."""
 
 from datetime import datetime
 
@@ -10,7 +10,7 @@ from psycopg.rows import class_row
 class QuarantinedReading(msgspec.Struct, frozen=True):
     """A rejected reading, or a payload that could not be decoded.
 
-    `payload` is the start that was asked for, of the `payload_bytes` that quarantine holds.
+    `payload` is as much as was asked for, from the start of the `payload_bytes` that quarantine holds.
     """
 
     id: int
@@ -29,7 +29,7 @@ class QuarantinedReading(msgspec.Struct, frozen=True):
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """The rows to which every member applies that is not None; `since` and `until` bound their last arrival."""
+    """A choice of rows: every member that is not None must match; `since` and `until` bound their last arrival."""
 
     ids: list[int] | None = None
     code: str | None = None
@@ -57,14 +57,14 @@ _WHERE = b"""
 
 
 async def count(connection: psycopg.AsyncConnection, matching: Filter) -> tuple[int, Filter]:
-    """How many rows match, and a filter for these alone, without rows that come later."""
+    """Counts the matching rows; returns a filter, too, for these alone, without rows that come later."""
     statement = b"SELECT count(*), coalesce(max(id), 0) FROM quarantine" + _WHERE
     ((found, newest_id),) = await (await connection.execute(statement, msgspec.structs.asdict(matching))).fetchall()
     return found, msgspec.structs.replace(matching, newest_id=newest_id)
 
 
 async def count_dropped(connection: psycopg.AsyncConnection) -> int:
-    """How many rows the bounds of the quarantine have dropped so far."""
+    """Returns the number of rows that the bounds of the quarantine have dropped so far."""
     ((dropped,),) = await (await connection.execute("SELECT quarantine_dropped FROM installation")).fetchall()
     return int(dropped)
 
@@ -72,7 +72,7 @@ async def count_dropped(connection: psycopg.AsyncConnection) -> int:
 async def fetch_newest(
     connection: psycopg.AsyncConnection, matching: Filter, *, limit: int, payload_bytes: int
 ) -> list[QuarantinedReading]:
-    """The matching rows that arrived last, newest first."""
+    """Returns the matching rows that arrived last, newest first."""
     cursor = connection.cursor(row_factory=class_row(QuarantinedReading))
     bounds = {"limit": limit, "payload_bytes": payload_bytes}
     statement = _COLUMNS + _WHERE + b"ORDER BY last_at DESC, id DESC LIMIT %(limit)s"
@@ -82,7 +82,7 @@ async def fetch_newest(
 async def fetch_after(
     connection: psycopg.AsyncConnection, matching: Filter, after: int, *, limit: int
 ) -> list[QuarantinedReading]:
-    """The matching rows with the next ids, with their whole payloads."""
+    """Returns the matching rows with the next ids and their whole payloads."""
     cursor = connection.cursor(row_factory=class_row(QuarantinedReading))
     bounds = {"after": after, "limit": limit, "payload_bytes": 2**30}
     statement = _COLUMNS + _WHERE + b"AND id > %(after)s ORDER BY id LIMIT %(limit)s"
@@ -90,14 +90,14 @@ async def fetch_after(
 
 
 async def purge(connection: psycopg.AsyncConnection, matching: Filter) -> int:
-    """Deletes the matching rows; returns how many there were."""
+    """Deletes the matching rows and returns their number."""
     return (await connection.execute(b"DELETE FROM quarantine" + _WHERE, msgspec.structs.asdict(matching))).rowcount
 
 
 async def settle(connection: psycopg.AsyncConnection, stored: list[int], rejected: list[QuarantinedReading]) -> None:
-    """Deletes the rows whose readings are stored, by their ids, and notes the new reasons of those rejected again.
+    """Deletes the rows with the ids `stored`, and records the new reasons of those rejected again.
 
-    A row that is there already under its new reason is deleted too.
+    A row whose new reason already has a row is deleted too.
     """
     columns = [[getattr(reading, name) for reading in rejected] for name in ("id", "code", "field", "message")]
     async with connection.transaction():

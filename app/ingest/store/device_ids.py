@@ -13,10 +13,10 @@ from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
 
 class DeviceIds:
-    """External id -> id, for each stream.
+    """The id of each external id, by stream.
 
-    An id enters only after the COMMIT of its registration. None ever changes: after a rename, the former name stays
-    the device's own.
+    An id enters only after the COMMIT of its registration. No id ever changes: after a rename, the former name still
+    belongs to the device.
     """
 
     def __init__(self, new_per_hour: int | None) -> None:
@@ -25,7 +25,7 @@ class DeviceIds:
         self._new_per_hour = new_per_hour
 
     async def learn(self, connection: psycopg.AsyncConnection, batches: list[Batch]) -> None:
-        """Makes the ids of all devices that the batches name known, registering new devices within the limit."""
+        """Learns the ids of all devices that the batches name; registers new devices within the limit."""
         meters = {reading.meter_id for batch in batches for reading in batch.meter}
         meters |= {reading.meter_id for batch in batches for reading in batch.vehicle if reading.meter_id}
         vehicles = {reading.vehicle_id for batch in batches for reading in batch.vehicle}
@@ -36,7 +36,7 @@ class DeviceIds:
                 known |= ids
 
     def reject_unknown(self, batch: Batch) -> None:
-        """Moves the readings of devices beyond the limit to the batch's rejected ones."""
+        """Moves the readings of devices beyond the limit to the batch's rejected readings."""
         readings: list[MeterReading | VehicleReading] = [*batch.meter, *batch.vehicle]
         if not any(map(self._unknown, readings)):
             return
@@ -53,14 +53,14 @@ class DeviceIds:
         batch.rejected = sorted(batch.rejected + rejected, key=lambda reading: reading.index)
 
     def _unknown(self, reading: MeterReading | VehicleReading) -> str | None:
-        """The field that names a device without an id."""
+        """Returns the field that names a device without an id."""
         if isinstance(reading, VehicleReading) and reading.vehicle_id not in self.vehicle:
             return "vehicleId"
         return "meterId" if reading.meter_id and reading.meter_id not in self.meter else None
 
 
 def _rejected(index: int, reading: MeterReading | VehicleReading, field: str, topic: str | None) -> RejectedReading:
-    """Its payload is the reading written anew: the body is no longer there when the writer comes to it."""
+    """Rejects a reading. Its payload is written anew: the body is gone when the writer comes to it."""
     timestamp = instant(reading.ts_us - EPOCH_US)
     values: dict[str, str | datetime | float | None] = {"meterId": reading.meter_id, "timestamp": timestamp}
     if isinstance(reading, MeterReading):

@@ -38,7 +38,7 @@ class Stored(NamedTuple):
     at: int
 
     def conflicts(self) -> int:
-        """How many rows had keys that are stored with other values."""
+        """Returns the number of rows whose keys are stored with other values."""
         return sum(len(outcome.conflicting) for outcome in self.outcomes.values())
 
 
@@ -46,10 +46,10 @@ Also = Callable[[Connection, Stored], Awaitable[None]]
 
 
 class Session:
-    """A connection that is made anew when it is lost, with what this process knows of the database at its other end.
+    """A connection that is opened again when it is lost, with what this process knows of its database.
 
-    `pause` is called when an attempt has failed with one of `errors`, with the number of that attempt and its error:
-    it waits until the next one, or raises.
+    `pause` is called with the number of a failed attempt and its error, one of `errors`: it waits until the next
+    attempt, or raises.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Session:
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> Result:
-        """Does work with the connection, and does it again while it fails with one of the errors."""
+        """Does the work with the connection, and again while it fails with one of the errors."""
         attempt = 0
         while True:
             attempt += 1
@@ -84,7 +84,7 @@ class Session:
     async def store(self, connection: Connection, rows: StreamRows, days: range, also: Also | None = None) -> Stored:
         """Stores rows of these UTC days, counted from 2000-01-01, in one transaction; `also` is called at its end.
 
-        COPY goes direct. When a key is there already, the transaction is done again through a temporary table, and so
+        COPY writes directly. When a key is there already, the transaction is repeated through a temporary table, and so
         is each one of the next half minute: retries come in runs, and an aborted COPY leaves dead rows behind.
         """
         prepared = not days
@@ -108,7 +108,7 @@ class Session:
                 self._prepared_days.difference_update(days)
 
     async def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         if self._connection is not None:
             await self._connection.close()
 
@@ -152,20 +152,20 @@ class Noted:
         self._until = 0.0
 
     def missing(self, inserted: StreamRows) -> Touched:
-        """Hours touched by the inserted rows, which are ordered by time, less those that are noted already."""
+        """Returns the hours of the inserted rows, which are ordered by time, without those noted already."""
         if time.monotonic() >= self._until:
             self._hours.clear()
             self._until = time.monotonic() + statements.NOTED_SECONDS
         return {hour: new for hour, devices in touched_hours(inserted).items() if (new := devices - self._hours[hour])}
 
     def add(self, touched: Touched) -> None:
-        """Takes hours as noted, once they are committed."""
+        """Marks hours as noted; they must be committed."""
         for hour, devices in touched.items():
             self._hours[hour] |= devices
 
 
 def touched_hours(inserted: StreamRows) -> Touched:
-    """The hours that the rows of each stream, which are ordered by time, lie in."""
+    """Returns the hours of each stream's rows, which are ordered by time."""
     touched: Touched = {}
     for stream, rows in inserted.items():
         start = 0

@@ -1,4 +1,4 @@
-"""The SQL of one store transaction, and what executes it (session.py says in which order).
+"""The SQL of one store transaction, and the functions that execute it; session.py has their order.
 
 Instants are integers here (telemetry/instant.py), so that they pass as int8 both ways. Rows stand in the order of their
 COPY's columns, `ts` first and the device second.
@@ -39,7 +39,7 @@ METER = StreamSql(
     copy_types=("int8", "int4", "int4", "int4"),
     copy="COPY meter_reading (ts, meter_id, ac_milliwh, voltage_centiv) FROM STDIN (FORMAT binary)",
     stage="COPY staged_meter_reading (ts, meter_id, ac_milliwh, voltage_centiv, n) FROM STDIN (FORMAT binary)",
-    # The first of several with the same key wins, as if their batches had come one after the other.
+    # The first of several rows with one key wins, as if their batches had come one after another.
     insert_staged="""
         INSERT INTO meter_reading (ts, meter_id, ac_milliwh, voltage_centiv)
         SELECT DISTINCT ON (meter_id, ts) ts, meter_id, ac_milliwh, voltage_centiv
@@ -48,7 +48,7 @@ METER = StreamSql(
         ON CONFLICT DO NOTHING
         RETURNING ts, meter_id
     """,
-    # Which staged readings differ from what is stored under their key. The bounds exclude chunks at planning.
+    # Staged readings that differ from the stored ones of the same key. The bounds exclude chunks at planning.
     conflicting="""
         SELECT staged.n
         FROM staged_meter_reading AS staged
@@ -112,7 +112,7 @@ VEHICLE = StreamSql(
 SQL = {Stream.METER: METER, Stream.VEHICLE: VEHICLE}
 
 NOTED_SECONDS = 60
-# Temporary tables are the one thing that a session keeps; made when missing, they work behind a pooling proxy too.
+# Temporary tables are all that a session keeps; made when missing, they work behind a pooling proxy too.
 _TEMPORARY_TABLES = """
     SET LOCAL client_min_messages = warning;
     CREATE TEMP TABLE IF NOT EXISTS new_meter_state (LIKE meter_state) ON COMMIT DELETE ROWS;
@@ -136,14 +136,14 @@ _MERGE_TOUCHED = """
 
 
 def prepare_connection(connection: Connection) -> None:
-    """Makes instants load as integers too."""
+    """Makes the connection load instants as integers too."""
     connection.adapters.register_loader("timestamptz", Int8BinaryLoader)
 
 
 @asynccontextmanager
 async def transaction(connection: Connection, prelude: str = "") -> AsyncIterator[None]:
-    """A transaction that takes TRANSACTION_SECONDS at most; it begins with the statements of `prelude`."""
-    # PostgreSQL 16 can only limit each statement; what they take together is looked at before the COMMIT.
+    """Opens a transaction that takes TRANSACTION_SECONDS at most and begins with the statements of `prelude`."""
+    # PostgreSQL 16 can only limit each statement; their total is checked before the COMMIT.
     timeout = "transaction_timeout" if connection.info.server_version >= 170000 else "statement_timeout"
     started = time.monotonic()
     async with connection.transaction():
@@ -154,7 +154,7 @@ async def transaction(connection: Connection, prelude: str = "") -> AsyncIterato
 
 
 def store_transaction(connection: Connection, *, staged: bool) -> AbstractAsyncContextManager[None]:
-    """A transaction with its limit and temporary tables, in one round trip."""
+    """Opens a transaction, with its limit and temporary tables, in one round trip."""
     return transaction(connection, _TEMPORARY_TABLES + _STAGING_TABLES if staged else _TEMPORARY_TABLES)
 
 
@@ -165,14 +165,14 @@ async def prepare_days(connection: Connection, days: range) -> None:
 
 
 class Outcome(NamedTuple):
-    """Positions of rows: those inserted, and those whose key was stored already with other values."""
+    """The positions of the rows inserted, and of those whose key was stored already with other values."""
 
     inserted: Collection[int]
     conflicting: Collection[int]
 
 
 async def insert_staged(connection: Connection, stream: Stream, rows: list[Row]) -> Outcome:
-    """Inserts those of the staged rows whose keys are not there yet, the first of each key."""
+    """Inserts the staged rows whose keys are not stored yet, the first of each key."""
     statements = SQL[stream]
     cursor = connection.cursor(binary=True)
     keys = set(await (await cursor.execute(statements.insert_staged.encode())).fetchall())
@@ -202,7 +202,7 @@ async def merge_states(connection: Connection, stream: Stream, inserted: list[Ro
 async def merge_touched(connection: Connection, touched: Touched) -> None:
     """Notes the hours as touched.
 
-    `at` lies at the end of NOTED_SECONDS and of the longest transaction: no later reading is covered by the note.
+    `at` lies NOTED_SECONDS and the longest transaction ahead: readings that rely on this note are committed by then.
     """
     if not touched:
         return
@@ -217,17 +217,17 @@ async def merge_touched(connection: Connection, touched: Touched) -> None:
 
 
 async def clock(connection: Connection) -> int:
-    """The database's clock."""
+    """Returns the database's clock, in microseconds since 2000-01-01 UTC."""
     cursor = connection.cursor(binary=True, row_factory=scalar_row)
     (now,) = await (await cursor.execute("SELECT clock_timestamp()")).fetchall()
     return int(now)
 
 
 async def copy(connection: Connection, statement: str, types: Sequence[str], rows: Iterable[Row]) -> None:
-    """Copies rows in. Raises UniqueViolation when one of their keys is there already."""
+    """Copies rows in. Raises UniqueViolation when one of their keys is stored already."""
     async with connection.cursor().copy(statement.encode()) as to:
         to.set_types(types)
-        # What Copy.write_row does: as a coroutine for each row it would take half as long again.
+        # This is what Copy.write_row does, which as a coroutine for each row would take half as long again.
         write_row, write = to.formatter.write_row, to.writer.write
         for row in rows:
             if data := write_row(row):

@@ -1,4 +1,4 @@
-"""Which rows go into which transaction: a pure function of the batches and the clock."""
+"""The split of batches into transactions: a pure function of the batches and the clock."""
 
 import asyncio
 from collections import defaultdict
@@ -15,7 +15,7 @@ LATE_US = 600_000_000
 
 
 class Pending:
-    """A batch in flight, and what has become of its readings so far."""
+    """A batch in flight, and the outcome of its readings so far."""
 
     def __init__(self, batch: Batch, source: Source) -> None:
         self.batch = batch
@@ -26,7 +26,7 @@ class Pending:
         self.committed_at = 0
 
     def receipt(self) -> Receipt:
-        """The receipt, once all of its rows are committed."""
+        """Returns the receipt; all of the batch's rows must be committed."""
         rejected = [Rejection(r.index, r.code, r.field, r.message) for r in self.batch.rejected]
         return Receipt(
             self.batch.received,
@@ -47,7 +47,7 @@ class Slice(NamedTuple):
 
 
 class Transaction(NamedTuple):
-    """The rows that are stored at once; `first` and `last` bound their instants."""
+    """The rows stored at once; `first` and `last` bound their instants."""
 
     late: bool
     first: int
@@ -55,12 +55,12 @@ class Transaction(NamedTuple):
     slices: list[Slice]
 
     def rows(self) -> StreamRows:
-        """The rows of all batches, in the order of the batches; no stream without rows."""
+        """Returns the rows of all batches, in the order of the batches, without streams that have no rows."""
         of_all = {stream: [row for one in self.slices for row in one.rows[stream]] for stream in Stream}
         return {stream: rows for stream, rows in of_all.items() if rows}
 
     def days(self) -> range:
-        """The UTC days that the transaction may touch, counted from 2000-01-01."""
+        """Returns the UTC days that the transaction may touch, counted from 2000-01-01."""
         return range(self.first // DAY_US, self.last // DAY_US + 1)
 
     def credit(self, stored: Stored) -> None:
@@ -79,7 +79,7 @@ class Transaction(NamedTuple):
 
 
 def split(group: list[Pending], now_us: int) -> list[Transaction]:
-    """One transaction for the readings up to 10 minutes old, then one for each UTC hour of late ones.
+    """Splits a group: one transaction for the readings up to 10 minutes old, then one for each UTC hour of late ones.
 
     On TimescaleDB, an old and a new row in one transaction invalidate the aggregates over the whole span between them.
     """
@@ -105,7 +105,7 @@ def split(group: list[Pending], now_us: int) -> list[Transaction]:
 
 
 def rows_of(batch: Batch, ids: DeviceIds) -> StreamRows:
-    """The batch's readings in the order of COPY's columns. Raises KeyError for a device whose id is not known yet."""
+    """Returns the batch's readings in the order of COPY's columns. Raises KeyError for a device without a known id."""
     meter, vehicle = ids.meter, ids.vehicle
     return {
         Stream.METER: [(r.ts_us - EPOCH_US, meter[r.meter_id], r.ac_milliwh, r.voltage_centiv) for r in batch.meter],

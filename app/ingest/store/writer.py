@@ -1,10 +1,10 @@
 """The writer: batches in flight become one transaction, and each gets its own receipt after the COMMIT.
 
-A process has one. While a group is being stored the next batches gather, so that groups grow with the load and a lone
-batch does not wait.
+A process has one writer. While a group is stored, the next batches gather, so that groups grow with the load and a
+lone batch does not wait.
 
-1. The group's unknown devices are registered, in a transaction of their own; readings of those beyond the limit of new
-   devices are rejected.
+1. The group's unknown devices are registered, in a transaction of their own; readings of devices beyond the limit of
+   new devices are rejected.
 2. Its readings are split into transactions (transactions.py), which are stored one after the other (session.py).
 3. When a transaction fails on its data, its batches are stored singly: one batch never fails another.
 4. Rejected readings go to quarantine, in a transaction of their own; then the receipts go out.
@@ -27,7 +27,7 @@ from app.ingest.store.device_ids import DeviceIds
 from app.ingest.store.session import Session
 from app.ingest.store.transactions import Pending, rows_of, split
 
-# Large enough that a transaction's fixed costs vanish; what waits meanwhile gets decoded.
+# Groups are so large that a transaction's fixed costs vanish; the batches that wait get decoded meanwhile.
 GROUP_READINGS = 20_000
 MIN_GROUP_READINGS = 1_000
 TRANSIENT_ATTEMPTS = 6
@@ -47,14 +47,14 @@ class Writer:
         self._group_readings = GROUP_READINGS
 
     async def store(self, batch: Batch, source: Source) -> Receipt:
-        """The receipt, after COMMIT. Raises StoreBusy, and what the driver raised.
+        """Stores a batch and returns its receipt, after COMMIT. Raises StoreBusy and the driver's errors.
 
-        Cancelling the caller cancels nothing: the batch is stored all the same.
+        The batch is stored even when the caller is cancelled.
         """
         if self._closing or (self._queue and self._waiting_readings + batch.received > self._queue_max_readings):
             raise StoreBusy
         pending = Pending(batch, source)
-        # Here and not with the group, so that it happens while the database works on the group before.
+        # This is done here, not with the group, so that it happens while the database works on the group before.
         with suppress(KeyError):
             pending.rows = rows_of(batch, self._ids)
         self._queue.append(pending)
@@ -64,7 +64,7 @@ class Writer:
         return await pending.answered
 
     async def run(self) -> None:
-        """Stores group after group; returns when `close()` was called and nothing is in flight any more."""
+        """Stores group after group; returns once `close()` was called and nothing is in flight."""
         while self._queue or not self._closing:
             if not self._queue:
                 self._wake.clear()
@@ -75,9 +75,9 @@ class Writer:
                 await self._store_group(group)
                 self._group_readings = min(2 * self._group_readings, GROUP_READINGS)
             except Exception as error:  # noqa: BLE001
-                # A group that is too large for a slow database would come back as large, and fail again.
+                # A group that is too large for a slow database would come back as large and fail again.
                 self._group_readings = max(self._group_readings // 2, MIN_GROUP_READINGS)
-                # Whatever happens to a group, the writer goes on; its batches are answered with what happened.
+                # Whatever happens to a group, the writer goes on; the group's batches are answered with the error.
                 for pending in group:
                     _fail(pending, error)
             for pending in group:
@@ -88,7 +88,7 @@ class Writer:
         await self._session.close()
 
     def close(self) -> None:
-        """Takes no more batches."""
+        """Stops taking batches."""
         self._closing = True
         self._wake.set()
 
@@ -138,7 +138,7 @@ class Writer:
 
 
 async def _pause(attempt: int, error: psycopg.Error) -> None:
-    """Waits a random while, so that transactions that lost against each other do not meet again."""
+    """Waits for a random time, so that transactions that lost against each other do not meet again."""
     if attempt == TRANSIENT_ATTEMPTS:
         raise error
     await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - hides nothing
