@@ -1,7 +1,7 @@
 DROP PROCEDURE refresh_aggregates;
 DROP FUNCTION drop_expired, importable_from, aggregate_retention, aggregate_freshness, cagg_refreshed;
-DROP PROCEDURE refresh_aggregate;
-DROP FUNCTION refreshable_from;
+DROP PROCEDURE cagg_refresh;
+DROP FUNCTION cagg_refreshable_from;
 DROP TABLE full_refresh, source_chunk;
 DROP FUNCTION fleet_day, fleet_hour, fleet_minute;
 DROP FUNCTION cagg_fleet_vehicle_hour, cagg_fleet_meter_hour, cagg_fleet_vehicle_minute, cagg_fleet_meter_minute;

@@ -157,7 +157,7 @@ CREATE TABLE source_chunk (
 -- gone: dropping a chunk invalidates its range, for ever. So none begins before the oldest chunk, nor within one that
 -- retention may drop meanwhile, nor before the end of any chunk that was ever dropped: a late reading makes a new chunk in
 -- its place, with nothing but itself in it. No setting, and no chunk dropped by hand, changes that.
-CREATE FUNCTION refreshable_from(of_source text) RETURNS timestamptz
+CREATE FUNCTION cagg_refreshable_from(of_source text) RETURNS timestamptz
 LANGUAGE plpgsql AS $$
 DECLARE
     first  timestamptz;
@@ -200,14 +200,14 @@ $$;
 
 -- The job that refreshes one aggregate, as its `config` from policies.toml says. TimescaleDB's own refresh policy would
 -- erase what lies within its start_offset and was dropped.
-CREATE PROCEDURE refresh_aggregate(job_id integer, config jsonb)
+CREATE PROCEDURE cagg_refresh(job_id integer, config jsonb)
 LANGUAGE plpgsql AS $$
 DECLARE
     aggregate  CONSTANT text := config ->> 'aggregate';
     first      timestamptz;
     last       timestamptz;
 BEGIN
-    first := refreshable_from((SELECT source FROM cagg_level WHERE name = aggregate));
+    first := cagg_refreshable_from((SELECT source FROM cagg_level WHERE name = aggregate));
     COMMIT;
     IF first IS NULL THEN
         RETURN;  -- no chunk of the level below is left
@@ -241,7 +241,7 @@ BEGIN
              AND stats.last_successful_finish <= seen_at))
     INTO started
     FROM timescaledb_information.jobs AS job
-    WHERE job.proc_name = 'refresh_aggregate' AND job.config ->> 'aggregate' || '_cagg' = cagg;
+    WHERE job.proc_name = 'cagg_refresh' AND job.config ->> 'aggregate' || '_cagg' = cagg;
 
     IF source LIKE '%\_cagg' THEN
         started := cagg_refreshed(source, started);
@@ -301,7 +301,7 @@ DECLARE
     last     timestamptz;
 BEGIN
     FOR level IN SELECT name || '_cagg' AS cagg, source, width FROM cagg_level LOOP
-        first := refreshable_from(level.source);
+        first := cagg_refreshable_from(level.source);
         COMMIT;
         CONTINUE WHEN first IS NULL;  -- every row of the level below is dropped
 

@@ -8,7 +8,7 @@ CREATE FUNCTION background_jobs() RETURNS TABLE (
 LANGUAGE sql STABLE AS $$
     SELECT job.job_id,
            CASE job.proc_name
-               WHEN 'refresh_aggregate' THEN 'refresh'
+               WHEN 'cagg_refresh' THEN 'refresh'
                WHEN 'policy_compression' THEN 'compress'
                ELSE 'drop old'
            END,
@@ -26,7 +26,7 @@ LANGUAGE sql STABLE AS $$
            END
     FROM timescaledb_information.jobs AS job
     LEFT JOIN timescaledb_information.job_stats AS stats ON stats.job_id = job.job_id
-    WHERE job.proc_name = 'refresh_aggregate'
+    WHERE job.proc_name = 'cagg_refresh'
         OR (job.proc_name IN ('policy_compression', 'policy_retention')
             AND (job.hypertable_name IN ('meter_reading', 'vehicle_reading')
                  OR job.hypertable_name IN (SELECT name || '_cagg' FROM cagg_level)))

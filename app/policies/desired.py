@@ -1,5 +1,6 @@
 """The desired state: timescale/policies.toml, read and checked."""
 
+import json
 import re
 import tomllib
 from datetime import timedelta
@@ -43,10 +44,10 @@ class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All policies, by the name of the table or aggregate; intervals as PostgreSQL writes them."""
 
-    chunk_interval: dict[Readings, Interval] = {}
-    columnstore_after: dict[Readings | Aggregate, Interval] = {}
-    retention: dict[Readings | Aggregate | Table, Interval] = {}
-    refresh: dict[Aggregate, Refresh] = {}
+    chunk_interval: dict[Readings, Interval]
+    columnstore_after: dict[Readings | Aggregate, Interval]
+    retention: dict[Readings | Aggregate | Table, Interval]
+    refresh: dict[Aggregate, Refresh]
 
 
 def parse_policies(text: str) -> Policies:
@@ -74,26 +75,23 @@ def _where(document: dict[str, Any]) -> str | None:
             for name, value in entry.items() if isinstance(entry, dict) else ((None, entry),):
                 try:
                     if name is None:
-                        msgspec.convert({table: {key: value}}, Policies)
+                        msgspec.convert(_EMPTY | {table: {key: value}}, Policies)
                     elif name in Refresh.__struct_fields__:
-                        msgspec.convert({table: {key: _SAMPLE | {name: value}}}, Policies)
+                        msgspec.convert(_EMPTY | {table: {key: _SAMPLE | {name: value}}}, Policies)
                     else:
                         return f"{table}.{key}.{name} is unknown; known are {', '.join(Refresh.__struct_fields__)}"
                 except msgspec.ValidationError as error:
                     place = ".".join(filter(None, (table, key, name)))
-                    return f"{place} = {_toml(value)}: {_in_words(str(error))}"
+                    return f"{place} = {json.dumps(value, default=str)}: {_in_words(str(error))}"
             if isinstance(entry, dict) and (missing := Refresh.__struct_fields__ - entry.keys()):
                 return f"{table}.{key} lacks {', '.join(sorted(missing))}"
     return None
 
 
+_EMPTY: dict[str, Any] = {table: {} for table in Policies.__struct_fields__}
 _SAMPLE = {"start_offset": "8 days", "end_offset": "1 day", "schedule_interval": "1 day", "buckets_per_batch": 0}
 
 
 def _in_words(error: str) -> str:
     message = re.sub(r" - at .*", "", error)
     return 'it must be like "8 days", of seconds, minutes, hours or days' if "regex" in message else message
-
-
-def _toml(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else f"{value}".lower() if isinstance(value, bool) else f"{value}"

@@ -2,7 +2,7 @@
 
 A chunk that is dropped takes its rows from the aggregates above it, if these are refreshed over its range once more. So
 what an aggregate reads must outlive the range of its refresh, and each level must have settled before the next. That is
-held twice: by these rules, and by refreshable_from() in the database, whatever is set by hand.
+held twice: by these rules, and by cagg_refreshable_from() in the database, whatever is set by hand.
 """
 
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def _refreshes(policies: Policies) -> Iterator[str]:
             reason = f"{SOURCES[name]}, which it reads, is refreshed over that range"
             yield from _longer(entry, start, span(below.start_offset), reason)
         two_buckets = 2 * timedelta(**{f"{name.rpartition('_')[2]}s": 1})
-        reason = "two buckets must lie between it and end_offset"
+        reason = f'two buckets must lie between it and end_offset = "{refresh.end_offset}"'
         yield from _at_least(entry, start, span(refresh.end_offset) + two_buckets, reason)
         entry, every = f"refresh.{name}.schedule_interval", refresh.schedule_interval
         yield from _at_least(entry, every, SHORTEST_SCHEDULE, "each run costs transactions")

@@ -76,7 +76,7 @@ _POLICIES = text("""
     UNION ALL
     SELECT CASE proc_name
                WHEN 'policy_compression' THEN 'columnstore' WHEN 'policy_retention' THEN 'retention'
-               WHEN 'refresh_aggregate' THEN 'refresh' ELSE 'other refresh'
+               WHEN 'cagg_refresh' THEN 'refresh' ELSE 'other refresh'
            END,
            coalesce(hypertable_name, config ->> 'aggregate' || '_cagg'),
            CASE proc_name
@@ -88,7 +88,7 @@ _POLICIES = text("""
            (config ->> 'end_offset')::interval,
            (config ->> 'buckets_per_batch')::integer
     FROM timescaledb_information.jobs
-    WHERE proc_name = 'refresh_aggregate'
+    WHERE proc_name = 'cagg_refresh'
         OR (proc_name IN ('policy_compression', 'policy_retention', 'policy_refresh_continuous_aggregate')
             AND hypertable_name = ANY (:ours))
 """)

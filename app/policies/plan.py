@@ -127,20 +127,20 @@ _TIMESCALE_STATEMENTS = {
         "SELECT remove_retention_policy(CAST(:relation AS regclass), if_exists => true)",
         "SELECT add_retention_policy(CAST(:relation AS regclass), drop_after => CAST(:interval AS interval))",
     ),
-    # A job of our own, and none of TimescaleDB's: refresh_aggregate() leaves out what was dropped. A job that failed is
+    # A job of our own, and none of TimescaleDB's: cagg_refresh() leaves out what was dropped. A job that failed is
     # otherwise tried again after 5 minutes.
     "refresh": (
         """
         SELECT delete_job(job_id)
         FROM timescaledb_information.jobs
-        WHERE (proc_name = 'refresh_aggregate' AND config ->> 'aggregate' = :name)
+        WHERE (proc_name = 'cagg_refresh' AND config ->> 'aggregate' = :name)
             OR (proc_name = 'policy_refresh_continuous_aggregate' AND hypertable_name = :relation)
         """,
         """
         SELECT alter_job(
             job_id, retry_period => CAST(:every AS interval), job_name => 'Refresh ' || CAST(:name AS text))
         FROM add_job(
-            'refresh_aggregate',
+            'cagg_refresh',
             CAST(:every AS interval),
             config => jsonb_build_object(
                 'aggregate', CAST(:name AS text), 'start_offset', CAST(:start AS interval),

@@ -25,7 +25,7 @@ from tests.fixtures.readings import (
     vehicle_reading,
 )
 
-REFRESH = "refresh_aggregate"
+REFRESH = "cagg_refresh"
 NAMES = {
     "meter_minute", "vehicle_minute", "fleet_meter_minute", "fleet_vehicle_minute",
     "fleet_meter_hour", "fleet_vehicle_hour", "meter_hour", "vehicle_hour", "meter_day", "vehicle_day",

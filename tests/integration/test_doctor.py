@@ -347,7 +347,7 @@ def break_policies(connection: psycopg.Connection, engine: str) -> None:
         return
     connection.execute(
         "SELECT alter_job(job_id, schedule_interval => INTERVAL '2 hours') FROM timescaledb_information.jobs"
-        " WHERE proc_name = 'refresh_aggregate' AND config ->> 'aggregate' = 'fleet_vehicle_minute'"
+        " WHERE proc_name = 'cagg_refresh' AND config ->> 'aggregate' = 'fleet_vehicle_minute'"
     )
 
 

@@ -30,7 +30,7 @@ from tests.fixtures.readings import (
     vehicle_reading,
 )
 
-REFRESH, COLUMNSTORE, RETENTION = "refresh_aggregate", "policy_compression", "policy_retention"
+REFRESH, COLUMNSTORE, RETENTION = "cagg_refresh", "policy_compression", "policy_retention"
 PARTITIONS = """
     SELECT child.relname FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid
     WHERE inhparent IN ('meter_reading'::regclass, 'vehicle_reading'::regclass)

@@ -27,7 +27,7 @@ JOBS = """
     WHERE job_id >= 1000
     ORDER BY job_id
 """
-REFRESH, COLUMNSTORE, RETENTION = "refresh_aggregate", "policy_compression", "policy_retention"
+REFRESH, COLUMNSTORE, RETENTION = "cagg_refresh", "policy_compression", "policy_retention"
 
 
 def fetched(connection: psycopg.Connection, query: str, *parameters: Any) -> Rows:
@@ -341,17 +341,17 @@ LEVELS = {"reading": "minute", "minute": "hour", "hour": "day"}
 """Each level that is dropped at some age, and the one that is made of it."""
 
 BREAKS: dict[str, tuple[Callable[[str], str], str]] = {
-    "no TOML": (lambda text: text + "[refresh", "Expected"),
+    "no TOML": (lambda text: text + "[refresh", "TOML"),
     "an unknown table": (lambda text: text + "\n[compression]\nmeter_reading = '1 day'\n", "compression"),
-    "an unknown key": (lambda text: text + "\nstart = '1 day'\n", "`start`"),
+    "an unknown key": (lambda text: text + "\nstart = '1 day'\n", ".start is unknown"),
     "an unknown aggregate": (lambda text: text.replace("[refresh.meter_day]", "[refresh.meter_month]"), "meter_month"),
     "an unknown name": (lambda text: text.replace('vehicle_hour = "1095', 'vehicle_hours = "1095'), "vehicle_hours"),
     "a wrong type": (lambda text: text.replace("buckets_per_batch = 168", 'buckets_per_batch = "168"', 1), "`int`"),
-    "no interval": (lambda text: text.replace('"180 days"', '"180 dayz"', 1), "regex"),
-    "an interval of nothing": (lambda text: text.replace('"180 days"', '"0 days"', 1), "regex"),
-    "an interval beyond all dates": (lambda text: text.replace('"180 days"', '"9999999999 days"', 1), "regex"),
-    "an interval of two lines": (lambda text: text.replace('"180 days"', '"180 days\\n"', 1), "regex"),
-    "a missing key": (lambda text: text.replace('end_offset = "1 hour"\n', "", 1), "`end_offset`"),
+    "no interval": (lambda text: text.replace('"180 days"', '"180 dayz"', 1), 'like "8 days"'),
+    "an interval of nothing": (lambda text: text.replace('"180 days"', '"0 days"', 1), 'like "8 days"'),
+    "an interval beyond all dates": (lambda text: text.replace('"180 days"', '"9999999999 days"', 1), 'like "8 days"'),
+    "an interval of two lines": (lambda text: text.replace('"180 days"', '"180 days\\n"', 1), 'like "8 days"'),
+    "a missing key": (lambda text: text.replace('end_offset = "1 hour"\n', "", 1), "lacks end_offset"),
     "a missing table": (lambda text: text[text.index("[columnstore_after]") :], "`chunk_interval`"),
 }
 

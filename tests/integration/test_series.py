@@ -32,7 +32,7 @@ MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 SECONDS = {"1m": 60, "1h": 3_600, "1d": 86_400}
 MINUTE_US = 60_000_000
 METER, VEHICLE, FLEET = "meters/M1", "vehicles/V1", "fleet"
-REFRESH, RETENTION = "refresh_aggregate", "policy_retention"
+REFRESH, RETENTION = "cagg_refresh", "policy_retention"
 
 Columns = dict[str, list[Any]]
 Series = dict[str, Any]

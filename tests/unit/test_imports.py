@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "fleet": {*DATABASE, "csv_rows", "telemetry"},
     "ingest": {*DATABASE, "broker", "loops", "telemetry", "fleet"},
     "analytics": {*DATABASE, "csv_rows", "loops", "telemetry", "fleet"},
-    "policies": DATABASE,
+    "policies": {*DATABASE, "telemetry"},
     "migrate": {*DATABASE, "policies"},
     "ops": {*DATABASE, "broker", "fleet", "loops", "migrate", "policies"},
     "webhooks": {*DATABASE, "analytics", "loops"},

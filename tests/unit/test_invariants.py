@@ -60,8 +60,7 @@ def test_a_policy_beyond_its_limit_is_refused_by_name_and_the_limit_itself_is_ta
         read(with_entry(entry, refused), tmp_path)
     message = str(error.value)
     assert message.startswith("policies.toml: ")
-    # Some limits are another entry's: its name stands in the message then.
-    assert f"{entry} = {refused}" in message or whose in message.partition(" must be ")[2]
+    assert refused.strip('"') in message
     assert whose in message
     assert "\n" not in message
 
