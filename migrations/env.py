@@ -1,4 +1,4 @@
-"""Runs the migrations: one transaction each, under an advisory lock, with time limits.
+"""Runs each migration in a transaction of its own, under an advisory lock and with time limits.
 
 `wattline migrate` hands over a connection; `alembic` by hand uses DATABASE_URL and WATTLINE_ENGINE.
 """
@@ -15,9 +15,9 @@ from sqlalchemy import Connection, text
 from app.database import create_sync_engine
 from app.migrate import sql_checksum
 from app.tables import metadata
-from migrations.engine import refuse_foreign, wanted_engine
+from migrations.engine import engine_setting, refuse_foreign
 
-# Partitions and the tables that one engine keeps for itself: made by its SQL files, unknown to the metadata.
+# The SQL files of an engine make partitions, and tables that only this engine has. The metadata does not know them.
 ENGINE_OWNED = re.compile(
     r"(meter|vehicle)_reading_\d{8}|fleet_(meter|vehicle)_minute|(fleet_)?(meter|vehicle)_(hour|day)_kept"
     r"|full_refresh|source_chunk"
@@ -25,7 +25,7 @@ ENGINE_OWNED = re.compile(
 
 
 def include_object(item: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:
-    """Leaves to the engines' SQL files what they own: their tables, and the indexes of the readings."""
+    """Whether Alembic compares the object: not the engines' own tables, nor the indexes of the readings."""
     if kind == "table":
         return not (reflected and ENGINE_OWNED.fullmatch(name or ""))
     return not (kind == "index" and item.table.name in ("meter_reading", "vehicle_reading"))
@@ -34,7 +34,7 @@ def include_object(item: Any, name: str | None, kind: str, reflected: bool, comp
 def record_checksum(
     ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], run_args: Mapping[str, Any]
 ) -> None:
-    """In the transaction of each migration, so that one that fails leaves a database that can be migrated further."""
+    """Runs in the transaction of each migration, so that after a failed one the database can be migrated further."""
     for revision in heads:
         cast("Connection", ctx.connection).execute(
             text("UPDATE installation SET sql_checksum = :checksum"), {"checksum": sql_checksum(revision)}
@@ -43,10 +43,10 @@ def record_checksum(
 
 def run_migrations(connection: Connection) -> None:
     connection.execute(text("SET statement_timeout = '60s'"))
-    # Held by the session, over all transactions: two deployments at once migrate one after the other.
+    # The session holds the lock over all transactions, so that two deployments at once migrate one after the other.
     connection.execute(text("SELECT pg_advisory_lock(hashtext('wattline migrate'))"))
-    # From here on it waits briefly for locks, since every insert would queue behind it. That limit holds for advisory
-    # locks too, and another deployment may take longer.
+    # From here on it waits briefly for a lock, since every insert would queue behind it. The limit is not set earlier,
+    # since it holds for advisory locks too, and another deployment may take longer.
     connection.execute(text("SET lock_timeout = '5s'"))
     connection.commit()
     context.configure(
@@ -61,7 +61,7 @@ def run_migrations(connection: Connection) -> None:
         compare_server_default=False,
     )
     try:
-        refuse_foreign(connection, wanted_engine())
+        refuse_foreign(connection, engine_setting())
         with context.begin_transaction():
             context.run_migrations()
     finally:

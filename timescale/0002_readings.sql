@@ -1,6 +1,6 @@
--- The readings, as hypertables of one UTC day a chunk.
--- The key begins with ts and stands alone: with it COPY is a third faster than with (device, ts), and every further
--- index costs ingest more than it gives, since answers come from the aggregates.
+-- The readings are hypertables with a chunk for each UTC day. Their key begins with ts, since COPY is then a third
+-- faster than with (device, ts). There is no other index: each one costs ingest more than it gives, since answers
+-- come from the aggregates.
 
 CREATE EXTENSION IF NOT EXISTS timescaledb;
 
@@ -27,12 +27,13 @@ CREATE TABLE vehicle_reading (
 SELECT create_hypertable('meter_reading', by_range('ts', INTERVAL '1 day'), create_default_indexes => false);
 SELECT create_hypertable('vehicle_reading', by_range('ts', INTERVAL '1 day'), create_default_indexes => false);
 
--- Segments and order are the unique key, so that a re-sent reading is found in its batch without decompressing others.
+-- Segments and order are the unique key, so that TimescaleDB finds a reading that was sent again in its batch without
+-- decompressing others.
 ALTER TABLE meter_reading SET (
     timescaledb.enable_columnstore, timescaledb.segmentby = 'meter_id', timescaledb.orderby = 'ts DESC');
 ALTER TABLE vehicle_reading SET (
     timescaledb.enable_columnstore, timescaledb.segmentby = 'vehicle_id', timescaledb.orderby = 'ts DESC');
 
--- Chunks are made by the insert that needs them.
+-- It does nothing here: TimescaleDB makes a chunk when an insert needs it.
 CREATE FUNCTION prepare_days(range_from timestamptz, range_to timestamptz) RETURNS void
 LANGUAGE sql AS $$ SELECT $$;

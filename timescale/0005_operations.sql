@@ -1,7 +1,8 @@
--- What an operator asks about jobs, their scheduler and sizes (timescale/plain/0005_operations.sql is the twin). All are
--- cheap and read only. Who is not a member of the database's owner sees the jobs, but not their errors.
+-- These answer an operator's questions about jobs, their scheduler and sizes (timescale/plain/0005_operations.sql is
+-- the twin). All of them are cheap and only read. A role that is not a member of the database's owner sees the jobs,
+-- but not their errors.
 
--- The jobs of Wattline's policies. last_error is that of the last run, where it failed.
+-- Returns the jobs of Wattline's policies. last_error is the error of the last run, if that failed.
 CREATE FUNCTION background_jobs() RETURNS TABLE (
     job_id integer, work text, target text, schedule interval, paused boolean, last_start timestamptz,
     last_status text, next_start timestamptz, last_error text)
@@ -16,7 +17,7 @@ LANGUAGE sql STABLE AS $$
            job.schedule_interval,
            NOT job.scheduled,
            nullif(stats.last_run_started_at, '-infinity'),
-           -- Lower case, and NULL before the first run has ended.
+           -- NULL before the first run has ended.
            lower(stats.last_run_status),
            nullif(job.next_start, '-infinity'),
            CASE stats.last_run_status WHEN 'Failed' THEN (
@@ -33,14 +34,14 @@ LANGUAGE sql STABLE AS $$
     ORDER BY job.job_id
 $$;
 
--- What the jobs need to run. workers: how many the server gives them at most. running is NULL for who may not see the
--- server's processes.
+-- Returns what the jobs need to run. `workers` is the number that the server can give them at most. `running` is NULL
+-- for a role that may not see the server's processes.
 CREATE FUNCTION job_scheduler() RETURNS TABLE (
     licence text, workers integer, running boolean, restoring boolean, logs_runs boolean)
 LANGUAGE sql STABLE AS $$
     SELECT current_setting('timescaledb.license'),
            least(current_setting('timescaledb.max_background_workers')::integer,
-                 -- PostgreSQL's own launcher of logical replication and TimescaleDB's launcher take one each.
+                 -- PostgreSQL's launcher of logical replication and TimescaleDB's launcher take one worker each.
                  current_setting('max_worker_processes')::integer - 2),
            CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') THEN
                EXISTS (SELECT FROM pg_stat_activity
@@ -50,8 +51,8 @@ LANGUAGE sql STABLE AS $$
            coalesce(current_setting('timescaledb.enable_job_execution_logging', true)::boolean, false)
 $$;
 
--- Of the readings and of each aggregate that is stored. A part is a chunk; oldest and newest are where the first and the
--- last one start.
+-- Returns the sizes of the readings and of each stored aggregate. A part is a chunk; `oldest` and `newest` are the
+-- starts of the first and the last chunk.
 CREATE FUNCTION storage_sizes() RETURNS TABLE (
     name text, rows_estimated bigint, bytes bigint, parts bigint, compressed_parts bigint,
     oldest timestamptz, newest timestamptz)
@@ -65,7 +66,7 @@ LANGUAGE sql STABLE AS $$
         JOIN timescaledb_information.continuous_aggregates ON view_name = freshness.name || '_cagg'
     )
     SELECT stored.name,
-           -- The first knows compressed rows too, but nothing before a chunk's first ANALYZE.
+           -- The first estimate includes compressed rows, but misses a chunk's rows before its first ANALYZE.
            greatest(approximate_row_count(stored.relation),
                     sum(pg_stat_get_live_tuples(chunk.relation)) FILTER (WHERE NOT chunk.is_compressed))::bigint,
            hypertable_approximate_size(stored.relation),
@@ -82,5 +83,6 @@ LANGUAGE sql STABLE AS $$
     GROUP BY stored.name, stored.relation
 $$;
 
--- Up to when readings find their partition already there: NULL, since the insert makes a chunk that it needs.
+-- Returns until when partitions exist for new readings; NULL here, since TimescaleDB makes a chunk when an insert
+-- needs it.
 CREATE FUNCTION prepared_until() RETURNS timestamptz LANGUAGE sql STABLE AS $$ SELECT NULL::timestamptz $$;

@@ -4,27 +4,27 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from migrations.engine import choose_engine, wanted_engine
+from migrations.engine import choose_engine, engine_setting
 
 revision = "0001"
 down_revision = None
 
 
 def upgrade() -> None:
-    engine = choose_engine(op.get_bind(), wanted_engine())
+    engine = choose_engine(op.get_bind(), engine_setting())
     op.create_table(
         "installation",
         sa.Column("engine", sa.Text, nullable=False),
-        # Of the SQL that made this database; env.py records it with each revision.
+        # The checksum of the SQL that made this database; env.py records it with each revision.
         sa.Column("sql_checksum", sa.Text),
         sa.Column("installed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
-        # Rejected readings that the bounds of the quarantine have dropped so far.
+        # How many rejected readings the bounds of the quarantine have dropped so far.
         sa.Column("quarantine_dropped", sa.BigInteger, nullable=False, server_default="0"),
         sa.CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),
     )
     op.get_bind().execute(sa.text("INSERT INTO installation (engine) VALUES (:engine)"), {"engine": engine})
 
-    # How long rows are kept; written from policies.toml. What TimescaleDB has a job for is not in it there.
+    # How long rows are kept, as policies.toml says. On TimescaleDB, its jobs hold the retentions of the hypertables.
     op.create_table(
         "retention",
         sa.Column("name", sa.Text, primary_key=True),
@@ -45,7 +45,7 @@ def upgrade() -> None:
             ),
         )
 
-    # What devices were called before they were renamed: readings under these names are still theirs.
+    # The names that devices had before they were renamed; readings under these names are still theirs.
     op.create_table(
         "former_name",
         sa.Column("stream", sa.Text, primary_key=True),
@@ -54,7 +54,8 @@ def upgrade() -> None:
         sa.CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
     )
 
-    # One row a device, rewritten with every batch: the free space keeps the new version on its page, off the index.
+    # Every batch rewrites the rows of its devices. The free space keeps a row's new version on its page, so that the
+    # index does not change.
     op.create_table(
         "meter_state",
         sa.Column("meter_id", sa.Integer, sa.ForeignKey("meter.id"), primary_key=True, autoincrement=False),
@@ -74,7 +75,7 @@ def upgrade() -> None:
         postgresql_with={"fillfactor": 50},
     )
 
-    # Equality of integers inside a GiST exclusion constraint; a trusted extension of PostgreSQL's own.
+    # A GiST exclusion constraint needs it to compare integers. It comes with PostgreSQL, as a trusted extension.
     op.execute("CREATE EXTENSION IF NOT EXISTS btree_gist")
     op.create_table(
         "vehicle_meter",

@@ -1,4 +1,4 @@
-"""What an operator asks about jobs, their scheduler and sizes, on both engines."""
+"""The SQL functions that tell an operator about jobs, their scheduler and sizes."""
 
 from migrations.engine import run_sql
 

@@ -1,4 +1,4 @@
-"""What alerts are judged by, those that are, and the log of their transitions."""
+"""Alerts, the judged hours behind them, and the log of their transitions."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,13 +12,13 @@ _STREAMS = "stream IN ('meter', 'vehicle')"
 
 
 def upgrade() -> None:
-    # Readings committed before it have been judged, where their hour was over.
+    # All readings that were committed before it have been judged if their hour was over.
     op.add_column("installation", sa.Column("judged_as_of", sa.DateTime(timezone=True)))
 
-    # The minutes of a vehicle at a meter in a UTC hour, each in one row; meter 0: at no meter. The energies are of the
-    # paired minutes; `minutes` = paired + shared + unpaired; `charging` are the paired ones with energy. Of the longest
-    # stretch of paired minutes that ends in the hour and in which one device was frozen: its length, and what the other
-    # one measured meanwhile.
+    # A row counts the minutes of a vehicle at a meter in a UTC hour; meter 0 stands for no meter. `minutes` is paired +
+    # shared + unpaired, the energies are those of the paired minutes, and `charging` counts the paired minutes with
+    # energy. The `frozen_` columns describe the longest stretch of paired minutes that ends in the hour and in which
+    # one device was frozen: its length, and the energy that the other device measured meanwhile.
     op.create_table(
         "efficiency_hour",
         sa.Column("vehicle_id", sa.Integer, primary_key=True, autoincrement=False),
@@ -38,7 +38,7 @@ def upgrade() -> None:
     )
     op.create_index(None, "efficiency_hour", ["hour"])
 
-    # What is to be seen in the stored data, in whatever order they came. `evidence` is that of the opening.
+    # Alerts follow from the stored data, whatever order these came in. `evidence` is as of the opening.
     op.create_table(
         "alert",
         sa.Column("kind", sa.Text, primary_key=True),
@@ -52,7 +52,7 @@ def upgrade() -> None:
     )
     op.create_index(None, "alert", ["opened"])
 
-    # What happened to alerts, in the order of arrival.
+    # The log has every transition of an alert in the order in which it was found.
     op.create_table(
         "alert_transition",
         sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),

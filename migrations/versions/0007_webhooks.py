@@ -1,4 +1,4 @@
-"""Which transitions of alerts wait to be told to a receiver."""
+"""Webhooks: the transitions of alerts that wait for delivery to a receiver."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    # Up to which transition webhooks were queued; NULL before there were any.
+    # The last transition for which a webhook was queued; NULL before the first one.
     op.add_column("installation", sa.Column("webhooks_queued", sa.BigInteger))
     op.add_column("installation", sa.Column("webhooks_given_up", sa.BigInteger, nullable=False, server_default="0"))
 

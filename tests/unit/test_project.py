@@ -181,6 +181,12 @@ def test_readme_and_ci_name_the_same_commands() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
+def test_the_lines_of_sql_and_its_settings_are_no_longer_than_those_of_python() -> None:
+    files = [path for path in (ROOT / "timescale").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [line for path in files for line in path.read_text(encoding="utf-8").splitlines() if len(line) > 120] == []
+
+
 def released_migrations_that_differ(root: Path) -> list[str]:
     """The numbered files up to the revision of the newest release that are not as they were in it."""
     newest = git("tag", "--list", "v*", "--sort=-version:refname", root=root).partition("\n")[0]

@@ -1,5 +1,5 @@
--- The readings, partitioned by UTC day.
--- The key begins with the device: minutes are computed from the readings when asked, so this index answers every read.
+-- The readings are partitioned by UTC day. Their key begins with the device: minutes are computed from the readings
+-- when asked for, so this index answers every read.
 
 CREATE TABLE meter_reading (
     ts              timestamptz    NOT NULL,
@@ -21,11 +21,11 @@ CREATE TABLE vehicle_reading (
     PRIMARY KEY (vehicle_id, ts)
 ) PARTITION BY RANGE (ts);
 
--- Finds the other vehicles at a meter without reading those of the one: vehicle_id < x or > x.
+-- The index finds the other vehicles at a meter without reading those of the one: vehicle_id < x or > x.
 CREATE INDEX vehicle_reading_meter_id_vehicle_id_ts_idx ON vehicle_reading (meter_id, vehicle_id, ts);
 
--- Makes the partitions of the UTC days that [range_from, range_to] touches, where they are missing.
--- Attaching a finished table locks out other DDL only; CREATE TABLE ... PARTITION OF would lock out every insert.
+-- Makes the missing partitions of the UTC days that [range_from, range_to] touches. Attaching a finished table blocks
+-- other DDL only; CREATE TABLE ... PARTITION OF would block every insert.
 CREATE FUNCTION prepare_days(range_from timestamptz, range_to timestamptz) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -40,7 +40,8 @@ BEGIN
             partition := parent || to_char(day, '_YYYYMMDD');
             CONTINUE WHEN to_regclass(partition) IS NOT NULL;
             PERFORM pg_advisory_xact_lock(hashtext('wattline prepare_days'));
-            -- Another process may have made it meanwhile. to_regclass would still say no, from this session's cache.
+            -- Another process may have made the partition meanwhile; to_regclass would still miss it, because of this
+            -- session's cache.
             CONTINUE WHEN EXISTS (SELECT FROM pg_class WHERE relname = partition AND pg_table_is_visible(oid));
             EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', partition, parent);
             EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, partition,

@@ -1,8 +1,9 @@
--- What plain PostgreSQL has to keep itself: the fleet's minutes, which no index over the readings could answer fast
--- enough, and the hours and days of what is dropped. All else is computed from the readings when asked.
+-- Plain PostgreSQL has to store two things itself: the fleet's minutes, which no index over the readings could answer
+-- fast enough, and the hours and days of readings that are dropped. It computes everything else from the readings
+-- when asked.
 
--- Every batch adds to the same few minutes. A row for each of 16 shards, chosen by backend, keeps concurrent batches from
--- queueing for one row lock.
+-- Every batch adds to the same few minutes. Each minute has a row for each of 16 shards, and a backend always uses
+-- the same shard, so that concurrent batches do not queue for one row lock.
 CREATE TABLE fleet_meter_minute (
     bucket      timestamptz NOT NULL,
     shard       smallint    NOT NULL,
@@ -19,8 +20,8 @@ CREATE TABLE fleet_vehicle_minute (
     PRIMARY KEY (bucket, shard)
 ) WITH (fillfactor = 50);
 
--- Runs once for each COPY or INSERT, over the rows that it really inserted. Sorted, so that two backends of one shard
--- cannot deadlock.
+-- The trigger runs once for each COPY or INSERT, over the rows that were really inserted. It sorts them, so that two
+-- backends of one shard cannot deadlock.
 CREATE FUNCTION add_to_fleet_meter_minute() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -58,7 +59,7 @@ CREATE TRIGGER add_to_fleet_minute AFTER INSERT ON meter_reading
 CREATE TRIGGER add_to_fleet_minute AFTER INSERT ON vehicle_reading
     REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION add_to_fleet_vehicle_minute();
 
--- Of each device, the hours of the days whose readings were dropped, and the days of the hours that were.
+-- These tables hold the hours of a device whose readings were dropped, and the days of hours that were dropped.
 CREATE TABLE meter_hour_kept OF meter_bucket (
     ac_milliwh NOT NULL, readings NOT NULL, voltage_readings NOT NULL, PRIMARY KEY (meter_id, bucket));
 CREATE TABLE meter_day_kept OF meter_bucket (
@@ -70,7 +71,7 @@ CREATE TABLE vehicle_day_kept OF vehicle_bucket (
     dc_milliwh NOT NULL, readings NOT NULL, soc_readings NOT NULL, battery_temp_readings NOT NULL,
     PRIMARY KEY (vehicle_id, bucket));
 
--- Finds the hours that are too old each minute; they are stored day by day.
+-- Each minute, the maintenance loop looks for hours that are too old. Hours are stored day by day, which suits BRIN.
 CREATE INDEX meter_hour_kept_bucket_idx ON meter_hour_kept USING brin (bucket) WITH (autosummarize = on);
 CREATE INDEX vehicle_hour_kept_bucket_idx ON vehicle_hour_kept USING brin (bucket) WITH (autosummarize = on);
 

@@ -1,11 +1,13 @@
--- The reads that both engines offer (timescale/0004_functions.sql is the twin). Each takes a range [range_from, range_to)
--- of whole buckets, those of devices also the ids of the devices (NULL: all), and is one SELECT. PostgreSQL inlines it, so
--- that the range reaches the partitions at planning and the devices reach the index, as long as no argument is a subquery.
+-- Both engines offer these reads (timescale/0004_functions.sql is the twin). Each takes a range [range_from,
+-- range_to) of whole buckets; a function of devices also takes their ids, or NULL for all. Each is one SELECT, and
+-- PostgreSQL inlines it as long as no argument is a subquery. The range then excludes partitions at planning, and the
+-- devices reach the index.
 
 CREATE FUNCTION meter_minute(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
 RETURNS SETOF meter_bucket LANGUAGE sql STABLE AS $$
     SELECT meter_id, utc_bucket('1 minute', ts),
-           sum(ac_milliwh), count(*), sum(voltage_centiv), count(voltage_centiv), min(voltage_centiv), max(voltage_centiv)
+           sum(ac_milliwh), count(*),
+           sum(voltage_centiv), count(voltage_centiv), min(voltage_centiv), max(voltage_centiv)
     FROM meter_reading
     WHERE ts >= range_from AND ts < range_to AND (devices IS NULL OR meter_id = ANY (devices))
     GROUP BY meter_id, utc_bucket('1 minute', ts)
@@ -21,20 +23,21 @@ RETURNS SETOF vehicle_meter_bucket LANGUAGE sql STABLE AS $$
     GROUP BY vehicle_id, meter_id, utc_bucket('1 minute', ts)
 $$;
 
--- Hours of days whose readings were dropped, and of those that are still there.
+-- Returns the stored hours of dropped readings, and the hours of readings that are still there.
 CREATE FUNCTION meter_hour(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
 RETURNS SETOF meter_bucket LANGUAGE sql STABLE AS $$
     SELECT * FROM meter_hour_kept
     WHERE bucket >= range_from AND bucket < range_to AND (devices IS NULL OR meter_id = ANY (devices))
     UNION ALL
     SELECT meter_id, utc_bucket('1 hour', ts),
-           sum(ac_milliwh), count(*), sum(voltage_centiv), count(voltage_centiv), min(voltage_centiv), max(voltage_centiv)
+           sum(ac_milliwh), count(*),
+           sum(voltage_centiv), count(voltage_centiv), min(voltage_centiv), max(voltage_centiv)
     FROM meter_reading
     WHERE ts >= range_from AND ts < range_to AND (devices IS NULL OR meter_id = ANY (devices))
     GROUP BY meter_id, utc_bucket('1 hour', ts)
 $$;
 
--- Hours of days whose readings were dropped, and of those that are still there.
+-- Returns the stored hours of dropped readings, and the hours of readings that are still there.
 CREATE FUNCTION vehicle_hour(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
 RETURNS SETOF vehicle_bucket LANGUAGE sql STABLE AS $$
     SELECT * FROM vehicle_hour_kept
@@ -48,7 +51,7 @@ RETURNS SETOF vehicle_bucket LANGUAGE sql STABLE AS $$
     GROUP BY vehicle_id, utc_bucket('1 hour', ts)
 $$;
 
--- Days of hours that were dropped, and of those that are still there.
+-- Returns the stored days of dropped hours, and the days of hours that are still there.
 CREATE FUNCTION meter_day(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
 RETURNS SETOF meter_bucket LANGUAGE sql STABLE AS $$
     SELECT * FROM meter_day_kept
@@ -61,7 +64,7 @@ RETURNS SETOF meter_bucket LANGUAGE sql STABLE AS $$
     GROUP BY meter_id, utc_bucket('1 day', bucket)
 $$;
 
--- Days of hours that were dropped, and of those that are still there.
+-- Returns the stored days of dropped hours, and the days of hours that are still there.
 CREATE FUNCTION vehicle_day(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
 RETURNS SETOF vehicle_bucket LANGUAGE sql STABLE AS $$
     SELECT * FROM vehicle_day_kept
@@ -77,7 +80,7 @@ RETURNS SETOF vehicle_bucket LANGUAGE sql STABLE AS $$
     GROUP BY vehicle_id, utc_bucket('1 day', bucket)
 $$;
 
--- A minute in which one stream was silent has NULL there, not zero.
+-- In a minute without readings of one stream, that stream's columns are NULL, not zero.
 CREATE FUNCTION fleet_minute(range_from timestamptz, range_to timestamptz) RETURNS SETOF fleet_bucket
 LANGUAGE sql STABLE AS $$
     SELECT bucket, m.ac_milliwh, m.readings, v.dc_milliwh, v.readings
@@ -92,7 +95,7 @@ LANGUAGE sql STABLE AS $$
           GROUP BY bucket) AS v USING (bucket)
 $$;
 
--- Hours of minutes that were dropped, and of those that are still there.
+-- Returns the stored hours of dropped minutes, and the hours of minutes that are still there.
 CREATE FUNCTION fleet_hour(range_from timestamptz, range_to timestamptz) RETURNS SETOF fleet_bucket
 LANGUAGE sql STABLE AS $$
     SELECT bucket, m.ac_milliwh, m.readings, v.dc_milliwh, v.readings
@@ -125,7 +128,8 @@ LANGUAGE sql STABLE AS $$
     GROUP BY utc_bucket('1 day', bucket)
 $$;
 
--- From when on each aggregate is kept whole; NULL for good. A device's minutes are its readings'.
+-- Returns from when on each aggregate is whole; NULL if nothing of it is ever dropped. A device's minutes are as old
+-- as its readings.
 CREATE FUNCTION aggregate_retention() RETURNS TABLE (name text, kept_from timestamptz)
 LANGUAGE sql STABLE AS $$
     SELECT aggregate.name, now() - retention.drop_after
@@ -137,8 +141,8 @@ LANGUAGE sql STABLE AS $$
     LEFT JOIN retention ON retention.name = aggregate.source
 $$;
 
--- Nothing is materialised, so every aggregate is as fresh as the tables. as_of: every reading committed before it is
--- seen by a statement that starts later. A transaction under way may have taken its commit time already, hence not
+-- Nothing is materialised, so every aggregate is as fresh as the tables. as_of: a statement that starts later sees
+-- every reading committed before it. An open transaction may have taken its commit time already, so as_of is not
 -- later than its start; a store transaction runs for 5 s at most.
 CREATE FUNCTION aggregate_freshness() RETURNS TABLE (name text, materialized_through timestamptz, as_of timestamptz)
 LANGUAGE sql STABLE AS $$
@@ -149,9 +153,9 @@ LANGUAGE sql STABLE AS $$
     FROM aggregate_retention()
 $$;
 
--- From when on an imported reading reaches every aggregate. drop_expired() drops days as a whole; two days are for the
--- import itself. Where the fleet's minutes are older than the oldest day of readings, days were dropped and their hours
--- stored: a new reading there would be counted beside them.
+-- Returns from when on an imported reading reaches every aggregate. drop_expired() drops whole days, and the import
+-- itself may take two days. If the fleet has minutes before the oldest day of readings, older days were dropped and
+-- their hours stored. New readings there would be counted beside those hours.
 CREATE FUNCTION importable_from() RETURNS timestamptz
 LANGUAGE sql STABLE AS $$
     WITH oldest AS (
@@ -175,12 +179,12 @@ $$;
 CREATE PROCEDURE refresh_aggregates(range_from timestamptz DEFAULT NULL, range_to timestamptz DEFAULT NULL)
 LANGUAGE sql AS $$ SELECT $$;
 
--- Drops the oldest partition that is over for longer than its readings are kept, after it stored its hours; true when it
--- did. Without such a partition, drops the devices' hours and the fleet's minutes that are too old, and stores their days
--- and hours. One partition a call: dropping it locks its parent, and what followed in the same transaction would keep
--- every insert waiting. For the same reason nothing waits long for a lock here; what cannot be had now is had at the next
--- call. The partition is locked against late inserts before its hours are taken. Hours that are stored already stay: a
--- day may have been made again after it was dropped.
+-- Drops the oldest partition whose readings have expired, after storing its hours, and returns true. Without such a
+-- partition it drops the devices' hours and the fleet's minutes that have expired, after storing their days and
+-- hours, and returns false. A call drops one partition only: that locks the parent table, and further work in the
+-- same transaction would block every insert. For the same reason it gives up after a short wait for a lock, and the
+-- next call tries again. The partition is locked against late inserts before its hours are computed. Hours that are
+-- stored already stay, since a day's partition may have been made again after it was dropped.
 CREATE FUNCTION drop_expired() RETURNS boolean
 LANGUAGE plpgsql
 SET lock_timeout = '500ms'

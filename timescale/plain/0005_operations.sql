@@ -1,7 +1,7 @@
--- What an operator asks about jobs, their scheduler and sizes (timescale/0005_operations.sql is the twin). All are cheap
--- and read only.
+-- These answer an operator's questions about jobs, their scheduler and sizes (timescale/0005_operations.sql is the
+-- twin). All of them are cheap and only read.
 
--- None: Wattline's maintenance loop does what is to be done, and there is nothing to refresh or to compress.
+-- There are no jobs: Wattline's maintenance loop does the work, and there is nothing to refresh or to compress.
 CREATE FUNCTION background_jobs() RETURNS TABLE (
     job_id integer, work text, target text, schedule interval, paused boolean, last_start timestamptz,
     last_status text, next_start timestamptz, last_error text)
@@ -10,21 +10,21 @@ LANGUAGE sql STABLE AS $$
     WHERE false
 $$;
 
--- None.
+-- Without jobs there is no scheduler.
 CREATE FUNCTION job_scheduler() RETURNS TABLE (
     licence text, workers integer, running boolean, restoring boolean, logs_runs boolean)
 LANGUAGE sql STABLE AS $$
     SELECT NULL, NULL::integer, NULL::boolean, NULL::boolean, NULL::boolean WHERE false
 $$;
 
--- Of the readings and of each aggregate that is stored; of hours and days, those of what is dropped.
--- A part is a day; oldest and newest are where the first and the last one start, NULL for what has no parts.
+-- Returns the sizes of the readings and of each stored aggregate; stored hours and days are those of dropped rows. A
+-- part is a day; `oldest` and `newest` are the starts of the first and the last day, NULL for a table without parts.
 CREATE FUNCTION storage_sizes() RETURNS TABLE (
     name text, rows_estimated bigint, bytes bigint, parts bigint, compressed_parts bigint,
     oldest timestamptz, newest timestamptz)
 LANGUAGE sql STABLE AS $$
     SELECT regexp_replace(stored, '_kept$', ''),
-           -- reltuples is of the last ANALYZE, and -1 before the first one.
+           -- reltuples is as of the last ANALYZE, and -1 before the first one.
            sum(greatest(part.reltuples::bigint, pg_stat_get_live_tuples(part.oid)))::bigint,
            sum(pg_total_relation_size(part.oid))::bigint,
            count(*) FILTER (WHERE part.relispartition),
@@ -40,7 +40,7 @@ LANGUAGE sql STABLE AS $$
     GROUP BY stored
 $$;
 
--- Up to when readings find their partition already there. The maintenance loop makes those of the next two days.
+-- Returns until when partitions exist for new readings. The maintenance loop makes those of the next two days.
 CREATE FUNCTION prepared_until() RETURNS timestamptz
 LANGUAGE sql STABLE AS $$
     SELECT min(until) FROM (

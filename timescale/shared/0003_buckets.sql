@@ -1,4 +1,4 @@
--- The shapes of the rows that both engines answer, and how an instant finds its bucket.
+-- Both engines answer rows of these types, and find the bucket of an instant by the same function.
 
 CREATE TYPE meter_bucket AS (
     meter_id            integer,
@@ -26,8 +26,8 @@ CREATE TYPE vehicle_bucket AS (
     battery_temp_centic_max  smallint
 );
 
--- A vehicle has a row for each meter in a minute. `bucket` stands second in every aggregate of a device: TimescaleDB 2.29
--- refuses a third level above a parent that has it elsewhere.
+-- In a minute, a vehicle has a row for each meter. `bucket` is the second column in every aggregate of a device:
+-- TimescaleDB 2.29 refuses a third level above a parent that has it elsewhere.
 CREATE TYPE vehicle_meter_bucket AS (
     vehicle_id               integer,
     bucket                   timestamptz,
@@ -44,7 +44,7 @@ CREATE TYPE vehicle_meter_bucket AS (
     battery_temp_centic_max  smallint
 );
 
--- A bucket in which one stream was silent has NULL there, not zero.
+-- In a bucket without readings of one stream, that stream's columns are NULL, not zero.
 CREATE TYPE fleet_bucket AS (
     bucket            timestamptz,
     ac_milliwh        bigint,
@@ -53,7 +53,8 @@ CREATE TYPE fleet_bucket AS (
     vehicle_readings  bigint
 );
 
--- The start of the bucket that an instant lies in. Minutes, hours and days are those of UTC. PostgreSQL inlines it.
+-- Returns the start of the minute, hour or day (or of another fixed width) of UTC that an instant lies in. PostgreSQL
+-- inlines it.
 CREATE FUNCTION utc_bucket(width interval, ts timestamptz) RETURNS timestamptz
 IMMUTABLE PARALLEL SAFE
 RETURN date_bin(width, ts, TIMESTAMPTZ '2000-01-01 00:00Z');
