@@ -228,7 +228,7 @@ def test_the_sender_skips_lines_that_are_no_json(server_process: Process, tmp_pa
     (tmp_path / "readings.ndjson").write_text("\n".join(lines), encoding="latin-1")
     printed, said = send(tmp_path, f"{server_process.base_url}/").communicate()
     assert printed == "inserted 2, duplicates 0, conflicts 0, late 0\n"
-    assert [line.partition(":")[0] for line in said.splitlines()] == ["line 3 is no JSON", "line 4 is no JSON"]
+    assert [line.partition(":")[0] for line in said.splitlines()] == ["line 3 is not JSON", "line 4 is not JSON"]
 
 
 def test_the_path_of_the_senders_url_goes_before_that_of_the_call(server_process: Process, tmp_path: Path) -> None:

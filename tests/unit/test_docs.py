@@ -138,9 +138,9 @@ def test_limits_are_those_of_the_code() -> None:
         "new devices within an hour": f"{settings.new_devices_per_hour:,}",
         "readings that wait for the writer": f"{settings.queue_max_readings:,}",
         "one store transaction": f"{TRANSACTION_SECONDS} s",
-        "what is read of a request after it was refused": f"{DRAIN_BYTES // MIB} MiB or {DRAIN_SECONDS:g} s",
-        "rejected readings kept": f"{QUARANTINE_ROWS:,}, for {RETENTION['quarantine']}",
-        "what is kept of a rejected reading": f"{PAYLOAD_LIMIT_BYTES // 1024} KiB",
+        "bytes read of a request after its error is known": f"{DRAIN_BYTES // MIB} MiB or {DRAIN_SECONDS:g} s",
+        "rejected readings in quarantine": f"{QUARANTINE_ROWS:,}, for {RETENTION['quarantine']}",
+        "bytes of a rejected reading in quarantine": f"{PAYLOAD_LIMIT_BYTES // 1024} KiB",
     }
     assert "64" in REJECTIONS["invalid_id"]
 
