@@ -1,4 +1,4 @@
-"""The error tree: what can go wrong, under which code and status, and the public sentence for it.
+"""The error tree: each error with its code, its status and its public sentence.
 
     WattlineError
       SetupError            a command cannot run: one line for the operator, exit status 1
@@ -15,7 +15,7 @@
         StoreBusy, StoreUnavailable                                            503
 
 A class's docstring is its public sentence; `detail` says what was wrong this time.
-Duplicates, late readings and single bad readings are no errors: the receipt counts them.
+Duplicates, late readings and single bad readings are not errors: the receipt counts them.
 """
 
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ import msgspec
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """A problem document (RFC 9457). `code` is stable, `title` its sentence, `detail` what was wrong this time."""
+    """A problem document (RFC 9457). `code` is stable; `title` is its sentence; `detail` describes this error."""
 
     type: str
     title: str
@@ -34,7 +34,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class WattlineError(Exception):
-    """Everything that Wattline raises on purpose."""
+    """The base of all errors that Wattline raises on purpose."""
 
 
 class SetupError(WattlineError):
@@ -57,11 +57,11 @@ class ServiceError(WattlineError):
 
     @classmethod
     def title(cls) -> str:
-        """The class's public sentence."""
+        """Returns the class's public sentence."""
         return (cls.__doc__ or "").strip()
 
     def problem(self) -> dict[str, Any]:
-        """The members of the problem document, with those that this error adds."""
+        """Returns the members of the problem document, with those that this error adds."""
         document = Problem(f"urn:wattline:problem:{self.code}", self.title(), self.status, self.code, self.detail)
         return {**msgspec.structs.asdict(document), **self.members}
 
@@ -115,7 +115,7 @@ class MethodNotAllowed(ServiceError):
 
 
 class MappingOverlap(ServiceError):
-    """The vehicle is already mapped to a meter in a part of that time."""
+    """The vehicle is already mapped to a meter during part of that time."""
 
     code, status = "mapping_overlap", 409
 
@@ -151,7 +151,7 @@ class TooManyNewDevices(ServiceError):
 
 
 class InternalError(ServiceError):
-    """Something went wrong in the service; the log names the request id."""
+    """Something went wrong in the service; its log has the request id."""
 
     code, status = "internal_error", 500
 

@@ -1,4 +1,4 @@
-"""Every knob of Wattline: unit, default and reason. Read once, from the environment."""
+"""Every setting of Wattline with its unit, default and reason. They are read once, from the environment."""
 
 import re
 from base64 import b64decode
@@ -19,13 +19,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str | None = None
     #: Where the embedded PostgreSQL keeps its data.
     data_dir: Path = Path(".wattline")
-    #: The `bin` directory of the PostgreSQL 16-18 to run, where Wattline should not search for it.
+    #: The `bin` directory of the PostgreSQL 16-18 to run, if Wattline should not search for one.
     pg_bin: Path | None = None
-    #: Taken when the database is first migrated; `auto` is TimescaleDB Community where the server has it.
+    #: Applies when the database is first migrated; `auto` is TimescaleDB Community if the server has it.
     engine: Literal["auto", "timescale", "plain"] = "auto"
     #: There are no tokens yet, so any address but loopback needs an explicit `off`.
     auth: Literal["on", "off"] = "on"
-    #: `info` has a line for each request; `warning` only for those that failed.
+    #: `info` logs a line for each request; `warning` only for those that failed.
     log_level: Literal["info", "warning", "error"] = "info"
     #: Connections for answers; the writer and the background loops have their own.
     pool_max_size: int = 8
@@ -33,33 +33,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queue_max_readings: int = 200_000
     #: The broker: `mqtt://user@host:1883`, or `mqtts://` for TLS; a password in it must be URL-escaped.
     mqtt_url: str | None = None
-    #: The password of the user in `mqtt_url`, where it needs no escaping; without a user it is refused.
+    #: The password of the user in `mqtt_url`. It needs no escaping here; without a user, it is an error.
     mqtt_password: str | None = None
-    #: The broker keeps the session under this name, so it must stay. No two consumers may have the same.
+    #: The broker keeps the session under this name, so it must not change. No two consumers may have the same name.
     mqtt_client_id: str = "wattline"
-    #: Consumers of one group divide the messages among them; without it, each gets all.
+    #: Consumers of one group divide the messages among them; without a group, each gets all messages.
     mqtt_share_group: str | None = None
-    #: Topics of meter readings. If it ends in `#` or `+`, a topic's last level names the device of readings without id.
+    #: Topics of meter readings. After a final `#` or `+`, a topic's last level names the device of readings without id.
     mqtt_meter_topic: str = "telemetry/meter/#"
     #: Topics of vehicle readings, likewise.
     mqtt_vehicle_topic: str = "telemetry/vehicle/#"
-    #: Authorities for the broker's certificate; without it, those of the system. For `mqtts://` only.
+    #: Authorities to trust for the broker's certificate; without it, those of the system. For `mqtts://` only.
     mqtt_ca_file: Path | None = None
-    #: Certificate by which the broker knows this client, for `mqtts://` only.
+    #: The certificate with which this client identifies itself to the broker, for `mqtts://` only.
     mqtt_cert_file: Path | None = None
     #: The key of `mqtt_cert_file`.
     mqtt_key_file: Path | None = None
     #: New devices that readings and mappings may register within an hour: twice a fleet of 10,000, so that it starts at
-    #: once, and a typo or a hostile client does not fill the registry. `seed` and `redrive` are never refused.
+    #: once, but a typo or a hostile client does not fill the registry. `seed` and `redrive` have no limit.
     new_devices_per_hour: int = 20_000
-    #: Two readings at most this far apart cover the minutes between them. Devices report up to every two minutes, on
-    #: jittered clocks: below 3 the efficiency of such a device is wrong by half.
+    #: Two readings at most this far apart cover the minutes between them. Devices may report every two minutes only, on
+    #: jittered clocks: below 3, the efficiency of such a device is wrong by half.
     pairing_gap_minutes: int = 5
-    #: An efficiency below it is reported as low: a charger's losses are 10 to 15 %.
+    #: An efficiency below this limit is reported as low: a charger's losses are 10 to 15 %.
     low_efficiency: float = 0.85
     #: Each transition of an alert is POSTed to this URL: `https://host/path`.
     webhook_url: str | None = None
-    #: The key that signs them: `whsec_` and 24 to 64 bytes as Base64. Whoever has it can send in Wattline's name.
+    #: The key that signs these requests: `whsec_` and 24 to 64 bytes as Base64. Whoever has it can pose as Wattline.
     webhook_secret: str | None = None
 
     @classmethod
@@ -112,20 +112,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 "WATTLINE_MQTT_PASSWORD is set, but the broker's URL names no user: mqtt://user@host:1883."
             )
         if self.webhook_url and not self.webhook_secret:
-            raise SetupError("WATTLINE_WEBHOOK_URL is set without WATTLINE_WEBHOOK_SECRET, which signs what is sent.")
+            raise SetupError("WATTLINE_WEBHOOK_URL is set without WATTLINE_WEBHOOK_SECRET, which signs the requests.")
 
 
-#: What a broker's URL must be.
+#: The form of a broker's URL, as messages state it.
 MQTT_URL = "a URL such as mqtt://user@host:1883 or mqtts://user@host:8883; a password in it is percent-encoded"
 
 _TOPIC_FILTER = re.compile(r"(?!\$)(([^/+#\0]*|\+)/)*([^/+#\0]+|\+|#)")
 
 
 def is_mqtt_url(url: str) -> bool:
-    """Whether a broker can have this URL."""
+    """Returns whether a broker can have this URL."""
     try:
         parts = urlsplit(url)
-        # With '/', '?' or '#' in a password, its beginning would be taken for the port, and shown.
+        # If a password has '/', '?' or '#', its beginning would be taken for the port, and shown.
         return (
             parts.scheme in ("mqtt", "mqtts")
             and bool(parts.hostname)
@@ -155,11 +155,11 @@ def _is_secret(secret: str) -> bool:
 
 
 def variable_of(field: str) -> str:
-    """The environment variable that sets a field."""
+    """Returns the environment variable that sets a field."""
     return "DATABASE_URL" if field == "database_url" else f"WATTLINE_{field.upper()}"
 
 
-_KINDS = {int: "a whole number", float: "a number", Path: "a path", str: "a text"}
+_KINDS = {int: "a whole number", float: "a number", Path: "a path", str: "text"}
 
 
 def _parse(name: str, value: str, kind: object) -> object:

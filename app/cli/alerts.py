@@ -12,12 +12,10 @@ MOST = 10_000
 
 
 @click.command()
-@click.option("--open", "is_open", is_flag=True, help="Only those that are open.")
-@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Only those of one kind.")
-@click.option(
-    "--device", help="Only those that concern this meter or vehicle: its own, and those that name it at the other end."
-)
-@click.option("--json", "as_json", is_flag=True, help="As the API answers.")
+@click.option("--open", "is_open", is_flag=True, help="Show only open alerts.")
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Show only one kind.")
+@click.option("--device", help="Show only alerts of this meter or vehicle, and alerts that name it at the other end.")
+@click.option("--json", "as_json", is_flag=True, help="Print the API's answer.")
 def alerts(kind: str | None, device: str | None, *, is_open: bool, as_json: bool) -> None:
     """List the alerts of devices in service, newest first. The database must be running."""
     only = AlertFilter(is_open=is_open or None, kind=Kind(kind) if kind else None, device_id=device, limit=MOST)

@@ -15,15 +15,15 @@ from app.migrate import migrate, refuse_unmigrated
 from app.postgres.embedded import running
 from app.settings import Settings
 
-# A time needs a zone, as everywhere; a date is a day of UTC.
+# A time needs a zone, as everywhere; a date is a UTC day.
 INSTANT = click.DateTime(formats=["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d"])
 
 
 @contextmanager
 def open_database(settings: Settings, *, migrated: bool, start: bool = True) -> Iterator[str]:
-    """Yields the URL of the database: the operator's, or Wattline's own, which runs at least until the end.
+    """Yields the URL of the database: the operator's, or Wattline's own, which runs at least until the context ends.
 
-    With `migrated`, Wattline's own is migrated first, and a SetupError is raised where the operator's is not.
+    With `migrated`, Wattline's own is migrated first, and a SetupError is raised if the operator's is not migrated.
     """
     if settings.database_url is not None:
         if migrated:
@@ -32,7 +32,7 @@ def open_database(settings: Settings, *, migrated: bool, start: bool = True) -> 
         return
     with running(settings.data_dir, pg_bin=settings.pg_bin, start=start) as url:
         if migrated:
-            click.echo(f"The database lies under {settings.data_dir.resolve()}.")
+            click.echo(f"The database is stored under {settings.data_dir.resolve()}.")
             migrate(url, engine=settings.engine)
         yield url
 
@@ -66,7 +66,7 @@ def on_database(work: Callable[[psycopg.AsyncConnection, str], Awaitable[Result]
             from app.problem_answers import translated  # here: with Litestar, a command would take 0.3 s longer
 
             ours = translated(error)
-            raise SetupError(ours.detail if ours else f"The database refuses: {error}") from error
+            raise SetupError(ours.detail if ours else f"The database reports an error: {error}") from error
 
 
 def counted(count: int, noun: str) -> str:
@@ -75,7 +75,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of columns, as wide as they must be; characters that could control a terminal are shown as dots."""
+    """Yields the lines of a table; characters that could control a terminal are shown as dots."""
     cells = [[printable(cell) for cell in row] for row in (headings, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
@@ -83,5 +83,5 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[st
 
 
 def printable(text: str) -> str:
-    """The text with a dot in place of each character that cannot be printed."""
+    """Returns the text with a dot in place of each character that cannot be printed."""
     return "".join(character if character.isprintable() else "·" for character in text)

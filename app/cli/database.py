@@ -24,8 +24,8 @@ def migrate() -> None:
 
 
 @click.command()
-@click.option("--from", "start", type=INSTANT, help="From the oldest readings if not given.")
-@click.option("--to", "end", type=INSTANT, help="Until now if not given.")
+@click.option("--from", "start", type=INSTANT, help="Start; the oldest readings if not given.")
+@click.option("--to", "end", type=INSTANT, help="End; now if not given.")
 def refresh(start: datetime | None, end: datetime | None) -> None:
     """Bring the aggregates up to date now. The database must be running.
 
@@ -41,7 +41,7 @@ def refresh(start: datetime | None, end: datetime | None) -> None:
 def doctor() -> None:
     """Report what is in force, the state of the database, and what is wrong.
 
-    Changes nothing. Exit status 1 when something is wrong.
+    The report changes nothing. The exit status is 1 if something is wrong.
     """
     settings = Settings.from_environ(os.environ)
     report, healthy = examine(open_database(settings, migrated=False, start=False), settings, os.environ)

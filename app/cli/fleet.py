@@ -13,7 +13,7 @@ from app.fleet.devices import seed as seed_fleet
 from app.telemetry.reading import Stream
 
 STREAM = click.Choice([stream.value for stream in Stream])
-OF_STREAM = click.option("--stream", required=True, type=STREAM, help="Whether it is a meter or a vehicle.")
+OF_STREAM = click.option("--stream", required=True, type=STREAM, help="Whether the device is a meter or a vehicle.")
 MOST = click.IntRange(0, 1_000_000)
 
 
@@ -21,9 +21,9 @@ MOST = click.IntRange(0, 1_000_000)
 @click.argument("vehicles", type=MOST)
 @click.argument("meters", type=MOST)
 def seed(vehicles: int, meters: int) -> None:
-    """Register vehicle-0001 and so on, meter-0001 and so on, and map each vehicle to the meter of its number.
+    """Register vehicle-0001 and so on, meter-0001 and so on, and map each vehicle to the meter with its number.
 
-    What is there already stays as it is.
+    Devices and mappings that exist stay as they are.
     """
     seeded = on_database(lambda connection, _: seed_fleet(connection, vehicles, meters), start=True)
     vehicles_meters = f"{counted(seeded.vehicles, 'vehicle')}, {counted(seeded.meters, 'meter')}"
@@ -32,19 +32,19 @@ def seed(vehicles: int, meters: int) -> None:
 
 @click.group()
 def device() -> None:
-    """The registry of devices. The database must be running."""
+    """List, retire or rename devices. The database must be running."""
 
 
 @device.command("list")
-@click.option("--stream", type=STREAM, help="Only meters, or only vehicles.")
-@click.option("--retired", is_flag=True, help="Only those that are retired.")
+@click.option("--stream", type=STREAM, help="List only meters, or only vehicles.")
+@click.option("--retired", is_flag=True, help="List only retired devices.")
 @click.option(
-    "--silent", metavar="MINUTES", type=click.IntRange(1, 10_000_000), help="Only those in service that are silent."
+    "--silent", metavar="MINUTES", type=click.IntRange(1, 10_000_000), help="List only silent devices in service."
 )
 def list_(stream: str | None, silent: int | None, *, retired: bool) -> None:
     """List devices with their newest readings, by stream and id."""
     if retired and silent is not None:
-        raise SetupError("--retired and --silent exclude each other: a retired device may be silent.")
+        raise SetupError("--retired and --silent cannot be combined, because a retired device may be silent.")
     devices = on_database(
         lambda connection, _: fetch_devices(connection, stream=stream, retired=retired, silent_minutes=silent)
     )
@@ -67,11 +67,11 @@ def list_(stream: str | None, silent: int | None, *, retired: bool) -> None:
 @device.command()
 @click.argument("name", metavar="DEVICE")
 @OF_STREAM
-@click.option("--undo", is_flag=True, help="Put it back into service.")
+@click.option("--undo", is_flag=True, help="Put the device back into service.")
 def retire(name: str, stream: str, *, undo: bool) -> None:
-    """Take a device out of service: its history stays, it is not expected to report and not listed as a state.
+    """Take a device out of service: its history stays, but it is not expected to report and has no latest state.
 
-    A reading that it takes later is stored like any other, and puts it back into service.
+    A reading that the device takes later is stored like any other, and puts the device back into service.
     """
     on_database(lambda connection, _: retire_device(connection, Stream(stream), name, undo=undo))
     click.echo(f"The {stream} {name} is {'in service' if undo else 'retired'}.")
@@ -84,10 +84,10 @@ def retire(name: str, stream: str, *, undo: bool) -> None:
 def rename(old: str, new: str, stream: str) -> None:
     """Give a device another id; its history stays.
 
-    Readings that still come under the old id go on to be its own. Answers know it by the new one only.
+    Readings that come under the old id still belong to the device. Answers show only the new id.
     """
     on_database(lambda connection, _: rename_device(connection, Stream(stream), old, new))
-    click.echo(f"The {stream} {old} is called {new} now; readings under {old} are still its own.")
+    click.echo(f"The {stream} {old} is called {new} now; readings under {old} still belong to it.")
 
 
 def _utc(at: datetime | None) -> str:

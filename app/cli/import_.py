@@ -30,13 +30,13 @@ LINE_SECONDS = 5
 
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--map", "pairs", multiple=True, metavar="COLUMN=FIELD", help="What a column is; may be repeated.")
+@click.option("--map", "pairs", multiple=True, metavar="COLUMN=FIELD", help="The field of a column; may be repeated.")
 @click.option("--rejects", type=click.File("ab"), help="Append rejected rows to this file, not to quarantine.")
 def import_(files: tuple[str, ...], pairs: tuple[str, ...], rejects: IO[bytes] | None) -> None:
     """Store history from CSV or NDJSON files, plain or as gzip or zstd; `-` is standard input.
 
-    A file that was stopped half way goes on there, and one that is done is left alone. Exit status: 0 when every
-    reading is stored or was known, 3 when some were rejected, 1 when the import failed.
+    An import that was stopped resumes where it stopped; a file that is done is left alone. The exit status is 0 if
+    every reading is stored or was known, 3 if some were rejected, and 1 if the import failed.
     """
     settings = Settings.from_environ(os.environ)
     mapping = parse_mapping(pairs)
@@ -55,8 +55,8 @@ def import_(files: tuple[str, ...], pairs: tuple[str, ...], rejects: IO[bytes] |
 
 
 async def _import(url: str, files: tuple[str, ...], mapping: dict[str, str], rejects: IO[bytes] | None) -> int:
-    """How many rows were rejected, now or before the import was stopped."""
-    # As in the decoder's process.
+    """Returns how many rows were rejected, now or before the import was stopped."""
+    # This is the threshold of the decoder's process, too.
     gc.set_threshold(1_000_000)
     rejected = 0
     with _Display() as display:
@@ -78,7 +78,7 @@ async def _import(url: str, files: tuple[str, ...], mapping: dict[str, str], rej
 
 
 def _writer(rejects: IO[bytes]) -> Callable[[Opened, list[tuple[int, bytes, RejectedReading]]], None]:
-    """Writes rows before the transaction that counts them, so that none is lost: a killed block's stand there twice."""
+    """Writes rows before the transaction that counts them, so none is lost: rows of a killed block appear twice."""
 
     def write(file: Opened, rows: list[tuple[int, bytes, RejectedReading]]) -> None:
         for line, row, why in rows:
@@ -100,11 +100,11 @@ def _refresh_touched(url: str) -> None:
                 refresh_aggregates(url, start, end)
             mark_refreshed(connection, days)
     except psycopg.OperationalError as error:
-        raise SetupError(f"The aggregates are not refreshed; the same command does it: {error}") from None
+        raise SetupError(f"The aggregates are not refreshed; run the same command again: {error}") from None
 
 
 class _Display:
-    """Shows progress on standard error: a bar on a terminal, else a line now and then. Summaries go to stdout."""
+    """Shows progress on standard error: a bar on a terminal, else occasional lines. Summaries go to standard output."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -140,17 +140,17 @@ class _Display:
             click.echo(f"{file.name}: {text}{percent}", err=True)
 
     def show_pause(self, seconds: int) -> None:
-        self._progress.console.print(f"The database is busy or away; again in {seconds} s.", highlight=False)
+        self._progress.console.print(f"The database is busy or away; next try in {seconds} s.", highlight=False)
 
     def end(self, before: Journal, after: Journal, ignored: list[str]) -> None:
         read = after.read - before.read
         if before.position and not read:
-            click.echo(f"{after.name}: imported before, nothing is new.")
+            click.echo(f"{after.name}: was imported before; nothing is new.")
         elif before.position:
-            click.echo(f"{after.name}: goes on behind line {before.lines:,}; {read:,} rows are new.")
+            click.echo(f"{after.name}: resumed after line {before.lines:,}; {read:,} rows are new.")
         if ignored and (read or not before.position):
             names = ", ".join(map(repr, ignored[:10])) + (" …" if len(ignored) > 10 else "")
-            click.echo(f"{after.name}: columns that are no field of a reading were ignored: {names}")
+            click.echo(f"{after.name}: ignored columns that are not fields of a reading: {names}")
         conflicts = f" ({after.conflicts:,} with other values)" if after.conflicts else ""
         click.echo(
             f"{after.name}: read {after.read:,} = inserted {after.inserted:,} + duplicates {after.duplicates:,}"

@@ -25,21 +25,21 @@ def _devices(default: int) -> Callable[[Any], Any]:
         default=default,
         show_default=True,
         type=click.IntRange(1, 50_000),
-        help="So many meters, and as many vehicles.",
+        help="The number of meters, and of vehicles.",
     )
 
 
 class _Minutes(click.FloatRange):
-    """A range without nan, which click lets through."""
+    """A range that excludes nan, which click accepts."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         minutes = super().convert(value, param, ctx)
-        return self.fail("nan is no number of minutes.", param, ctx) if math.isnan(minutes) else minutes
+        return self.fail("nan is not a number of minutes.", param, ctx) if math.isnan(minutes) else minutes
 
 
 def _minutes(default: float) -> Callable[[Any], Any]:
     minutes = _Minutes(0, 24 * 60, min_open=True)
-    return click.option("--minutes", default=default, show_default=True, type=minutes, help="How long it goes on.")
+    return click.option("--minutes", default=default, show_default=True, type=minutes, help="How long to send.")
 
 
 BATCH = click.option(
@@ -48,14 +48,14 @@ BATCH = click.option(
     default=1_000,
     show_default=True,
     type=click.IntRange(1, 50_000),
-    help="Readings sent together at most.",
+    help="The largest number of readings in a batch.",
 )
 RATE = click.option(
     "--rate",
     default=10_000,
     show_default=True,
     type=click.IntRange(1, 1_000_000),
-    help="Readings a second; a service that cannot keep up shows as latency.",
+    help="Readings per second; if the service cannot keep up, the latency grows.",
 )
 
 
@@ -69,9 +69,14 @@ class Target(NamedTuple):
 def _target(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options that name the target."""
 
-    @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The service; also asked to count.")
+    @click.option(
+        "--url",
+        default="http://127.0.0.1:8000",
+        show_default=True,
+        help="The service that stores and counts the readings.",
+    )
     @click.option("--via", default="http", show_default=True, type=click.Choice(["http", "mqtt"]))
-    @click.option("--broker", metavar="URL", help="With --via mqtt, instead of that of WATTLINE_MQTT_URL.")
+    @click.option("--broker", metavar="URL", help="The broker for --via mqtt, instead of WATTLINE_MQTT_URL.")
     @wraps(command)
     def with_target(url: str, via: str, broker: str | None, **options: Any) -> None:
         settings = Settings.from_environ(os.environ)
@@ -87,8 +92,8 @@ def _target(command: Callable[..., None]) -> Callable[..., None]:
 def load() -> None:
     """Test a running service under load.
 
-    Each run sends the readings of devices of its own, then asks the service how many it has of each. Exit status 1
-    when a reading is lost, rejected or not answered.
+    Each run sends readings of its own devices, then asks the service how many it has of each device. The exit status is
+    1 if a reading is lost, rejected or not answered.
     """
 
 
@@ -96,7 +101,7 @@ def load() -> None:
 @_target
 @_devices(10)
 def single(target: Target, chargers: int) -> None:
-    """One reading of each device, one after the other."""
+    """Send one reading of each device, one after the other."""
     _measure(target, lambda run, start_us: whole_fleet(run, chargers, start_us, 1), connections=1)
 
 
@@ -105,7 +110,7 @@ def single(target: Target, chargers: int) -> None:
 @_devices(5_000)
 @BATCH
 def full(target: Target, chargers: int, batch_readings: int) -> None:
-    """One reading of each device, as fast as it goes."""
+    """Send one reading of each device, as fast as possible."""
     _measure(target, lambda run, start_us: whole_fleet(run, chargers, start_us, batch_readings))
 
 
@@ -116,7 +121,7 @@ def full(target: Target, chargers: int, batch_readings: int) -> None:
 @RATE
 @BATCH
 def at_rate(target: Target, chargers: int, minutes: float, rate: int, batch_readings: int) -> None:
-    """So many readings a second, for some minutes."""
+    """Send readings at a constant rate, for some minutes."""
 
     def batches(run: str, start_us: int) -> Iterator[Batch]:
         return sustained(run, chargers, start_us, batch_readings, rate=rate, minutes=minutes)
@@ -130,7 +135,7 @@ def at_rate(target: Target, chargers: int, minutes: float, rate: int, batch_read
 @_minutes(5)
 @BATCH
 def as_simulated(target: Target, chargers: int, minutes: float, batch_readings: int) -> None:
-    """A simulated fleet in real time, late and repeated readings too."""
+    """Send the readings of a simulated fleet in real time, including late and repeated ones."""
     fleet = Fleet(chargers)
 
     def batches(run: str, start_us: int) -> Iterator[Batch]:

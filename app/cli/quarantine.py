@@ -22,17 +22,19 @@ DUMP_BYTES = 512
 
 @click.group()
 def quarantine() -> None:
-    """Rejected readings: look at them, drive them again, purge them. The database must be running."""
+    """List, show, redrive or purge rejected readings. The database must be running."""
 
 
 def filtered(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the arguments that become a `Filter`."""
     for add in (
-        click.option("--until", type=INSTANT, help="That arrived last before then."),
-        click.option("--since", type=INSTANT, help="That arrived last at that time or later."),
-        click.option("--device", metavar="ID", help="Of that device."),
-        click.option("--source", type=click.Choice([source.value for source in Source]), help="That came that way."),
-        click.option("--reason", "code", metavar="CODE", help="Rejected with that code."),
+        click.option("--until", type=INSTANT, help="Only those whose last arrival was before this time."),
+        click.option("--since", type=INSTANT, help="Only those whose last arrival was at this time or later."),
+        click.option("--device", metavar="ID", help="Only those of this device."),
+        click.option(
+            "--source", type=click.Choice([source.value for source in Source]), help="Only those from this source."
+        ),
+        click.option("--reason", "code", metavar="CODE", help="Only those rejected with this code."),
         click.argument("ids", nargs=-1, type=click.IntRange(1, 2**63 - 1)),
     ):
         command = add(command)
@@ -46,9 +48,11 @@ def _filter(ids: tuple[int, ...], since: datetime | None, until: datetime | None
 
 @quarantine.command("list")
 @filtered
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most so many.")
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="The largest number to list."
+)
 def list_(limit: int, **filters: Any) -> None:
-    """List rejected readings, newest first: all, those with the IDS, or those that the options leave."""
+    """List rejected readings, newest first: all, those with the IDS, or those that match the options."""
     matching = _filter(**filters)
 
     async def work(connection: psycopg.AsyncConnection, _: str) -> tuple[int, int, list[QuarantinedReading]]:
@@ -98,16 +102,16 @@ def show(row_id: int) -> None:
 @quarantine.command("redrive")
 @filtered
 def redrive_(**filters: Any) -> None:
-    """Check and store rejected readings once more: all, those with the IDS, or those that the options leave.
+    """Check and store rejected readings once more: all, those with the IDS, or those that match the options.
 
-    What passes leaves the quarantine. Judged by today's rules, and by the clock of its first arrival. New devices are
-    registered without a limit.
+    Readings that pass leave the quarantine. Today's rules apply, with the clock of a reading's first arrival. New
+    devices are registered without a limit.
     """
     matching = _filter(**filters)
 
     async def work(connection: psycopg.AsyncConnection, url: str) -> Redriven:
         count, these = await rows.count(connection, matching)
-        # Older readings are about to be dropped, or are: stored anew, they would be in no sum.
+        # Older readings are dropped, or about to be: if they were stored again, they would be in no sum.
         ((oldest,),) = await (await connection.execute("SELECT importable_from()")).fetchall()
 
         def refresh_day(day: datetime) -> None:
@@ -115,14 +119,14 @@ def redrive_(**filters: Any) -> None:
 
         done = Redriven()
         hidden = not sys.stderr.isatty()
-        with click.progressbar(length=count, label="Driving again", file=sys.stderr, hidden=hidden) as bar:
+        with click.progressbar(length=count, label="Redriving", file=sys.stderr, hidden=hidden) as bar:
             async for done in redrive(connection, url, these, oldest=oldest, refresh_day=refresh_day):
                 bar.update(done.rows - bar.pos)
         return done
 
     done = on_database(work)
     click.echo(
-        f"{done.rows} driven again: {counted(done.stored, 'reading')} stored, {counted(done.duplicates, 'duplicate')}, "
+        f"{done.rows} redriven: {counted(done.stored, 'reading')} stored, {counted(done.duplicates, 'duplicate')}, "
         f"{done.rejected.total()} still rejected."
     )
     for code, count in done.rejected.most_common():
@@ -131,19 +135,19 @@ def redrive_(**filters: Any) -> None:
 
 @quarantine.command()
 @filtered
-@click.option("--all", "everything", is_flag=True, help="Without any filter.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--all", "everything", is_flag=True, help="Delete all, without any filter.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def purge(*, everything: bool, yes: bool, **filters: Any) -> None:
-    """Delete rejected readings for good: those with the IDS, or those that the options leave."""
+    """Delete rejected readings for good: those with the IDS, or those that match the options."""
     matching = _filter(**filters)
     if (matching == Filter()) != everything:
-        raise SetupError("Say what to purge: ids or filters; or everything, by --all alone.")
+        raise SetupError("Name what to purge: ids or filters, or everything with --all alone.")
 
     async def work(connection: psycopg.AsyncConnection, _: str) -> int:
         count, these = await rows.count(connection, matching)
         if count and not yes:
             if not sys.stdin.isatty():
-                raise SetupError(f"{count} would be deleted for good: say --yes.")
+                raise SetupError(f"{count} would be deleted for good; confirm with --yes.")
             click.confirm(f"Delete {counted(count, 'rejected reading')} for good?", abort=True)
         return await rows.purge(connection, these)
 
@@ -161,16 +165,16 @@ def _utc(at: datetime) -> str:
 
 
 def _text(payload: bytes) -> str | None:
-    """The payload as text, if it is one; it may be cut inside a character."""
+    """Returns the payload as text, or None if it is not text; it may be cut inside a character."""
     text = payload.decode(errors="ignore")
     shown = all(character.isprintable() or character in "\n\t\r" for character in text)
     return text if shown and len(payload) - len(text.encode()) < 4 else None
 
 
 def _payload(payload: bytes) -> str:
-    """The payload if it is text, else the start of its dump."""
+    """Returns the payload if it is text, else the start of its dump."""
     if (text := _text(payload)) is not None:
-        # Raw, it would let a payload write over what is shown above it.
+        # A raw carriage return would let a payload overwrite the output before it.
         return text.replace("\r", "·")
     return "\n".join(
         f"{start:04x}  {line.hex(' '):<47}  {''.join(chr(byte) if 32 <= byte < 127 else '.' for byte in line)}"

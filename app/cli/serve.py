@@ -25,7 +25,7 @@ PORT = click.option("--port", default=8000, show_default=True, type=click.IntRan
 @click.command()
 @HOST
 @PORT
-@click.option("--mqtt", is_flag=True, help="Take readings from the broker of WATTLINE_MQTT_URL too.")
+@click.option("--mqtt", is_flag=True, help="Also take readings from the broker of WATTLINE_MQTT_URL.")
 def serve(host: str, port: int, mqtt: bool) -> None:
     """Serve the API until Ctrl-C.
 
@@ -56,7 +56,7 @@ def _announce_when_ready(url: str) -> None:
 def demo(host: str, port: int, chargers: int) -> None:
     """Serve the API with a simulated fleet, until Ctrl-C.
 
-    The fleet has a day of history at once, and goes on at the next start as if it had never stopped.
+    The fleet begins with a day of history, and continues at the next start as if it had never stopped.
     """
     settings = Settings.from_environ(os.environ)
     _refuse_address(host, port, settings)
@@ -79,15 +79,15 @@ def _refuse_address(host: str, port: int, settings: Settings) -> None:
     if not loopback and settings.auth != "off":
         raise SetupError(
             f"Without access tokens, anyone who reaches {host} could read and write. "
-            "Set WATTLINE_AUTH=off if that is meant, or listen on 127.0.0.1."
+            "Set WATTLINE_AUTH=off if that is intended, or listen on 127.0.0.1."
         )
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
-        raise SetupError(f"{host} port {port} cannot be listened on: {error.strerror}. Another one: --port.") from None
+        raise SetupError(f"Wattline cannot listen on {host} port {port}: {error.strerror}; see --port.") from None
 
 
 def _url(host: str, port: int) -> str:
-    """The URL by which this machine reaches the service."""
+    """Returns the URL under which this machine reaches the service."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

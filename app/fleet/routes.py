@@ -62,7 +62,7 @@ class MappingOperation(Operation):
     responses=problems(
         {
             400: "The body is no mapping, or its times are no range.",
-            409: "The vehicle is mapped already in a part of that time.",
+            409: "The vehicle is already mapped to a meter during part of that time.",
             413: "The body is too large.",
             415: "The content type is not supported.",
             429: "A device is new, and too many new devices were registered within the hour.",

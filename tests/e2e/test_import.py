@@ -112,7 +112,7 @@ def test_every_reading_is_stored_and_summed_once(
     (tmp_path / "again").write_bytes(form(readings))
     status, printed, _ = run(database_url, tmp_path / "again")
     assert (status, summary(printed)) == (0, (600, 600, 0, 0))
-    assert "again: imported before, nothing is new." in printed
+    assert "again: was imported before; nothing is new." in printed
     assert connection.execute("SELECT xmin::text, * FROM import_journal").fetchall() == before
 
 
@@ -242,7 +242,7 @@ def test_columns_are_known_by_synonyms_and_by_map(
     assert "no column for kwhConsumedAc" not in run(database_url, file)[2]
     status, printed, errors = run(database_url, file, "--map", "Zähler=kwhConsumedAc", "--map", "a=meterId")
     assert (status, summary(printed)) == (0, (1, 0, 1, 0)), errors
-    assert "columns that are no field of a reading were ignored: 'site'" in printed
+    assert "ignored columns that are not fields of a reading: 'site'" in printed
     assert "(1 with other values)" in printed
 
     status, printed, errors = run(database_url, file, "--map", "Zaehler=kwhConsumedAc", "--map", "a=meterId")

@@ -135,7 +135,7 @@ async def test_a_reading_is_as_old_as_it_was_when_it_arrived(database_url: str, 
     }
     done = command("quarantine", "redrive", DATABASE_URL=database_url)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("3 driven again: 1 reading stored, 0 duplicates, 2 still rejected.\n")
+    assert done.stdout.startswith("3 redriven: 1 reading stored, 0 duplicates, 2 still rejected.\n")
     assert codes(connection) == ["in_the_future", "too_old"]
     # The refresh policies look back 8 days: the command has refreshed that day.
     for name, count in before.items():
@@ -160,7 +160,7 @@ async def test_what_has_left_is_in_the_sums_although_a_later_page_fails(
     assert counted(connection, "meter_day", days[0], days[0] + day) == before[0] + 1
     connection.execute("DROP TRIGGER fail ON quarantine")
     done = command("quarantine", "redrive", DATABASE_URL=database_url)
-    assert done.stdout == "1 driven again: 0 readings stored, 1 duplicate, 0 still rejected.\n"
+    assert done.stdout == "1 redriven: 0 readings stored, 1 duplicate, 0 still rejected.\n"
     assert counted(connection, "meter_day", days[1], days[1] + day) == before[1] + 1
 
 
@@ -172,7 +172,7 @@ async def test_history_and_what_a_broker_kept_may_be_as_old_as_an_import_takes_i
         await keep(database_url, source, rejected(meter(now - timedelta(days=days)), "too_old", stream=Stream.METER))
     connection.execute("UPDATE quarantine SET field = 'timestamp', message = 'as it was'")
     done = command("quarantine", "redrive", DATABASE_URL=database_url)
-    assert done.stdout.startswith("4 driven again: 2 readings stored, 0 duplicates, 2 still rejected.\n"), done.stderr
+    assert done.stdout.startswith("4 redriven: 2 readings stored, 0 duplicates, 2 still rejected.\n"), done.stderr
     assert [ts for _, ts, *_ in stored(connection)] == [now - timedelta(days=days) for days in (20, 18)]
     assert connection.execute("SELECT message FROM quarantine").fetchall() == [("as it was",)] * 2
     day = (now - timedelta(days=20)).replace(hour=0, minute=0, second=0)
@@ -312,7 +312,7 @@ async def test_purge_wants_to_be_told_what_and_to_be_sure(database_url: str, con
 
     for arguments in [], ["--yes"], ["--all", "--device", "M1", "--yes"]:
         assert "--all" in refusal(purge(*arguments))
-    assert refusal(purge("--device", "M1")) == "1 would be deleted for good: say --yes."
+    assert refusal(purge("--device", "M1")) == "1 would be deleted for good; confirm with --yes."
     assert len(codes(connection)) == 4
     assert purge("--device", "M1", "--yes").stdout == "1 deleted.\n"
     assert purge("--all", "--yes").stdout == "3 deleted.\n"

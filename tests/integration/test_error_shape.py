@@ -206,9 +206,7 @@ async def test_a_bug_is_500_without_detail_and_a_traceback_in_the_log(
     with structlog.testing.capture_logs() as log:
         answer = await client.get(STATES, headers={"X-Request-ID": "trace-500"})
     document = problem(answer, 500, "internal_error")
-    assert (
-        document["detail"] == document["title"] == "Something went wrong in the service; the log names the request id."
-    )
+    assert document["detail"] == document["title"] == "Something went wrong in the service; its log has the request id."
     assert answer.headers["x-request-id"] == "trace-500"
     assert "soc_centipercent" not in answer.text
     error, request = log

@@ -88,7 +88,7 @@ async def test_any_other_overlap_is_a_409_and_changes_nothing(shared_client: htt
     ]
     for times in overlaps:
         refused = problem(await map_vehicle(shared_client, "overlap", "M3", **times), 409, "mapping_overlap")
-        assert refused["title"] == "The vehicle is already mapped to a meter in a part of that time."
+        assert refused["title"] == "The vehicle is already mapped to a meter during part of that time."
     assert await history(shared_client, "overlap") == before
 
 
