@@ -145,7 +145,7 @@ CREATE TABLE full_refresh (
     started_at  timestamptz NOT NULL
 );
 
--- The chunks that each source of an aggregate had at its last refresh, and the last one of those that were dropped since.
+-- The chunks that each source of an aggregate had at its last refresh, and the last of those that were dropped since.
 CREATE TABLE source_chunk (
     source     text        NOT NULL,
     chunk      text        NOT NULL,
@@ -154,10 +154,11 @@ CREATE TABLE source_chunk (
     PRIMARY KEY (source, chunk)
 );
 
--- From when on the aggregates of a source may be refreshed; NULL: not at all. A refresh erases the buckets whose rows are
--- gone: dropping a chunk invalidates its range, for ever. So none begins before the oldest chunk, nor within one that
--- retention may drop meanwhile, nor before the end of any chunk that was ever dropped: a late reading makes a new chunk in
--- its place, with nothing but itself in it. No setting, and no chunk dropped by hand, changes that.
+-- Returns the instant from which on the aggregates of a source may be refreshed; NULL means not at all. A refresh erases
+-- buckets whose rows are gone, since dropping a chunk invalidates its range for good. So no refresh begins before the
+-- oldest chunk, nor within a chunk that retention may drop meanwhile, nor before the end of any chunk that was ever
+-- dropped: a late reading makes a new chunk in its place, which holds nothing else. Neither a setting nor a chunk that is
+-- dropped by hand changes that.
 CREATE FUNCTION cagg_refreshable_from(of_source text) RETURNS timestamptz
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -307,24 +308,10 @@ DECLARE
     last     timestamptz;
 BEGIN
     FOR level IN SELECT name || '_cagg' AS cagg, source, width FROM cagg_level LOOP
-<<<<<<< HEAD
         first := cagg_refreshable_from(level.source);
         COMMIT;
-        CONTINUE WHEN first IS NULL;  -- every row of the level below is dropped
-=======
-        -- A chunk that its retention policy may drop meanwhile is left out.
-        SELECT min(chunk.range_start) INTO first
-        FROM timescaledb_information.chunks AS chunk
-        LEFT JOIN timescaledb_information.continuous_aggregates AS cagg
-            ON cagg.materialization_hypertable_name = chunk.hypertable_name
-        LEFT JOIN timescaledb_information.jobs AS retention
-            ON retention.proc_name = 'policy_retention' AND retention.hypertable_name = level.source
-        WHERE coalesce(cagg.view_name, chunk.hypertable_name) = level.source
-            AND chunk.range_end > now() + INTERVAL '1 day'
-                - coalesce((retention.config ->> 'drop_after')::interval, INTERVAL '1000 years');
         -- Without a chunk, every row of the level below was dropped.
         CONTINUE WHEN first IS NULL;
->>>>>>> 8159025 (English of the SQL files and migrations; their lines end within 120 characters)
 
         first := greatest(first, utc_bucket(level.width, range_from));
         last := least(utc_bucket(level.width, range_to - INTERVAL '1 microsecond') + level.width,
