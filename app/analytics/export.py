@@ -1,6 +1,6 @@
 """The export of a device's readings as they were sent: CSV or NDJSON that `wattline import` reads, streamed in pages.
 
-Each page has a snapshot and a connection of its own: a slow client holds neither, and retention does not wait for it.
+Each page has its own snapshot and connection, so a slow client holds neither, and retention does not wait for it.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,9 +22,9 @@ from app.fleet.registry import device_id_of
 from app.tables import meter, meter_reading, vehicle, vehicle_reading
 
 NDJSON = "application/x-ndjson"
-# An export asks for each of its days, whether the day has readings or not.
+# An export runs a query for each of its days, even for days without readings.
 MAX_EXPORT_DAYS = 366
-# While a page is encoded, the process does nothing else.
+# The process does nothing else while it encodes a page.
 PAGE_READINGS = 5_000
 
 _log = structlog.get_logger()
@@ -56,9 +56,9 @@ Page = Sequence[Row[Any]]
 
 
 class ExportedStream(NamedTuple):
-    """The table of a stream's devices, the statements of an export, and the lines that it makes of their rows.
+    """A stream's table of devices, the statements of an export, and the function that makes lines of their rows.
 
-    `page` selects readings of a device, and `at` the one at an instant.
+    `page` selects readings of a device, and `at` selects the one at an instant.
     """
 
     device: Table
@@ -71,10 +71,10 @@ class ExportedStream(NamedTuple):
 async def export_readings(
     pool: AsyncEngine, stream: ExportedStream, external_id: str, window: Window, accept: Accept
 ) -> Stream:
-    """The export of a device's readings in the window, in order of time. Raises UnknownDevice.
+    """Returns the export of a device's readings in the window, in order of time. Raises UnknownDevice.
 
-    It holds each reading that was stored before it began, once; it may hold readings that are stored meanwhile. An
-    export that cannot deliver all of them is broken off, so that its end is missing.
+    It holds each reading that was stored before it began, once; it may hold readings stored meanwhile. An export that
+    cannot deliver all of them is broken off, so that its end is missing.
     """
     async with pool.connect() as connection:
         device = await device_id_of(connection, stream.device, external_id)
@@ -91,7 +91,7 @@ async def export_readings(
 
 
 async def _pages(pool: AsyncEngine, stream: ExportedStream, device: int, window: Window) -> AsyncIterator[Page]:
-    """The rows of the export. No page holds rows of two UTC days, so that a statement reads one chunk or partition."""
+    """Yields the rows. No page has rows of two UTC days, so that each statement reads one chunk or partition."""
     start, last = window.start, None
     while start < window.end:
         end = min(datetime.combine(start.date() + timedelta(days=1), time(0), UTC), window.end)
@@ -119,7 +119,7 @@ async def _pieces(
         try:
             page = await anext(pages, None)
         except Exception as error:
-            # The server breaks the transfer off: with a proper end, half an export would look like a whole one.
+            # The server breaks off the transfer: with a proper end, half an export would look complete.
             _log.warning("export_broken_off", reason=str(error))
             raise
 

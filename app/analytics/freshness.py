@@ -1,4 +1,4 @@
-"""How fresh the answers are."""
+"""The freshness of the answers."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from app.tables import aggregate_freshness, aggregate_retention
 
 
 class Aggregate(msgspec.Struct, frozen=True, rename="camel"):
-    """How far an aggregate is materialised; what is newer is computed from the level below when asked."""
+    """The extent to which an aggregate is materialised; newer buckets are computed from the level below when asked."""
 
     name: str
     materialized_through: datetime | None
@@ -20,7 +20,7 @@ class Aggregate(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Freshness(msgspec.Struct, frozen=True, rename="camel"):
-    """Every reading committed before `as_of` is in every answer; null when no refresh has succeeded yet."""
+    """The answers include every reading committed before `as_of`; null until the first refresh has succeeded."""
 
     as_of: datetime | None
     aggregates: list[Aggregate]
@@ -29,9 +29,9 @@ class Freshness(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Instants(NamedTuple):
-    """Up to when some aggregates are complete and materialised (None: one was never refreshed), and how far they reach.
+    """The instants up to which some aggregates are complete and materialised (None: one was never refreshed).
 
-    All of them are kept whole from `kept_from` on; None: for good.
+    All of them are complete from `kept_from` on; None means that they are kept for good.
     """
 
     as_of: datetime | None
@@ -40,9 +40,9 @@ class Instants(NamedTuple):
 
 
 async def fetch_instants(connection: AsyncConnection, *aggregates: str) -> Instants:
-    """Every reading committed before `as_of` is in all of those aggregates, for a statement that starts later.
+    """Returns their instants. They hold all readings committed before `as_of`, for statements that start later.
 
-    So it is to be asked before the data.
+    The caller must therefore ask before it fetches data.
     """
     rows = (await connection.execute(_INSTANTS, {"names": aggregates})).all()
     *complete, kept_from = zip(*rows, strict=True)
@@ -51,7 +51,7 @@ async def fetch_instants(connection: AsyncConnection, *aggregates: str) -> Insta
 
 
 async def fetch_freshness(connection: AsyncConnection) -> Freshness:
-    """Freshness of all aggregates, and how many devices report."""
+    """Returns the freshness of all aggregates, and how many devices report."""
     rows = (await connection.execute(_AGGREGATES)).all()
     devices = (await connection.execute(text(DEVICES_IN_SERVICE))).one()
     instants = [instant for _, _, instant, _ in rows]

@@ -1,4 +1,4 @@
-"""Answers over HTTP."""
+"""The analytics calls over HTTP."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -32,17 +32,17 @@ from app.problem_answers import AWAY, PARAMETER, problems
 from app.settings import Settings
 
 Start = Annotated[datetime | None, QueryParameter(name="from", description="Start of the window.")]
-End = Annotated[datetime | None, QueryParameter(name="to", description="Its end; else 5 minutes from now.")]
-Hours = Annotated[int | None, QueryParameter(description="Its length instead of `from`; else 24.")]
+End = Annotated[datetime | None, QueryParameter(name="to", description="End of the window; default: in 5 minutes.")]
+Hours = Annotated[int | None, QueryParameter(description="Length of the window instead of `from`; default: 24.")]
 BucketParameter = Annotated[
     WidthOrAuto,
     QueryParameter(
         name="bucket",
-        description="Width of the buckets; `auto`: the narrowest still kept that gives at most `maxPoints`.",
+        description="Width of the buckets; `auto`: the narrowest width still kept that gives at most `maxPoints`.",
     ),
 ]
 MaxPoints = Annotated[
-    int, QueryParameter(name="maxPoints", ge=1, le=MAX_POINTS, description="At most so many buckets, for `auto`.")
+    int, QueryParameter(name="maxPoints", ge=1, le=MAX_POINTS, description="The most buckets that `auto` may choose.")
 ]
 Incoming = Request[Any, Any, Any]
 _SERIES = problems({400: PARAMETER, 404: "The device is not known.", 503: AWAY})
@@ -51,7 +51,7 @@ _SERIES = problems({400: PARAMETER, 404: "The device is not known.", 503: AWAY})
 @get(
     "/v1/analytics/performance/{vehicle_id:str}",
     tags=["analytics"],
-    responses=problems({400: PARAMETER, 404: "No readings in the window, or an unknown vehicle.", 503: AWAY}),
+    responses=problems({400: PARAMETER, 404: "No readings in the window, or the vehicle is unknown.", 503: AWAY}),
 )
 async def get_performance(
     vehicle_id: FromPath[str],
@@ -60,10 +60,10 @@ async def get_performance(
     start: Start = None,
     end: End = None,
     hours: Annotated[
-        int | None, QueryParameter(description="Its length instead of `from`, 1 to 2160; else 24.")
+        int | None, QueryParameter(description="Length of the window, 1 to 2160, instead of `from`; default: 24.")
     ] = None,
 ) -> Performance:
-    """How much of the AC energy reached the vehicle's battery, with the evidence for it."""
+    """Returns how much of the AC energy reached the vehicle's battery, with the evidence for it."""
     window = window_of(start, end, hours, now=datetime.now(UTC))
     return await fetch_performance(
         pool,
@@ -87,13 +87,13 @@ async def get_vehicle_coverage(
     end: End = None,
     hours: Hours = None,
 ) -> VehicleCoverage:
-    """Which of a vehicle's minutes are paired, shared and unpaired."""
+    """Returns the runs of a vehicle's paired, shared and unpaired minutes."""
     window = window_of(start, end, hours, now=datetime.now(UTC))
     return await fetch_coverage(pool, vehicle_id, window, gap_minutes=settings.pairing_gap_minutes)
 
 
 def get_series_window(start: Start = None, end: End = None, hours: Hours = None) -> Window:
-    """The window of a series, which may be as long as the calendar."""
+    """Returns the window of a series, which may be as long as the calendar."""
     return window_of(start, end, hours, now=datetime.now(UTC), max_hours=CALENDAR_HOURS)
 
 
@@ -109,7 +109,7 @@ async def get_meter_series(
     bucket: BucketParameter = "auto",
     max_points: MaxPoints = 1_500,
 ) -> Response[MeterSeries]:
-    """A meter over time, as columns; as CSV where `Accept` prefers text/csv."""
+    """Returns a meter over time, as columns; as CSV where `Accept` prefers text/csv."""
     buckets = choose_bucket(METER, window, bucket, max_points, await fetch_retained(pool, window, bucket))
     return _as_accepted(request, await fetch_meter_series(pool, meter_id, buckets))
 
@@ -124,7 +124,7 @@ async def get_vehicle_series(
     bucket: BucketParameter = "auto",
     max_points: MaxPoints = 1_500,
 ) -> Response[VehicleSeries]:
-    """A vehicle over time, with its efficiency, as columns; as CSV where `Accept` prefers text/csv."""
+    """Returns a vehicle over time, with its efficiency, as columns; as CSV where `Accept` prefers text/csv."""
     gap_minutes = settings.pairing_gap_minutes
     buckets = choose_bucket(VEHICLE, window, bucket, max_points, await fetch_retained(pool, window, bucket))
     return _as_accepted(request, await fetch_vehicle_series(pool, vehicle_id, buckets, gap_minutes=gap_minutes))
@@ -143,13 +143,13 @@ async def get_fleet_series(
     bucket: BucketParameter = "auto",
     max_points: MaxPoints = 1_500,
 ) -> Response[FleetSeries]:
-    """All meters and vehicles over time, as columns; as CSV where `Accept` prefers text/csv."""
+    """Returns all meters and vehicles over time, as columns; as CSV where `Accept` prefers text/csv."""
     buckets = choose_bucket(FLEET, window, bucket, max_points, await fetch_retained(pool, window, bucket))
     return _as_accepted(request, await fetch_fleet_series(pool, buckets))
 
 
 def _as_accepted(request: Incoming, series: MeterSeries | VehicleSeries | FleetSeries) -> Response[Any]:
-    """JSON, or CSV with what else the series says in headers."""
+    """Returns JSON, or CSV with the rest of the series in headers."""
     if not prefers_csv(request):
         return Response(series, headers={"Vary": "Accept"})
     headers = {
@@ -168,7 +168,7 @@ def _header(moment: datetime | None) -> str:
 
 
 def get_export_window(start: Start = None, end: End = None, hours: Hours = None) -> Window:
-    """The window of an export, which may be a year long."""
+    """Returns the window of an export, which may be a year long."""
     return window_of(start, end, hours, now=datetime.now(UTC), max_hours=24 * MAX_EXPORT_DAYS)
 
 
@@ -188,7 +188,7 @@ _READINGS = {
 async def get_meter_readings(
     request: Incoming, meter_id: FromPath[str], pool: NamedDependency[AsyncEngine], window: NamedDependency[Window]
 ) -> Stream:
-    """A meter's readings as they were sent, as CSV; as NDJSON where `Accept` prefers application/x-ndjson."""
+    """Returns a meter's readings as sent, as CSV; as NDJSON where `Accept` prefers application/x-ndjson."""
     return await export_readings(pool, METER_READINGS, meter_id, window, request.accept)
 
 
@@ -201,12 +201,12 @@ async def get_meter_readings(
 async def get_vehicle_readings(
     request: Incoming, vehicle_id: FromPath[str], pool: NamedDependency[AsyncEngine], window: NamedDependency[Window]
 ) -> Stream:
-    """A vehicle's readings as they were sent, as CSV; as NDJSON where `Accept` prefers application/x-ndjson."""
+    """Returns a vehicle's readings as sent, as CSV; as NDJSON where `Accept` prefers application/x-ndjson."""
     return await export_readings(pool, VEHICLE_READINGS, vehicle_id, window, request.accept)
 
 
 @get("/v1/analytics/freshness", tags=["analytics"], responses=problems({503: AWAY}))
 async def get_freshness(pool: NamedDependency[AsyncEngine]) -> Freshness:
-    """How fresh the answers are, and how many of the devices report."""
+    """Returns how fresh the answers are, and how many of the devices report."""
     async with pool.connect() as connection:
         return await fetch_freshness(connection)

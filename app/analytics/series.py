@@ -32,13 +32,13 @@ from app.tables import aggregate_retention, meter, vehicle
 from app.telemetry.instant import MAX_AHEAD
 
 MAX_POINTS = 100_000
-"""A series of so many buckets is a few megabytes; more are asked for in pieces, or in wider buckets."""
+"""A series of this many buckets is a few megabytes; a longer one is requested in pieces, or in wider buckets."""
 
 _SECONDS: dict[Width, int] = {"1m": 60, "1h": 3_600, "1d": 86_400}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# An efficiency over less measures the clocks of meter and vehicle: ten minutes give 0.77 to 1.11 for a truth of 0.9.
+# Over less time, the efficiency depends on the two clocks: ten minutes give 0.77 to 1.11 for a truth of 0.9.
 _EFFICIENCY_MINUTES = 60
-# A chart of a year shall not pair all that is kept. To pair a month takes 0.08 s, to fetch its minutes comes on top.
+# A chart of a year must not pair all minutes kept. Pairing a month takes 0.08 s, and fetching it comes on top.
 EFFICIENCY_REACH = timedelta(days=31)
 
 
@@ -54,11 +54,11 @@ class MeterColumns(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class VehicleColumns(msgspec.Struct, frozen=True, rename="camel"):
-    """DC energy in kWh, state of charge in percent, temperature in °C. `t` is each bucket's start, as of a meter.
+    """DC energy in kWh, state of charge in percent, temperature in °C. `t` is each bucket's start, as for a meter.
 
-    `efficiency_ratio` is of the paired minutes in the bucket, `paired_minutes` counts them. In buckets of a minute both
-    are of the 60 minutes that end with it: a single one compares clocks, not losses. Both are null where minutes are no
-    longer kept, more than 31 days before the end, and where too many vehicles share the meter to be told apart.
+    `efficiency_ratio` is over the paired minutes in the bucket, `paired_minutes` counts them. In one-minute buckets
+    both cover the 60 minutes that end with the bucket: a single minute compares clocks, not losses. Both are null where
+    minutes are no longer kept, more than 31 days before the end, and where too many vehicles share the meter.
     """
 
     t: list[int]
@@ -77,8 +77,8 @@ class VehicleColumns(msgspec.Struct, frozen=True, rename="camel"):
 class FleetColumns(msgspec.Struct, frozen=True, rename="camel"):
     """Energy in kWh; null where that stream was silent.
 
-    `efficiency_ratio` is all DC over all AC, paired or not: of the bucket, or of the 60 minutes that end with it where
-    that is longer.
+    `efficiency_ratio` is all DC over all AC, paired or not, over the bucket or the 60 minutes that end with it,
+    whichever is longer.
     """
 
     t: list[int]
@@ -100,27 +100,27 @@ class _Series(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class MeterSeries(_Series, frozen=True, rename="camel"):
-    """A meter's buckets that have readings, in order. Readings committed before `as_of` are all in.
+    """A meter's buckets that have readings, in order. All readings committed before `as_of` are included.
 
-    Buckets before `kept_from` (None: for good) are no longer kept.
+    Buckets before `kept_from` are no longer kept; null means that all are kept.
     """
 
     columns: MeterColumns
 
 
 class VehicleSeries(_Series, frozen=True, rename="camel"):
-    """A vehicle's buckets that have readings, in order. Readings committed before `as_of` are all in.
+    """A vehicle's buckets that have readings, in order. All readings committed before `as_of` are included.
 
-    Buckets before `kept_from` (None: for good) are no longer kept.
+    Buckets before `kept_from` are no longer kept; null means that all are kept.
     """
 
     columns: VehicleColumns
 
 
 class FleetSeries(_Series, frozen=True, rename="camel"):
-    """The fleet's buckets that have readings, in order. Readings committed before `as_of` are all in.
+    """The fleet's buckets that have readings, in order. All readings committed before `as_of` are included.
 
-    Buckets before `kept_from` (None: for good) are no longer kept.
+    Buckets before `kept_from` are no longer kept; null means that all are kept.
     """
 
     columns: FleetColumns
@@ -135,12 +135,12 @@ class Buckets(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many there are."""
+        """The number of buckets."""
         return (self.end - self.start) // timedelta(seconds=_SECONDS[self.width])
 
 
 async def fetch_retained(pool: AsyncEngine, window: Window, bucket: WidthOrAuto) -> set[str]:
-    """The names of the aggregates that still hold whole buckets at the window's start; `auto` alone needs them."""
+    """Returns the aggregates that still hold whole buckets at the window's start; only `auto` needs them."""
     if bucket != "auto":
         return set()
     async with pool.connect() as connection:
@@ -148,9 +148,9 @@ async def fetch_retained(pool: AsyncEngine, window: Window, bucket: WidthOrAuto)
 
 
 def choose_bucket(source: Source, window: Window, bucket: WidthOrAuto, max_points: int, retained: set[str]) -> Buckets:
-    """The buckets of that width which the window touches.
+    """Returns the buckets of a width that the window touches.
 
-    `auto` chooses the narrowest width of which the aggregates are `retained` and which gives at most `max_points`.
+    `auto` chooses the narrowest width whose aggregates are `retained` and which gives at most `max_points`.
     Raises InvalidTimeRange when there are too many buckets.
     """
     if bucket != "auto":
@@ -174,7 +174,7 @@ def _touched(window: Window, width: Width) -> Buckets:
 
 
 async def fetch_meter_series(pool: AsyncEngine, meter_id: str, buckets: Buckets) -> MeterSeries:
-    """Raises UnknownDevice."""
+    """Returns a meter's series. Raises UnknownDevice."""
     async with pool.connect() as connection:
         device = await device_id_of(connection, meter, meter_id)
         instants = await fetch_instants(connection, *METER.aggregates[buckets.width])
@@ -186,7 +186,7 @@ async def fetch_meter_series(pool: AsyncEngine, meter_id: str, buckets: Buckets)
 async def fetch_vehicle_series(
     pool: AsyncEngine, vehicle_id: str, buckets: Buckets, *, gap_minutes: int
 ) -> VehicleSeries:
-    """Raises UnknownDevice."""
+    """Returns a vehicle's series. Raises UnknownDevice."""
     sides = None
     async with pool.connect() as connection:
         device = await device_id_of(connection, vehicle, vehicle_id)
@@ -205,7 +205,7 @@ async def fetch_vehicle_series(
                 sums = await _fetch(connection, VEHICLE, buckets, device=device)
                 own = await fetch_minutes(connection, VEHICLE_MINUTES, [device], *bounds) if sums[0] else []
             if own:
-                with suppress(InvalidTimeRange):  # too many vehicles share its meters: no efficiency
+                with suppress(InvalidTimeRange):  # too many vehicles share its meters, so there is no efficiency
                     sides = await fetch_sides(connection, own, *bounds)
 
     efficiency: tuple[list[Any], list[Any]] = [None] * len(sums[0]), [None] * len(sums[0])
@@ -219,7 +219,7 @@ async def fetch_vehicle_series(
 
 
 async def fetch_fleet_series(pool: AsyncEngine, buckets: Buckets) -> FleetSeries:
-    """Of all meters and vehicles together."""
+    """Returns the series of all meters and vehicles together."""
     # The first minutes' efficiency is over the hour before them too.
     earlier = timedelta(minutes=_EFFICIENCY_MINUTES) if buckets.width == "1m" else timedelta(0)
     async with pool.connect() as connection:
@@ -239,7 +239,7 @@ def _kwh(milliwh: list[int | None]) -> list[float | None]:
 
 
 def efficiency_bounds(buckets: Buckets, kept_from: datetime | None, now: datetime) -> tuple[datetime, datetime]:
-    """The minutes that efficiency is computed from: an hour more than the buckets, as far back as minutes are kept."""
+    """Returns the range of minutes for the efficiency: from an hour before the buckets, if minutes are kept so long."""
     end = min(buckets.end, (now + MAX_AHEAD).replace(second=0, microsecond=0) + timedelta(minutes=1))
     start = max(buckets.start - timedelta(minutes=_EFFICIENCY_MINUTES), end - EFFICIENCY_REACH)
     if kept_from is not None and kept_from > start:
@@ -248,7 +248,7 @@ def efficiency_bounds(buckets: Buckets, kept_from: datetime | None, now: datetim
 
 
 async def _fetch(connection: AsyncConnection, source: Source, buckets: Buckets, **device: int) -> list[list[Any]]:
-    """The columns, each from one array: no object per point between the database and the encoder."""
+    """Fetches each column as one array: no object per point is made between the database and the encoder."""
     bounds = {"range_from": buckets.start, "range_to": buckets.end}
     rows = await connection.execute(source.statements[buckets.width], {**bounds, **device})
     return [column or [] for column in rows.one()]
@@ -257,7 +257,7 @@ async def _fetch(connection: AsyncConnection, source: Source, buckets: Buckets, 
 def _efficiency(
     starts: list[int], buckets: Buckets, evidence: Evidence, kept_from: datetime
 ) -> tuple[list[int | None], list[float | None]]:
-    """Paired minutes and efficiency of each bucket; None where its minutes are not all kept."""
+    """Returns each bucket's paired minutes and efficiency; None where not all of its minutes are kept."""
     ac, dc = evidence.paired_ac_milliwh, evidence.paired_dc_milliwh
     paired, ratios = _trailing(starts, buckets, [(minute, ac[minute], dc[minute]) for minute in sorted(ac)])
     span_s = max(_SECONDS[buckets.width], 60 * _EFFICIENCY_MINUTES)
@@ -272,9 +272,9 @@ def _efficiency(
 def _trailing(
     starts: list[int], buckets: Buckets, flowed: list[tuple[int, int, int]]
 ) -> tuple[list[int], list[float | None]]:
-    """DC over AC of the minutes in each bucket, or in the hour that ends with it, and how many they are.
+    """Returns the number of minutes in each bucket, or in the hour that ends with it, and their DC over AC.
 
-    `flowed` has minute, AC and DC, in order.
+    `flowed` has the minute, AC and DC, in order.
     """
     seconds = _SECONDS[buckets.width]
     span = max(seconds // 60, _EFFICIENCY_MINUTES)

@@ -1,4 +1,4 @@
-"""Where series come from: the statements that make columns of buckets."""
+"""The statements that make columns of buckets, from which series are answered."""
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -28,14 +28,14 @@ WidthOrAuto: TypeAlias = Literal["1m", "1h", "1d", "auto"]
 
 
 class Source(NamedTuple):
-    """By width of the buckets, the aggregates that are read, and the statement."""
+    """The aggregates to read, and the statement, by the width of the buckets."""
 
     aggregates: dict[Width, tuple[str, ...]]
     statements: dict[Width, Select[Any]]
 
 
-# The statements: arrays over the buckets in [:range_from, :range_to), in order. Grouped by bucket, since a vehicle has
-# a row for each meter.
+# The statements yield arrays over the buckets in [:range_from, :range_to), in order. They group by bucket, since a
+# vehicle has a row for each meter.
 
 
 def _arrays(source: TableValuedAlias, *values: ColumnElement[Any], device: ColumnElement[int] | None) -> Select[Any]:
@@ -57,7 +57,7 @@ def _kwh(milliwh: ColumnElement[int]) -> ColumnElement[Any]:
 
 
 def _hundredths(source: TableValuedAlias, quantity: str, readings: str) -> Iterator[ColumnElement[Any]]:
-    """Average, least and greatest of a quantity that is stored in hundredths."""
+    """Yields the average, least and greatest of a quantity that is stored in hundredths."""
     column = source.c
     yield cast(_sum(column[f"{quantity}_sum"]), Double) / func.nullif(100 * _sum(column[readings]), 0)
     yield cast(func.min(column[f"{quantity}_min"]), Double) / 100
@@ -86,7 +86,7 @@ def _vehicle_arrays(source: TableValuedAlias) -> Select[Any]:
 
 
 def _fleet_arrays(source: TableValuedAlias) -> Select[Any]:
-    """Energies in whole units: ratios are computed from them."""
+    """Selects energies in whole units, because ratios are computed from them."""
     column = source.c
     return _arrays(
         source,
@@ -114,7 +114,7 @@ FLEET = Source(
 )
 
 
-# A vehicle's minutes with all that it measured: read once, for the columns and for the efficiency.
+# A vehicle's minutes with everything that it measured are read once, for the columns and for the efficiency.
 MEASURED_MINUTES = vehicle_minutes(
     *(
         func.array_agg(vehicle_minute.c[name])
@@ -127,7 +127,7 @@ MEASURED_MINUTES = vehicle_minutes(
 
 
 def minute_columns(own: list[Minutes], start: datetime) -> list[list[Any]]:
-    """The columns of a vehicle's MEASURED_MINUTES from `start` on, equal to those that VEHICLE's statements make."""
+    """Returns the columns of a vehicle's MEASURED_MINUTES from `start` on, equal to those of VEHICLE's statements."""
     first = start.timestamp() / 60
     rows = chain.from_iterable(zip(at.minutes, at.milliwh, at.readings, *at.others, strict=True) for at in own)
     ordered = sorted((row for row in rows if row[0] >= first), key=itemgetter(0))
@@ -141,7 +141,7 @@ def minute_columns(own: list[Minutes], start: datetime) -> list[list[Any]]:
 
 
 def _merged(rows: list[tuple[Any, ...]]) -> Sequence[Any]:
-    """One row of those that a vehicle has in a minute, one for each meter."""
+    """Merges the rows that a vehicle has in a minute, one for each meter, into one."""
     if len(rows) == 1:
         return rows[0]
     columns = ([value for value in column if value is not None] for column in zip(*rows, strict=True))
@@ -150,7 +150,7 @@ def _merged(rows: list[tuple[Any, ...]]) -> Sequence[Any]:
 
 
 def minutes_between(own: list[Minutes], start: datetime, end: datetime) -> list[Minutes]:
-    """Those of a vehicle's minutes that its efficiency is computed from."""
+    """Returns a vehicle's minutes in [start, end), from which its efficiency is computed."""
     first, after = start.timestamp() / 60, end.timestamp() / 60
     found = []
     for at in own:

@@ -1,4 +1,4 @@
-"""The loop that judges the hours in which readings have arrived, and who is silent."""
+"""The loop that judges the hours in which readings have arrived, and finds silent devices."""
 
 import asyncio
 import math
@@ -24,9 +24,9 @@ from app.settings import Settings
 from app.telemetry.reading import Stream
 
 PERIOD_SECONDS = 60
-# An hour of 10,000 devices at once; of an import, a day of some hundred.
+# This is an hour of 10,000 devices at once; of an import, it is a day of some hundred.
 _TOUCHED_AT_ONCE = 10_000
-# Vehicles times minutes. Their arrays and sets take some 100 MB, and half a second.
+# The product of vehicles and minutes. Their arrays and sets take some 100 MB, and half a second.
 _PAIRED_AT_ONCE = 150_000
 _GRACE_SECONDS = 60 * REPORTING_MINUTES
 
@@ -34,7 +34,7 @@ _log = structlog.get_logger()
 
 
 async def judge_forever(url: str, settings: Settings) -> None:
-    """Judges each minute, whatever happens; to be cancelled."""
+    """Judges once a minute, whatever happens, until it is cancelled."""
     pool = create_pool(url, ALERTS_POOL_SIZE)
     grace, at_once = Grace(), _TOUCHED_AT_ONCE
 
@@ -51,7 +51,7 @@ async def judge_forever(url: str, settings: Settings) -> None:
         nonlocal at_once
         _log.warning("alerts_failed", error=str(error))
         if isinstance(getattr(error, "orig", error), psycopg.errors.QueryCanceled):
-            at_once = max(1, at_once // 2)  # it took too long
+            at_once = max(1, at_once // 2)  # The last round took too long.
         else:
             grace.begin()
 
@@ -65,9 +65,9 @@ async def judge_forever(url: str, settings: Settings) -> None:
 
 
 class Grace:
-    """The time in which devices send what they could not while the service or its database was away.
+    """The time in which devices send what they could not send while the service or its database was away.
 
-    None of them is silent then. It begins anew when the wall clock jumps: the machine has been suspended.
+    No device counts as silent then. Grace begins anew when the wall clock jumps: the machine was suspended.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Grace:
 
 
 async def judge_silence(pool: AsyncEngine) -> None:
-    """One round over all devices' latest states, unless another process is at it."""
+    """Looks for silent devices in all latest states, once, unless another process is doing so."""
     async with pool.connect() as reading:
         as_of = (await fetch_instants(reading, "vehicle_minute", "meter_minute")).as_of
     async with driver_connection(pool) as writing, writing.transaction():
@@ -94,9 +94,9 @@ async def judge_silence(pool: AsyncEngine) -> None:
 
 
 async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int = _TOUCHED_AT_ONCE) -> bool:
-    """Judges the touched hours that are over, for about a minute; true when that was too short for all.
+    """Judges the touched hours that are over, for about a minute; returns True when that was too short for all.
 
-    Another process that is at it is left alone.
+    Does nothing while another process judges.
     """
     ends = time.monotonic() + PERIOD_SECONDS
     async with driver_connection(pool) as writing, pool.connect() as reading:
@@ -104,7 +104,7 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
         if instants.as_of is None:
             return False
         as_of, over = instants.as_of, _hour(instants.as_of - timedelta(minutes=settings.pairing_gap_minutes))
-        # An hour whose minutes were dropped, or those before it, keeps the rows that it has.
+        # An hour keeps its rows when its minutes, or those before it, were dropped.
         first = 0 if instants.kept_from is None else _hour(instants.kept_from) + 2
         hours = await tables.fetch_touched_hours(writing, tables.start_of_hour(over), as_of)
         while chosen := _first_of(hours, at_once):
@@ -117,7 +117,7 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
                 if touched and (judgeable := [hour for hour in sorted(near) if first <= hour < over]):
                     judged = await _judge_hours(reading, touched, judgeable, settings)
                     await _judge_devices(writing, judged, judgeable, settings)
-                # The others may stand for readings that are not to be seen yet.
+                # The other notes may stand for readings that are not visible yet.
                 await tables.forget_touched(writing, [note for note in touched if note[3] < as_of])
             if hours and time.monotonic() > ends:
                 return True
@@ -130,7 +130,7 @@ def _hour(at: datetime) -> int:
 
 
 def _first_of(touched: list[tuple[datetime, int]], at_once: int) -> list[datetime]:
-    """The first hours, in order and within a day, in which not too many devices were touched; at least one."""
+    """Returns the first hours, in order and within a day, with not too many touched devices; at least one hour."""
     chosen: list[datetime] = []
     total = 0
     for hour, count in touched:
@@ -144,7 +144,7 @@ def _first_of(touched: list[tuple[datetime, int]], at_once: int) -> list[datetim
 async def _judge_hours(
     connection: AsyncConnection, touched: tables.Touched, hours: list[int], settings: Settings
 ) -> tuple[set[int], Hours]:
-    """The vehicles that are concerned, and their rows of these hours."""
+    """Returns the vehicles concerned and their rows of these hours."""
     gap_minutes = settings.pairing_gap_minutes
     before, after = (timedelta(minutes=margin) for margin in margins(gap_minutes))
     bounds = tables.start_of_hour(hours[0]) - before, tables.start_of_hour(hours[-1] + 1) + after
@@ -155,7 +155,7 @@ async def _judge_hours(
         concerned = await fetch_concerned(connection, vehicles, meters, *bounds)
         size = max(1, _PAIRED_AT_ONCE * timedelta(minutes=1) // (bounds[1] - bounds[0]))
         for start in range(0, len(concerned), size):
-            # The database collects a slice while the one before it is paired.
+            # The database collects a slice while the previous one is paired.
             some = {*concerned[start : start + size]}
             own = await fetch_minutes(connection, VEHICLE_MINUTES, some, *bounds)
             sides = await fetch_sides(connection, own, *bounds, max_shared_minutes=math.inf)
@@ -176,8 +176,8 @@ async def _judge_devices(
     meters = {meter for _, _, meter in changed} - {NO_METER}
     froze = await tables.meters_that_froze(connection, meters, first - TRAILING_HOURS + 1)
     for stream, devices in ((Stream.VEHICLE, {vehicle for vehicle, _, _ in changed}), (Stream.METER, froze)):
-        # Beyond the windows that changed, the states differ at most for those that are open now and were not, or the
-        # other way round.
+        # Outside the windows that changed, the states differ at most for devices whose alert is open now and was not,
+        # or was open and is not now.
         further = await _judge_stream(connection, stream, devices, first, last, settings)
         await _judge_stream(connection, stream, further, first, None, settings)
 

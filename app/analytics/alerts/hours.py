@@ -1,4 +1,4 @@
-"""What a UTC hour says of a vehicle at a meter: a row of efficiency_hour. Pure; hours and minutes since 1970."""
+"""The verdict on a UTC hour of a vehicle at a meter: a row of efficiency_hour. Pure; hours and minutes since 1970."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -10,19 +10,19 @@ from app.analytics.efficiency.pairing import AtMeter, Energy, Minutes, Pairs, Si
 NO_METER = 0
 FROZEN_MINUTES = 30
 FROZEN_MILLIWH = 500_000
-# A value that a device measures again and again is there at least so many times, and as many differ beside it.
+# A frozen device repeats a value at least this often, while at least this many of the other's values differ.
 _REPEATED = 3
 
 
 class Frozen(NamedTuple):
-    """The longest stretch that ends in an hour and in which a device was frozen, and what the other one measured."""
+    """The longest frozen stretch of a device that ends in an hour, and the energy that the other device measured."""
 
     minutes: int = 0
     other_milliwh: int = 0
 
 
 class Hour(NamedTuple):
-    """A row of efficiency_hour, in the order of its columns from `ac_milliwh` on; the minutes are counted once."""
+    """A row of efficiency_hour, in the order of its columns from `ac_milliwh` on; each minute counts once."""
 
     ac_milliwh: int
     dc_milliwh: int
@@ -38,13 +38,13 @@ class Hour(NamedTuple):
 
 
 Hours = dict[tuple[int, int, int], Hour]
-"""By vehicle, hour and meter."""
+"""The rows by vehicle, hour and meter."""
 
 
 def judge_hours(vehicles: set[int], hours: Collection[int], sides: Sides, *, gap_minutes: int) -> Hours:
-    """The rows of some vehicles in some hours; for `sides` see pair_each().
+    """Returns the rows of some vehicles in some hours; for `sides` see pair_each().
 
-    They must hold each hour's minutes and its margins(); further ones change nothing.
+    The sides must hold each hour's minutes and its margins(); further minutes change nothing.
     """
     pairs = pair_each(vehicles, sides, gap_minutes=gap_minutes)
     vehicle_counts, meter_counts = _counts(sides.vehicles), _counts(sides.meters)
@@ -57,7 +57,7 @@ def judge_hours(vehicles: set[int], hours: Collection[int], sides: Sides, *, gap
 
 
 Counts = defaultdict[int, dict[int, int]]
-"""How many readings a device has in a minute, by device and minute: where it is not one."""
+"""The number of readings by device and minute, where it is not one."""
 
 
 def _counts(devices: Iterable[Minutes]) -> Counts:
@@ -68,7 +68,7 @@ def _counts(devices: Iterable[Minutes]) -> Counts:
 
 
 def margins(gap_minutes: int) -> tuple[int, int]:
-    """How many minutes before and after an hour its row depends on."""
+    """Returns how many minutes before and after an hour its row depends on."""
     return FROZEN_MINUTES + gap_minutes, gap_minutes
 
 
@@ -97,11 +97,11 @@ def _rows(
 
 
 _Counts = Counter[tuple[int, int]]
-"""Minutes by meter and hour."""
+"""The number of minutes by meter and hour."""
 
 
 def _counted_once(pairs: Pairs, hours: frozenset[int]) -> tuple[_Counts, _Counts, _Counts]:
-    """The paired, shared, unpaired minutes of those hours, each counted as the first of these that it is anywhere."""
+    """Counts the hours' minutes as paired, shared or unpaired: each as the first of these that it is anywhere."""
     left = {minute for minute in pairs.covered if minute // 60 in hours}
     counts = _Counts(), _Counts(), _Counts()
     for number, count in enumerate(counts):
@@ -118,7 +118,7 @@ def _counted_once(pairs: Pairs, hours: frozenset[int]) -> tuple[_Counts, _Counts
 def _frozen(
     at: AtMeter, hours: frozenset[int], counts_of_vehicle: Mapping[int, int], counts_of_meter: Mapping[int, int]
 ) -> dict[int, tuple[Frozen, Frozen]]:
-    """By hour, how long the meter was frozen and how long the vehicle."""
+    """Returns, by hour, the longest frozen stretch of the meter and that of the vehicle."""
     found = {}
     minutes = sorted(at.paired)
     for hour in hours:
@@ -135,7 +135,7 @@ def _longest(minutes: Sequence[int], stuck: Energy, counts: Mapping[int, int], o
         return Frozen()
     values = [stuck[minute] for minute in minutes if minute in stuck]
     others = [other[minute] for minute in minutes if minute in other]
-    # Nearly all are sound: this says so in a tenth of the time.
+    # Nearly all devices are sound, and this shows it in a tenth of the time.
     if sum(others) < FROZEN_MILLIWH or _most(values) < _REPEATED or len(others) - _most(others) < _REPEATED:
         return Frozen()
     stretches = (stretch for stretch in _stretches(minutes, stuck, counts) if stretch[-1] >= ends_from)
@@ -148,9 +148,9 @@ def _longest(minutes: Sequence[int], stuck: Energy, counts: Mapping[int, int], o
 
 
 def _stretches(minutes: Sequence[int], stuck: Energy, counts: Mapping[int, int]) -> Iterator[Sequence[int]]:
-    """The longest runs of consecutive minutes in which a device's readings were 0, or one value again and again.
+    """Yields the longest runs of consecutive minutes in which a device's readings were 0, or one value repeated.
 
-    A jittering clock puts now and then none and now and then two or three of them into a minute.
+    Because a clock jitters, a minute has now and then no reading, or two or three.
     """
     start, value = 0, None
     for position, minute in enumerate(minutes):
@@ -167,10 +167,10 @@ def _stretches(minutes: Sequence[int], stuck: Energy, counts: Mapping[int, int])
 
 
 def _varies(values: Sequence[int]) -> bool:
-    """Whether no value makes up half of them or more."""
+    """Returns True when no value makes up half of the values or more."""
     return 2 * _most(values) < len(values)
 
 
 def _most(values: Sequence[int]) -> int:
-    """How many times the most frequent value is there."""
+    """Returns how often the most frequent value occurs."""
     return max(Counter(values).values(), default=0)

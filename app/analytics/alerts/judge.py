@@ -1,7 +1,7 @@
-"""From a device's hours to its alerts. Pure; hours since 1970.
+"""A device's hours to its alerts. Pure; hours since 1970.
 
-Each hour in which the device has a row is judged over the 24 hours before its end. In the others nothing is known, so
-an alert that is open stays open.
+Each hour in which the device has a row is judged over the 24 hours before its end. Nothing is known of other hours, so
+an open alert stays open in them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,12 +17,12 @@ from app.telemetry.reading import Stream
 TRAILING_HOURS = 24
 # In a short session the first and last readings of two clocks weigh too much (docs/efficiency.md).
 ENOUGH_CHARGING_MINUTES = 60
-# Above the limit by so much, a low efficiency is over: a ratio near the limit would open and close with each hour.
+# A low efficiency ends this far above the limit: a ratio near the limit would open and close an alert each hour.
 HYSTERESIS = 0.02
 
 
 class Kind(StrEnum):
-    """What an alert is about."""
+    """The kind of an alert."""
 
     LOW_EFFICIENCY = "low_efficiency"
     IMPOSSIBLE_EFFICIENCY = "impossible_efficiency"
@@ -35,17 +35,17 @@ EVIDENCE = (
     *("efficiencyRatio", "acKwh", "dcKwh", "lossKwh", "minutes", "pairedMinutes", "sharedMinutes"),
     *("frozenMinutes", "from", "to", "lastSeen"),
 )
-"""What the evidence of an alert may tell, of all kinds together."""
+"""The members that an alert's evidence may have, over all kinds."""
 
 KINDS = {
     Stream.VEHICLE: (Kind.LOW_EFFICIENCY, Kind.IMPOSSIBLE_EFFICIENCY, Kind.FROZEN_VEHICLE),
     Stream.METER: (Kind.FROZEN_METER,),
 }
-"""Those that are judged by the hour."""
+"""The kinds that are judged by the hour."""
 
 
 class Alert(NamedTuple):
-    """Instants are the ends of the hours that were judged; `evidence` is that of the opening."""
+    """An alert; its instants are the ends of the hours that were judged, its `evidence` is from the opening."""
 
     opened: datetime
     closed: datetime | None
@@ -63,12 +63,12 @@ class TrailingDay(NamedTuple):
     rows: Sequence[Row]
 
     def total(self, column: str) -> int:
-        """The sum of a column."""
+        """Returns the sum of a column."""
         return sum(getattr(row, column) for _, _, row in self.rows)
 
     @property
     def ratio(self) -> float | None:
-        """The efficiency; None when too little is paired to say."""
+        """The efficiency; None when too few minutes are paired to tell."""
         ac, paired = self.total("ac_milliwh"), self.total("paired")
         if ac < ENOUGH_AC_MILLIWH or 2 * paired < self.total("minutes"):
             return None
@@ -78,7 +78,7 @@ class TrailingDay(NamedTuple):
 
 
 def judge(kind: Kind, rows: Sequence[Row], first: int, alert: Alert | None, *, low_efficiency: float) -> list[Alert]:
-    """The alerts that are open in or open after the hour `first`, in order, judged by rows in the order of hours.
+    """Returns, in order, the alerts that are open in or open after the hour `first`; `rows` are in order of hours.
 
     `rows` reach 23 hours further back. `alert` is the one that was open before `first`.
     """
@@ -94,9 +94,9 @@ def judge(kind: Kind, rows: Sequence[Row], first: int, alert: Alert | None, *, l
 
 
 def splice(old: list[Alert], new: list[Alert], until: datetime | None) -> tuple[list[Alert], list[Alert] | None]:
-    """Of the alerts as they were and as judged up to `until`, those to be replaced, and by what.
+    """Returns which of the `old` alerts to replace, and their replacements from `new`, which are judged up to `until`.
 
-    By None, when one is open then that was not, or the other way round: what follows must be judged, too.
+    The replacements are None when an alert is open then in only one of the two: later hours must be judged too.
     """
     if until is None:
         return old, new
@@ -119,7 +119,7 @@ def _trailing_days(rows: Sequence[Row], first: int) -> Iterator[TrailingDay]:
             yield TrailingDay(hour, rows[start : position + 1])
 
 
-# Each says whether its alert is to be open after a day; None: the day does not say.
+# Each function says whether its alert is to be open after a day; None means that the day does not tell.
 
 
 def _is_low(day: TrailingDay, low_efficiency: float) -> bool | None:

@@ -1,4 +1,4 @@
-"""Alerts as they are answered."""
+"""The listing of alerts in answers."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -16,7 +16,7 @@ _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class AlertAnswer(msgspec.Struct, frozen=True, rename="camel"):
-    """`meter_ids` and `vehicle_ids` are the devices that it is about, `device_id` the one that raised it."""
+    """An alert of the device `device_id`; `meter_ids` and `vehicle_ids` are all the devices that it is about."""
 
     id: str
     kind: Kind
@@ -31,16 +31,16 @@ class AlertAnswer(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class AlertPage(msgspec.Struct, frozen=True, rename="camel"):
-    """Newest first. Readings committed before `as_of` have been judged, where their hour was over."""
+    """Alerts, newest first. Readings committed before `as_of` have been judged if their hour was over."""
 
     as_of: datetime | None
     alerts: list[AlertAnswer]
 
 
 class AlertFilter(NamedTuple):
-    """Which alerts are listed; a member that is None excludes none.
+    """The choice of alerts; a member that is None excludes none.
 
-    They were open at some time in [start, end). The devices that the evidence of an alert names count as its devices;
+    The alerts were open at some time in [start, end). Devices named in an alert's evidence count as its devices;
     `device_id` is the id of a vehicle or a meter.
     """
 
@@ -56,7 +56,7 @@ class AlertFilter(NamedTuple):
 
 
 async def fetch_alerts(connection: AsyncConnection[tuple[Any, ...]], only: AlertFilter) -> AlertPage:
-    """The alerts of devices in service. Raises UnknownDevice, and InvalidParameter when `after` is no alert's id."""
+    """Returns alerts of devices in service. Raises UnknownDevice, and InvalidParameter when `after` is not an id."""
     parameters = {**only._asdict(), **_position(only.after)}
     for stream, name in await (await connection.execute(_UNKNOWN, parameters)).fetchall():
         raise UnknownDevice(f"There is no {stream} {name}.")
@@ -74,7 +74,7 @@ def answer_of(
     evidence: Mapping[str, Any],
     others: list[str],
 ) -> AlertAnswer:
-    """An alert as it is told, of its columns, its device's name and those of the `others` in its evidence."""
+    """Returns an alert's answer from its columns, its device's name and the names of the `others` in its evidence."""
     meters, vehicles = (others, [device_id]) if stream == Stream.VEHICLE else ([device_id], others)
     numbers = {name: value for name, value in evidence.items() if name != "others"}
     return AlertAnswer(
@@ -119,7 +119,7 @@ def _text(
         case Kind.NO_DATA:
             last_seen = _to_the_second(datetime.fromisoformat(evidence["lastSeen"]))
             if closed is None:
-                return f"Nothing from the {stream} {device} since {last_seen}."
+                return f"The {stream} {device} has sent nothing since {last_seen}."
             return f"The {stream} {device} was silent from {last_seen} to {_to_the_second(closed)}."
 
 
@@ -138,7 +138,7 @@ def _position(after: str | None) -> dict[str, Any]:
     return {"after_kind": kind, "after_stream": stream, "after_name": name, "after_opened": at}
 
 
-# Of the devices that are asked for, those that are not known under that name today.
+# The requested devices that are not known under that name today.
 _UNKNOWN = """
     SELECT coalesce(stream, 'device'), name
     FROM (VALUES ('vehicle', %(vehicle_id)s::text), ('meter', %(meter_id)s), (NULL, %(device_id)s))
@@ -148,8 +148,8 @@ _UNKNOWN = """
                         WHERE external_id = name AND device.stream = coalesce(asked.stream, device.stream))
 """
 
-# An alert is also a vehicle's, or a meter's, when its evidence names that device at the other end.
-# The LIMIT has each looked up by its key, instead of all devices being joined.
+# An alert also belongs to a vehicle, or a meter, that its evidence names at the other end.
+# The LIMIT makes each lookup go by key, instead of joining all devices.
 _ALERTS = """
     WITH page AS (
         SELECT alert.*, device.external_id

@@ -33,24 +33,24 @@ _RANKED_COLUMNS = ("id", "efficiencyRatio", "acKwh", "dcKwh", "lossKwh")
 async def get_alerts(
     request: Request[Any, Any, Any],
     pool: NamedDependency[AsyncEngine],
-    is_open: Annotated[bool | None, QueryParameter(name="open", description="Only open, or only closed ones.")] = None,
-    kind: Annotated[Kind | None, QueryParameter(description="Only those of one kind.")] = None,
+    is_open: Annotated[bool | None, QueryParameter(name="open", description="Only open or only closed alerts.")] = None,
+    kind: Annotated[Kind | None, QueryParameter(description="Only alerts of this kind.")] = None,
     vehicle_id: Annotated[
-        str | None, QueryParameter(name="vehicleId", description="Only those that concern one vehicle.")
+        str | None, QueryParameter(name="vehicleId", description="Only alerts that concern this vehicle.")
     ] = None,
     meter_id: Annotated[
-        str | None, QueryParameter(name="meterId", description="Only those that concern one meter.")
+        str | None, QueryParameter(name="meterId", description="Only alerts that concern this meter.")
     ] = None,
     start: Annotated[
-        datetime | None, QueryParameter(name="from", description="Only those that were open at this time or later.")
+        datetime | None, QueryParameter(name="from", description="Only alerts that were open at this time or later.")
     ] = None,
     end: Annotated[
-        datetime | None, QueryParameter(name="to", description="Only those that opened before this time.")
+        datetime | None, QueryParameter(name="to", description="Only alerts that opened before this time.")
     ] = None,
-    limit: Annotated[int, QueryParameter(ge=1, le=10_000, description="At most so many.")] = 100,
-    after: Annotated[str | None, QueryParameter(description="Only those that follow the alert of this id.")] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=10_000, description="The most alerts to return.")] = 100,
+    after: Annotated[str | None, QueryParameter(description="Only alerts that follow the one with this id.")] = None,
 ) -> Response[AlertPage]:
-    """Alerts of devices in service, newest first; as CSV where `Accept` prefers text/csv."""
+    """Returns alerts of devices in service, newest first; as CSV where `Accept` prefers text/csv."""
     if any(at is not None and at.tzinfo is None for at in (start, end)):
         raise InvalidTimeRange("`from` and `to` need a time zone.")
     only = AlertFilter(is_open, kind, vehicle_id, meter_id, None, start, end, after, limit)
@@ -75,16 +75,16 @@ async def get_alerts(
 async def get_efficiency(
     request: Request[Any, Any, Any],
     rankings: NamedDependency[Rankings],
-    by: Annotated[By, QueryParameter(description="Whose efficiency.")] = "vehicle",
-    worst: Annotated[int, QueryParameter(ge=1, le=100_000, description="So many of them.")] = 20,
+    by: Annotated[By, QueryParameter(description="The kind of device to rank.")] = "vehicle",
+    worst: Annotated[int, QueryParameter(ge=1, le=100_000, description="The number of devices to return.")] = 20,
     start: Annotated[
-        datetime | None, QueryParameter(name="from", description="Start of the hours; else 24 before their end.")
+        datetime | None, QueryParameter(name="from", description="Start of the hours; default: 24 before `to`.")
     ] = None,
     end: Annotated[
-        datetime | None, QueryParameter(name="to", description="Their end; else that of the last hour that is judged.")
+        datetime | None, QueryParameter(name="to", description="End of the hours; default: end of the last judged one.")
     ] = None,
 ) -> Response[EfficiencyRanking]:
-    """The efficiency of the fleet and of its worst devices, by whole hours; as CSV where `Accept` prefers text/csv."""
+    """Returns the efficiency of the fleet and its worst devices over whole hours; CSV if `Accept` prefers text/csv."""
     answer = await rankings.fetch(by, start, end, worst=worst)
     headers = {"Vary": "Accept"}
     if not prefers_csv(request):

@@ -1,4 +1,4 @@
-"""The tables of the evaluator: touched hours, the hours as judged, alerts, and the log of what happens to them.
+"""The tables of the evaluator: touched hours, judged hours, alerts, and the log of transitions of alerts.
 
 All are written under one lock, which the transaction holds. Hours count from 1970.
 """
@@ -20,11 +20,11 @@ Connection = AsyncConnection[tuple[Any, ...]]
 _VALUES = sql.SQL(", ".join(Hour._fields))
 
 Touched = Sequence[tuple[str, int, datetime, datetime]]
-"""Stream, device, hour, and when it was touched."""
+"""The stream, the device, the hour, and the instant at which it was touched."""
 
 
 async def try_lock(connection: Connection) -> bool:
-    """Whether this transaction is the one that evaluates."""
+    """Returns True when this transaction is now the only one that evaluates."""
     cursor = connection.cursor(row_factory=scalar_row)
     await cursor.execute("SELECT pg_try_advisory_xact_lock(hashtext('wattline alerts'))")
     (locked,) = await cursor.fetchall()
@@ -32,11 +32,11 @@ async def try_lock(connection: Connection) -> bool:
 
 
 async def fetch_touched_hours(connection: Connection, before: datetime, as_of: datetime) -> list[tuple[datetime, int]]:
-    """The touched hours before that one, and how many devices touched each.
+    """Returns the touched hours before `before`, and how many devices touched each.
 
-    Last come those that are to be judged again, for readings may have been stored that are not to be seen yet; of the
-    others, and of these, the last day comes first. What an import has stored is to be seen when its days are refreshed;
-    policies see to the live window.
+    Hours that must be judged again come last, because readings may have been stored that are not visible yet; in both
+    groups, the last day comes first. What an import has stored becomes visible when its days are refreshed; in the live
+    window, policies refresh.
     """
     cursor = await connection.execute(
         """
@@ -54,7 +54,7 @@ async def fetch_touched_hours(connection: Connection, before: datetime, as_of: d
 
 
 async def fetch_touched(connection: Connection, hours: Collection[datetime]) -> Touched:
-    """Which devices touched these hours."""
+    """Returns the devices that touched these hours."""
     cursor = await connection.execute(
         "SELECT stream, device_id, hour, at FROM touched_hour WHERE hour = ANY (%s)", [[*hours]]
     )
@@ -62,7 +62,7 @@ async def fetch_touched(connection: Connection, hours: Collection[datetime]) -> 
 
 
 async def forget_touched(connection: Connection, touched: Touched) -> None:
-    """Deletes the notes, but for those that were renewed meanwhile; those that a store transaction holds stay too."""
+    """Deletes notes, except those that were renewed meanwhile or that a store transaction holds."""
     await connection.execute(
         """
         WITH seen AS (
@@ -79,7 +79,7 @@ async def forget_touched(connection: Connection, touched: Touched) -> None:
 
 
 async def note_judged(connection: Connection, as_of: datetime) -> None:
-    """Readings committed before `as_of` have been judged, where their hour was over then."""
+    """Notes that readings committed before `as_of` have been judged if their hour was over."""
     await connection.execute("UPDATE installation SET judged_as_of = greatest(judged_as_of, %s)", [as_of])
 
 
@@ -119,7 +119,7 @@ async def replace_hours(
 async def fetch_rows(
     connection: Connection, stream: Stream, devices: Collection[int], first: int, last: int | None
 ) -> dict[int, list[Row]]:
-    """The hours of these devices from `first` to `last`, or to the end, in order."""
+    """Returns the hours of these devices from `first` to `last`, or to the end, in order."""
     own, other = ("vehicle_id", "meter_id") if stream is Stream.VEHICLE else ("meter_id", "vehicle_id")
     cursor = await connection.execute(
         sql.SQL(
@@ -139,7 +139,7 @@ async def fetch_rows(
 
 
 async def meters_that_froze(connection: Connection, meters: Collection[int], first: int) -> set[int]:
-    """Of some meters, those that were frozen since that hour, or that an alert says were."""
+    """Returns those of the meters that were frozen since that hour, or were by an alert."""
     cursor = connection.cursor(row_factory=scalar_row)
     await cursor.execute(
         """
@@ -155,7 +155,7 @@ async def meters_that_froze(connection: Connection, meters: Collection[int], fir
 
 
 def start_of_hour(hour: int) -> datetime:
-    """When an hour begins."""
+    """Returns the instant at which an hour begins."""
     return datetime.fromtimestamp(3600 * hour, UTC)
 
 
@@ -166,7 +166,7 @@ def _columns(rows: Iterable[Sequence[Any]], number: int) -> list[list[Any]]:
 async def fetch_alerts(
     connection: Connection, stream: Stream, devices: Collection[int], since: datetime
 ) -> dict[tuple[Kind, int], list[Alert]]:
-    """The alerts of these devices that are judged by the hour and were open at that instant or later, in order."""
+    """Returns these devices' alerts that are judged by the hour and were open at `since` or later, in order."""
     cursor = await connection.execute(
         """
         SELECT kind, device_id, opened, closed, evidence
@@ -185,7 +185,7 @@ async def fetch_alerts(
 async def replace_alerts(
     connection: Connection, stream: Stream, kind: Kind, device: int, old: Sequence[Alert], new: Sequence[Alert]
 ) -> None:
-    """Makes `new` of the alerts `old`, and notes what happened to them."""
+    """Replaces the alerts `old` by `new`, and logs the transitions."""
     before, after = {alert.opened: alert for alert in old}, {alert.opened: alert for alert in new}
     key = {"kind": kind, "stream": stream, "device": device}
     for opened in sorted(before.keys() | after.keys()):
@@ -215,7 +215,7 @@ def _parameters(alert: Alert) -> dict[str, Any]:
 
 
 async def replace_silent(connection: Connection, as_of: datetime, silent_minutes: int) -> None:
-    """Makes the alerts of kind `no_data` those of the devices in service that are silent at that instant."""
+    """Makes the `no_data` alerts those of the devices in service that are silent at `as_of`."""
     await connection.execute(_SILENCE, {"as_of": as_of, "silent": silent_minutes})
 
 
@@ -229,14 +229,14 @@ _UPSERT_ALERT = """
     ON CONFLICT (kind, stream, device_id, opened) DO UPDATE SET closed = excluded.closed, evidence = excluded.evidence
 """
 
-# Nobody is told of a retired device.
+# Nobody is notified about a retired device.
 _LOG = """
     INSERT INTO alert_transition (transition, kind, stream, device_id, opened, closed, evidence)
     SELECT %(transition)s, %(kind)s, %(stream)s, %(device)s, %(opened)s, %(closed)s, %(evidence)s
     WHERE EXISTS (SELECT FROM device WHERE stream = %(stream)s AND id = %(device)s AND in_service)
 """
 
-# A reading that is older than the alert shows that there was no such silence.
+# A reading that is older than the alert proves that there was no such silence.
 _SILENCE = """
     WITH known AS (
         SELECT stream, id, ts FROM device WHERE in_service

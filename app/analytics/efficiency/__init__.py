@@ -1,1 +1,1 @@
-"""How much of the AC energy reached the batteries: evidence, pairing, verdict, answers."""
+"""The share of the AC energy that reached the batteries: evidence, pairing, verdict, answers."""

@@ -1,4 +1,4 @@
-"""Minute by minute, what a vehicle's efficiency rests on."""
+"""The minutes on which a vehicle's efficiency rests."""
 
 from contextlib import suppress
 from datetime import datetime
@@ -20,7 +20,7 @@ Kind: TypeAlias = Literal["paired", "shared", "unpaired"]
 
 
 class CoverageColumns(msgspec.Struct, frozen=True, rename="camel"):
-    """Runs of minutes of one kind. `t` is the start of the first, in seconds since 1970 UTC; `minutes` counts them."""
+    """Runs of minutes of one kind; `t` is the start of the first, in seconds since 1970 UTC, `minutes` their number."""
 
     t: list[int]
     minutes: list[int]
@@ -28,9 +28,9 @@ class CoverageColumns(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class VehicleCoverage(msgspec.Struct, frozen=True, rename="camel"):
-    """The minutes that a vehicle covers, in order; those of no run are not covered.
+    """The minutes that a vehicle covers, in order; minutes outside all runs are not covered.
 
-    Readings committed before `as_of` are all in, but those of minutes before `kept_from` are no longer kept.
+    All readings committed before `as_of` are included, but minutes before `kept_from` are no longer kept.
     """
 
     vehicle_id: str
@@ -42,7 +42,7 @@ class VehicleCoverage(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def fetch_coverage(pool: AsyncEngine, vehicle_id: str, window: Window, *, gap_minutes: int) -> VehicleCoverage:
-    """No runs when the vehicle has no reading in the window, or is not known.
+    """Returns a vehicle's runs; none when it has no reading in the window, or is not known.
 
     Raises InvalidTimeRange when too many vehicles share its meters for so long a window.
     """

@@ -1,7 +1,7 @@
 """The minutes that prove how much of a meter's AC energy reached a vehicle's battery: fetched, then paired.
 
-Performance, coverage, a vehicle's series and the evaluator of alerts all fetch them here, as arrays per device and
-meter: a day has 1,440 minutes, and arrays cost a tenth of as many rows.
+Performance, coverage, a vehicle's series and the evaluator of alerts all fetch them here, as arrays by device and
+meter: a day has 1,440 minutes, and arrays need a tenth of the rows.
 """
 
 import asyncio
@@ -33,12 +33,12 @@ from app.errors import InvalidTimeRange
 from app.tables import meter_minute, vehicle_meter, vehicle_minute
 
 MAX_SHARED_MINUTES = 1_000_000
-"""Of all vehicles that share a vehicle's meters; each takes 144 bytes while they are paired."""
+"""The limit for all vehicles that share a vehicle's meters; each minute takes 144 bytes during pairing."""
 
 _MINUTE = timedelta(minutes=1)
 _PAIRING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairing")
 _FAR_US = 10**18
-"""Microseconds to an instant beyond any window."""
+"""An instant beyond any window, in microseconds."""
 
 
 async def fetch_minutes(
@@ -48,7 +48,7 @@ async def fetch_minutes(
     range_from: datetime,
     range_to: datetime,
 ) -> list[Minutes]:
-    """The minutes of some devices in [range_from, range_to), by vehicle_minutes() or another statement like it."""
+    """Returns the minutes of some devices in [range_from, range_to), by vehicle_minutes() or a similar statement."""
     rows = await connection.execute(statement, {"devices": [*devices], "range_from": range_from, "range_to": range_to})
     return [
         Minutes(device_id, meter_id, minutes, milliwh, readings, others)
@@ -64,10 +64,10 @@ async def fetch_sides(
     *,
     max_shared_minutes: float = MAX_SHARED_MINUTES,
 ) -> Sides:
-    """The minutes that the pairs of some vehicles depend on; `own` are all of these vehicles in the range.
+    """Returns the minutes that the pairs of some vehicles depend on; `own` are all of these vehicles in the range.
 
-    Each side is fetched by itself: as one anti-join it takes 80 times as long. Raises InvalidTimeRange when too many
-    vehicles share their meters.
+    Each side is fetched by itself: one anti-join takes 80 times as long. Raises InvalidTimeRange when too many
+    vehicles share the meters.
     """
     bounds = {"range_from": range_from, "range_to": range_to}
     vehicles = {at.device_id for at in own}
@@ -89,20 +89,20 @@ async def fetch_sides(
 async def fetch_concerned(
     connection: AsyncConnection, vehicles: set[int], meters: set[int], range_from: datetime, range_to: datetime
 ) -> list[int]:
-    """The vehicles whose pairs a reading of these devices may change: those at its meter. Those of a meter together."""
+    """Returns the vehicles whose pairs may change with a reading of these devices. Vehicles of a meter are adjacent."""
     bounds = {"range_from": range_from, "range_to": range_to}
     found = {(*row,) for row in await connection.execute(_METERS_OF, {"devices": [*vehicles], **bounds})}
     near = meters | {meter_id for _, meter_id in found}
     found |= {(*row,) for row in await connection.execute(_VEHICLES_AT, {"meters": [*near], **bounds})}
-    # Of several meters, the one with the least id.
+    # A vehicle at several meters counts at the one with the least id.
     meter_of = dict(sorted(found, reverse=True))
     return sorted(vehicles | meter_of.keys(), key=lambda vehicle_id: (meter_of.get(vehicle_id, 0), vehicle_id))
 
 
 async def pair_sides(sides: Sides, vehicle_id: int, *, gap_minutes: int) -> Evidence:
-    """Which of the vehicle's minutes are paired. Without a connection, in a thread: 90 days take seconds.
+    """Pairs the vehicle's minutes. This needs no connection and runs in a thread: 90 days take seconds.
 
-    One at a time, since threads that compute only take turns, with those that store readings too.
+    Only one runs at a time: threads that compute take turns with each other, and with those that store readings.
     """
     pairing = partial(pair, vehicle_id, sides, gap_minutes=gap_minutes)
     return await asyncio.get_running_loop().run_in_executor(_PAIRING, pairing)
@@ -122,7 +122,7 @@ def _us(instant: datetime | None, unlimited: int) -> int:
     return unlimited if instant is None else round(instant.timestamp() * 1_000_000)
 
 
-# The statements, all over [:range_from, :range_to).
+# The statements, all over [:range_from, :range_to):
 
 
 def _one_of(column: ColumnElement[int], name: str) -> ColumnElement[bool]:
@@ -130,14 +130,14 @@ def _one_of(column: ColumnElement[int], name: str) -> ColumnElement[bool]:
 
 
 def _arrays(source: TableValuedAlias, milliwh: ColumnElement[int]) -> Iterator[ColumnElement[Any]]:
-    """Minutes by their number since 1970-01-01 UTC, their energy, their number of readings."""
+    """Yields the minutes by their number since 1970-01-01 UTC, their energy, and their number of readings."""
     yield func.array_agg(cast(func.date_part("epoch", source.c.bucket) / 60, Integer))
     yield func.array_agg(milliwh)
     yield func.array_agg(source.c.readings)
 
 
 def vehicle_minutes(*others: ColumnElement[Any]) -> Select[Any]:
-    """The minutes of :devices, which are vehicles; `others` are aggregates over those of a vehicle at a meter."""
+    """Selects the minutes of the vehicles :devices; `others` are aggregates over a vehicle's minutes at a meter."""
     key = vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id
     columns = *_arrays(vehicle_minute, vehicle_minute.c.dc_milliwh), *others
     return select(*key, *columns).where(_one_of(vehicle_minute.c.vehicle_id, "devices")).group_by(*key)
@@ -145,7 +145,7 @@ def vehicle_minutes(*others: ColumnElement[Any]) -> Select[Any]:
 
 VEHICLE_MINUTES = vehicle_minutes()
 
-# The minutes of :devices, which are meters.
+# The minutes of the meters :devices.
 METER_MINUTES = (
     select(meter_minute.c.meter_id, null(), *_arrays(meter_minute, meter_minute.c.ac_milliwh))
     .where(_one_of(meter_minute.c.meter_id, "devices"))
@@ -156,14 +156,14 @@ _VALID = vehicle_meter.c.valid.op("&&")(func.tstzrange(bindparam("range_from"), 
 
 
 def _charging(named: ColumnElement[bool], mapped: ColumnElement[bool]) -> CompoundSelect[Any]:
-    """Vehicles with the meters that their readings name or that they are mapped to."""
+    """Selects vehicles, with the meters that their readings name or that they are mapped to."""
     return union(
         select(vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id).where(named),
         select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id).where(mapped, _VALID),
     )
 
 
-# Those of some vehicles, and those at some meters.
+# The meters of some vehicles, and the vehicles at some meters.
 _METERS_OF = _charging(
     _one_of(vehicle_minute.c.vehicle_id, "devices") & vehicle_minute.c.meter_id.is_not(None),
     _one_of(vehicle_meter.c.vehicle_id, "devices"),

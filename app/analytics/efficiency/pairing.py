@@ -1,8 +1,8 @@
-"""Which of a vehicle's minutes show how much of a meter's AC energy reached its battery.
+"""The pairing of a vehicle's minutes with a meter's, which shows how much of the AC energy reached its battery.
 
-Devices report what flowed since their previous reading, on clocks of their own: a minute without a reading is not a
-minute without energy. So a device covers the minutes of its readings and the short gaps between them, and a vehicle's
-minute counts at a meter where both cover it and no other vehicle does.
+Devices report the energy that flowed since their previous reading, on clocks of their own: a minute without a reading
+may have energy. So a device covers the minutes of its readings and the short gaps between them, and a vehicle's minute
+counts at a meter where both cover it and no other vehicle does.
 
 A minute is its number since 1970-01-01 00:00 UTC; energy is in thousandths of a Wh (1 kWh = 1,000,000).
 """
@@ -19,16 +19,16 @@ import msgspec
 MINUTE_US = 60_000_000
 
 Energy: TypeAlias = defaultdict[int, int]
-"""A device's energy by minute. A minute is in it when it has a reading, be it of 0."""
+"""A device's energy by minute. It contains each minute that has a reading, even a reading of 0."""
 
 ByMeter: TypeAlias = defaultdict[int | None, Energy]
-"""A vehicle's DC energy by the meter it came from; None: not known."""
+"""A vehicle's DC energy by the meter that it came from; None when the meter is not known."""
 
 
 class Minutes(NamedTuple):
-    """The minutes in which a device has readings, with their energy and their number: arrays of the same length.
+    """The minutes in which a device has readings, with their energy and number of readings: arrays of equal length.
 
-    A vehicle has one for each meter that its readings name, and one with `meter_id` None for those that name none; a
+    A vehicle has one for each meter that its readings name, and one with `meter_id` None for readings that name none; a
     meter has one, with `meter_id` None. `others` are further columns that an answer asks for.
     """
 
@@ -41,9 +41,9 @@ class Minutes(NamedTuple):
 
 
 class Mapping(NamedTuple):
-    """The vehicle charges at this meter from `from_us` until before `to_us`, microseconds since 1970-01-01 UTC.
+    """A vehicle charges at this meter from `from_us` until before `to_us`, in microseconds since 1970-01-01 UTC.
 
-    Without a limit, an end is any integer far outside the window. A vehicle is mapped to one meter at a time.
+    An open end is any integer far outside the window. A vehicle is mapped to one meter at a time.
     """
 
     vehicle_id: int
@@ -61,10 +61,10 @@ class Sides(NamedTuple):
 
 
 class Pairing(msgspec.Struct, frozen=True):
-    """A vehicle's minutes by what they show, each counted once, and the energy that the paired ones hold.
+    """A vehicle's minutes by their kind, each counted once, and the energy in the paired minutes.
 
-    A minute at two meters is paired when it is paired at either of them, else shared, else unpaired.
-    `has_meter` is false when no minute is at any meter.
+    A minute at two meters is paired when it is paired at either meter, else shared, else unpaired.
+    `has_meter` is False when no minute is at any meter.
     """
 
     paired: int
@@ -76,7 +76,7 @@ class Pairing(msgspec.Struct, frozen=True):
 
     @property
     def minutes(self) -> int:
-        """All minutes that the vehicle covers."""
+        """The number of minutes that the vehicle covers."""
         return self.paired + self.shared + self.unpaired
 
 
@@ -90,7 +90,7 @@ class Evidence(msgspec.Struct, frozen=True):
     has_meter: bool
 
     def total(self) -> Pairing:
-        """Counts and sums over all minutes."""
+        """Returns the counts and sums over all minutes."""
         paired = len(self.paired_ac_milliwh)
         return Pairing(
             paired=paired,
@@ -103,7 +103,7 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 class AtMeter(NamedTuple):
-    """The minutes that a vehicle covers at a meter, those of them that are shared or paired, and the paired energy."""
+    """The minutes that a vehicle covers at a meter, those that are shared or paired, and the paired energy."""
 
     covered: set[int]
     shared: set[int]
@@ -120,7 +120,7 @@ class Pairs(NamedTuple):
 
 
 def pair(vehicle_id: int, sides: Sides, *, gap_minutes: int) -> Evidence:
-    """Pair one vehicle's minutes with those of its meters; for `sides` see pair_each()."""
+    """Pairs one vehicle's minutes with those of its meters; for `sides` see pair_each()."""
     pairs = pair_each({vehicle_id}, sides, gap_minutes=gap_minutes)[vehicle_id]
     shared, ac, dc = set[int](), Energy(int), Energy(int)
     for at in pairs.at_meter.values():
@@ -132,11 +132,11 @@ def pair(vehicle_id: int, sides: Sides, *, gap_minutes: int) -> Evidence:
 
 
 def pair_each(vehicles: AbstractSet[int], sides: Sides, *, gap_minutes: int) -> dict[int, Pairs]:
-    """Pair the minutes of some vehicles with those of their meters. The order of rows and of minutes does not matter.
+    """Pairs the minutes of some vehicles with those of their meters. The order of rows and of minutes does not matter.
 
-    `sides` holds the window's minutes of these vehicles and of every vehicle that may share a meter with them, and of
-    each of them all, at whatever meter: which minutes are consecutive depends on all. Those whose starts are at most
-    `gap_minutes` apart cover the minutes between them. What names no meter is moved to where the mappings say.
+    `sides` holds the window's minutes of these vehicles and of every vehicle that may share a meter with them, at
+    whatever meter, because all of them decide which minutes are consecutive. Minutes that start at most `gap_minutes`
+    apart cover the minutes between them. Energy that names no meter is moved to where the mappings say.
     """
     delivered: defaultdict[int, ByMeter] = defaultdict(_by_meter)
     for vehicle in sides.vehicles:
@@ -178,7 +178,7 @@ def _by_meter() -> ByMeter:
 
 
 def _attribute_all(delivered: dict[int, ByMeter], mappings: Iterable[Mapping]) -> None:
-    """Attribute each vehicle's energy to the meters that its readings name, else to the one it is mapped to."""
+    """Attributes each vehicle's energy to the meters that its readings name, else to the one that it is mapped to."""
     history: defaultdict[int, list[Mapping]] = defaultdict(list)
     for mapping in mappings:
         history[mapping.vehicle_id].append(mapping)
@@ -187,7 +187,7 @@ def _attribute_all(delivered: dict[int, ByMeter], mappings: Iterable[Mapping]) -
 
 
 def _attribute(by_meter: ByMeter, mappings: list[Mapping]) -> None:
-    """Move the energy that names no meter to the one that the vehicle is mapped to at the start of the minute."""
+    """Moves energy that names no meter to the one that the vehicle is mapped to at the start of the minute."""
     unnamed = by_meter[None]
     ordered = sorted(unnamed)
     for mapping in mappings:
@@ -202,7 +202,7 @@ def _start_us(minute: int) -> int:
 
 
 def _cover(by_meter: ByMeter, gap_minutes: int) -> tuple[set[int], dict[int, set[int]]]:
-    """All the minutes that a vehicle covers, and those it covers at each meter.
+    """Returns all the minutes that a vehicle covers, and those that it covers at each meter.
 
     A minute between one at meter A and one at meter B is covered, but at no meter.
     """
@@ -213,12 +213,12 @@ def _cover(by_meter: ByMeter, gap_minutes: int) -> tuple[set[int], dict[int, set
 
 
 def _gaps(minutes: Iterable[int], gap_minutes: int) -> dict[int, int]:
-    """The minute before each gap that is short enough to be covered, and the minute after it."""
+    """Returns the minute before each gap that is short enough to be covered, and the minute after it."""
     return {before: after for before, after in pairwise(sorted(minutes)) if 1 < after - before <= gap_minutes}
 
 
 def _filled(minutes: AbstractSet[int], gaps: dict[int, int]) -> set[int]:
-    """The minutes, and those in the gaps that have one of them on either side."""
+    """Returns the minutes, and those in the gaps that have a minute on either side."""
     sides = ((before, gaps[before]) for before in gaps.keys() & minutes)
     between = (range(before + 1, after) for before, after in sides if after in minutes)
     return set(minutes).union(chain.from_iterable(between))

@@ -30,11 +30,11 @@ class Coverage(msgspec.Struct, frozen=True):
 
 
 class Performance(msgspec.Struct, frozen=True, rename="camel"):
-    """Energy in kWh, averages over readings in percent and °C.
+    """A vehicle's energy in kWh, and averages over its readings in percent and °C.
 
     `total_dc_delivery` is all DC of the window; `total_ac_consumption`, `efficiency_ratio` and `energy_loss_kwh` are of
-    the paired minutes. `data_points` counts the vehicle's readings. Readings committed before `as_of` are all in, but
-    those of minutes before `kept_from` (None: for good) are no longer kept.
+    the paired minutes. `data_points` counts the vehicle's readings. All readings committed before `as_of` are included,
+    but minutes before `kept_from` are no longer kept; null means that all are kept.
     """
 
     vehicle_id: str
@@ -58,7 +58,7 @@ class Performance(msgspec.Struct, frozen=True, rename="camel"):
 async def fetch_performance(
     pool: AsyncEngine, vehicle_id: str, window: Window, *, gap_minutes: int, low_efficiency: float
 ) -> Performance:
-    """Raises NoChargingData when the vehicle has no reading in the window, or is not known.
+    """Returns a vehicle's performance. Raises NoChargingData when it has no reading in the window, or is not known.
 
     Raises InvalidTimeRange when too many vehicles share its meters for so long a window.
     """
@@ -99,12 +99,12 @@ async def fetch_performance(
 
 
 def _average(sums: Iterable[Sequence[Any]]) -> float | None:
-    """The average of hundredths, from sums and counts; None over no readings."""
+    """Returns the average of hundredths, from sums and counts; None over no readings."""
     hundredths, readings = (sum(filter(None, column)) for column in zip(*sums, strict=True))
     return hundredths / (100 * readings) if readings else None
 
 
-# The minutes of one vehicle, with the sums that its averages are made of.
+# The minutes of one vehicle, with the sums for its averages.
 _MINUTES = vehicle_minutes(
     *(
         cast(func.sum(vehicle_minute.c[column]), BigInteger)

@@ -1,4 +1,4 @@
-"""How efficient the vehicles, or the meters, of the fleet are, worst first: from the hours that the evaluator keeps."""
+"""The efficiency of the fleet's vehicles or meters, worst first, from the hours that the evaluator keeps."""
 
 import asyncio
 import time
@@ -18,13 +18,13 @@ from app.settings import Settings
 
 By: TypeAlias = Literal["vehicle", "meter"]
 _HOUR, _TICK = timedelta(hours=1), timedelta(microseconds=1)
-# While hours wait to be judged, nothing says that some have been.
+# While hours wait to be judged, nothing reports that some have been.
 _CACHE_SECONDS = 60
 Connection: TypeAlias = AsyncConnection[tuple[Any, ...]]
 
 
 class Ranked(msgspec.Struct, frozen=True, rename="camel"):
-    """A device's paired energy and minutes; at a meter, those of all its vehicles."""
+    """A device's paired energy and its minutes; a meter's are those of all its vehicles."""
 
     id: str
     efficiency_ratio: float | None
@@ -36,7 +36,7 @@ class Ranked(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Totals(msgspec.Struct, frozen=True, rename="camel"):
-    """The paired energy of all devices, not only of those that are listed."""
+    """The paired energy of all devices, including those that are not listed."""
 
     ac_kwh: float
     dc_kwh: float
@@ -45,9 +45,9 @@ class Totals(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class EfficiencyRanking(msgspec.Struct, frozen=True, rename="camel"):
-    """Whole hours in [from, to). Readings committed before `as_of` are in, where they lie before `judged_to`.
+    """Whole hours in [from, to). Readings committed before `as_of` are included if they lie before `judged_to`.
 
-    Hours from then on have not been judged, so nothing is known of them; null: of none.
+    Later hours have not been judged, so nothing is known of them; null means that no hour has been judged.
     """
 
     by: By
@@ -60,9 +60,9 @@ class EfficiencyRanking(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Rankings:
-    """The rankings of the fleet. Those of the last 24 hours are kept until hours have been judged anew: about a minute.
+    """The rankings of the fleet. Those of the last 24 hours are kept for about a minute, until hours are judged anew.
 
-    They sum 24 rows of every device, 120,000 in all with 5,000 vehicles: 25 ms, and each open dashboard asks.
+    They sum 24 rows of every device, 120,000 with 5,000 vehicles: this takes 25 ms, and each open dashboard asks.
     """
 
     def __init__(self, pool: AsyncEngine, settings: Settings) -> None:
@@ -72,9 +72,9 @@ class Rankings:
         self._one_at_a_time = asyncio.Lock()
 
     async def fetch(self, by: By, start: datetime | None, end: datetime | None, *, worst: int) -> EfficiencyRanking:
-        """The worst devices in service over the hours that the range touches, else over the last 24 that are judged.
+        """Returns the worst devices in service over the hours that the range touches; default: the last 24 judged.
 
-        First come those of which enough is known to judge them. Raises InvalidTimeRange.
+        Devices with enough evidence for a verdict come first. Raises InvalidTimeRange.
         """
         if start or end:
             async with driver_connection(self._pool) as connection:
@@ -113,7 +113,7 @@ async def _judged_as_of(connection: Connection) -> datetime | None:
 
 
 def _floor(at: datetime) -> datetime:
-    """The UTC hour that it lies in; the database's own zone may be half an hour off."""
+    """Returns the UTC hour that contains the instant; the database's own zone may be half an hour off."""
     return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
@@ -137,7 +137,7 @@ def _ranked(
     )
 
 
-# The totals in the first row, then the worst. Meter 0 stands for none.
+# The first row has the totals; the worst devices follow. Meter 0 stands for none.
 _RANKING = sql.SQL("""
     WITH known AS MATERIALIZED (
         SELECT external_id, summed.*

@@ -1,4 +1,4 @@
-"""What a pairing says about a vehicle's efficiency: the ratio, the verdict on it, and the sentence of an alert."""
+"""The verdict on a vehicle's efficiency: the ratio, the status, and the sentence of an alert."""
 
 from enum import StrEnum
 
@@ -6,11 +6,11 @@ from app.analytics.efficiency.pairing import Pairing
 
 ENOUGH_AC_MILLIWH = 500_000
 POSSIBLE_RATIO = 1.02
-"""Above it, measuring errors no longer explain a ratio: one of the two devices is wrong."""
+"""Above this ratio, measuring errors are no explanation: one of the two devices is wrong."""
 
 
 class Status(StrEnum):
-    """The verdict on an efficiency. The first that fits, in this order, is the vehicle's."""
+    """The verdict on an efficiency: the first status, in this order, that fits the vehicle."""
 
     NO_METER = "no_meter"
     INSUFFICIENT_DATA = "insufficient_data"
@@ -20,14 +20,14 @@ class Status(StrEnum):
 
 
 def efficiency_ratio(pairing: Pairing) -> float | None:
-    """The share of the paired AC energy that reached the battery; never clamped, None when there is no AC energy."""
+    """Returns the share of the paired AC energy that reached the battery, never clamped; None without AC energy."""
     if pairing.paired_ac_milliwh == 0:
         return None
     return pairing.paired_dc_milliwh / pairing.paired_ac_milliwh
 
 
 def judge(pairing: Pairing, *, low_efficiency: float) -> tuple[Status, str | None]:
-    """The status, with an alert sentence for the two that call for one. Ratios below `low_efficiency` are low."""
+    """Returns the status, and an alert sentence for two of them. Ratios below `low_efficiency` are low."""
     # Python divides integers to the nearest float, so a ratio of exactly 85/100 is the very float that 0.85 is:
     # comparing floats is exact at the limits.
     ratio = efficiency_ratio(pairing)
