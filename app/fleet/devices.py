@@ -1,4 +1,4 @@
-"""The operator's commands on devices: seed a fleet; list, retire and rename devices."""
+"""The operator's commands on devices: seeding a fleet; listing, retiring and renaming devices."""
 
 from datetime import datetime
 
@@ -11,7 +11,7 @@ from app.errors import SetupError
 from app.fleet.registry import LOCK, find_devices, register
 from app.telemetry.reading import Stream
 
-# Registered or mapped in one transaction: batches with new devices wait for it, for TRANSACTION_SECONDS at most.
+# One transaction registers or maps this many: batches with new devices wait for it, TRANSACTION_SECONDS at most.
 SLICE_DEVICES = 5_000
 
 
@@ -27,7 +27,7 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class Seeded(msgspec.Struct, frozen=True):
-    """How many vehicles, meters and mappings seeding has added."""
+    """The numbers of vehicles, meters and mappings that seeding has added."""
 
     vehicles: int
     meters: int
@@ -37,7 +37,7 @@ class Seeded(msgspec.Struct, frozen=True):
 async def seed(connection: psycopg.AsyncConnection, vehicles: int, meters: int) -> Seeded:
     """Registers vehicle-0001, meter-0001 and so on; a vehicle without a mapping gets the meter of its number.
 
-    Devices and mappings that exist already stay as they are. Stopped half way, it can be run again.
+    Devices and mappings that exist already stay as they are. If it is stopped half way, it can be run again.
     """
     added = [0, 0, 0]
     for first in range(1, max(vehicles, meters) + 1, SLICE_DEVICES):
@@ -51,7 +51,7 @@ async def seed(connection: psycopg.AsyncConnection, vehicles: int, meters: int) 
 
 
 async def _seed_slice(connection: psycopg.AsyncConnection, names: dict[Stream, list[str]]) -> tuple[int, int, int]:
-    """How many vehicles, meters and mappings were added."""
+    """Adds a slice; returns how many vehicles, meters and mappings are new."""
     known = {stream: len(await find_devices(connection, stream, names[stream])) for stream in Stream}
     ids = {stream: await register(connection, stream, names[stream], per_hour=None) for stream in Stream}
     pairs = list(zip(names[Stream.VEHICLE], names[Stream.METER], strict=False))
@@ -72,7 +72,7 @@ async def _seed_slice(connection: psycopg.AsyncConnection, names: dict[Stream, l
 async def fetch_devices(
     connection: psycopg.AsyncConnection, *, stream: str | None, retired: bool, silent_minutes: int | None
 ) -> list[Device]:
-    """Devices by stream and name: all, the retired ones, or those in service without a reading in `silent_minutes`."""
+    """Returns devices by stream and name: all, retired ones, or ones in service but silent for `silent_minutes`."""
     cursor = connection.cursor(row_factory=class_row(Device))
     await cursor.execute(
         """
@@ -91,14 +91,14 @@ async def fetch_devices(
 
 
 async def retire(connection: psycopg.AsyncConnection, stream: Stream, name: str, *, undo: bool) -> None:
-    """Takes the device out of service, until it measures something later than now, or puts it back.
+    """Takes the device out of service until it measures something later than now; with `undo`, puts it back.
 
     Its open alerts are logged as closed, or as opened again. Raises SetupError for an unknown device.
     """
     if undo:
         statement = "UPDATE {device} SET retired_at = NULL WHERE id = %s"
     else:
-        # Its clock may be ahead: the reading that is there already must not put it back.
+        # The device's clock may be ahead: the reading that is there already must not put it back.
         statement = """
             UPDATE {device} SET retired_at = greatest(now(), (SELECT ts FROM {state} WHERE {state}.{key} = id))
             WHERE id = %s
@@ -114,7 +114,7 @@ async def retire(connection: psycopg.AsyncConnection, stream: Stream, name: str,
         await connection.execute(update, [device])
 
 
-# Logs nothing for a device that is retired (or in service again) already. The alerts themselves stay, for they follow
+# Nothing is logged for a device that is already retired (or in service). The alerts themselves stay, for they follow
 # from the readings; only a silence is deleted, since it is found anew.
 _LOG_ALERTS = """
     WITH concerned AS (
@@ -134,7 +134,7 @@ _LOG_ALERTS = """
 
 
 async def rename(connection: psycopg.AsyncConnection, stream: Stream, old: str, new: str) -> None:
-    """Gives the device another name. Readings under the old one stay its own, in whatever process they arrive.
+    """Gives the device another name. Readings under the old name still belong to it, whatever process they reach.
 
     Raises SetupError for an unknown device, and for a name that is taken or no id.
     """
@@ -156,7 +156,7 @@ async def rename(connection: psycopg.AsyncConnection, stream: Stream, old: str, 
 
 
 async def _named(connection: psycopg.AsyncConnection, stream: Stream, name: str) -> int:
-    """The id of the device that has the name today."""
+    """Returns the id of the device that has this name today."""
     table = sql.Identifier(stream)
     today = await connection.execute(sql.SQL("SELECT id FROM {} WHERE external_id = %s").format(table), [name])
     if row := await today.fetchone():

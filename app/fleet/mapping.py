@@ -1,4 +1,4 @@
-"""Which vehicle charges at which meter, and since when: for vehicles whose readings do not name their meter."""
+"""The mapping of vehicles to meters over time, for vehicles whose readings do not name their meter."""
 
 from datetime import datetime
 
@@ -13,7 +13,7 @@ from app.telemetry.reading import Stream
 
 
 class VehicleMapping(msgspec.Struct, frozen=True, rename="camel"):
-    """A vehicle charges at a meter from `valid_from` until before `valid_to`; null is without limit."""
+    """A vehicle charges at a meter from `valid_from` until before `valid_to`; null means no limit."""
 
     vehicle_id: str
     meter_id: str
@@ -21,7 +21,7 @@ class VehicleMapping(msgspec.Struct, frozen=True, rename="camel"):
     valid_to: datetime | None
 
 
-# Read as VehicleMapping, by column name.
+# Rows are read as VehicleMapping, by column name.
 _HISTORY = """
     SELECT vehicle.external_id AS vehicle_id, meter.external_id AS meter_id,
            lower(valid) AS valid_from, upper(valid) AS valid_to
@@ -34,13 +34,13 @@ _HISTORY = """
 """
 
 
-# As far back as the evaluator judges: to the oldest minutes that the database retains, NULL where it retains all.
+# The evaluator judges back to the oldest minutes that the database retains; NULL means that it retains all.
 _NOW_AND_RETAINED = """
     SELECT now(), max(kept_from) FROM aggregate_retention() WHERE name IN ('meter_minute', 'vehicle_minute')
 """
 
-# The hours of the vehicle that may count elsewhere now, at the meters where they did and do: their alerts are judged
-# again. `at` lies beyond the end of this transaction. The hours are those of its minutes, by which they are judged: the
+# Hours of the vehicle may count elsewhere now: at the meters where they did and where they do, their alerts are judged
+# again. `at` lies beyond the end of this transaction. The hours are those of its minutes, which are what is judged: the
 # aggregate of hours may lag behind. The bounds are no subquery, since the function is inlined only without one.
 _TOUCH = """
     INSERT INTO touched_hour AS known (stream, device_id, hour, at)
@@ -65,7 +65,7 @@ _TOUCH = """
 async def mapping_history(
     connection: psycopg.AsyncConnection, vehicle_id: str | None, meter_id: str | None = None
 ) -> list[VehicleMapping]:
-    """The mappings of the vehicle, to the meter, or of this vehicle to this meter; oldest first."""
+    """Returns the mappings of the vehicle, to the meter, or of this vehicle to this meter, oldest first."""
     cursor = connection.cursor(row_factory=class_row(VehicleMapping))
     return await (await cursor.execute(_HISTORY, [vehicle_id, meter_id])).fetchall()
 
@@ -79,7 +79,7 @@ async def map_vehicle(
     that the open one covers changes nothing. Raises InvalidTimeRange, TooManyNewDevices, and MappingOverlap for any
     other overlap.
     """
-    # Far from the ends of the calendar, beyond which no zone could show it.
+    # Both limits are far from the ends of the calendar, where not every zone could show the time.
     if any(at is not None and not 1900 <= at.year < 2200 for at in (mapping.valid_from, mapping.valid_to)):
         raise InvalidTimeRange("validFrom and validTo must lie between the years 1900 and 2200.")
     ids = [
@@ -91,7 +91,7 @@ async def map_vehicle(
     vehicle, meter = ids
     async with connection.transaction():
         mapping = await _by_todays_names(connection, mapping, vehicle, meter)
-        # One change of a vehicle's mapping at a time.
+        # The lock lets only one transaction at a time change a vehicle's mapping.
         await connection.execute("SELECT FROM vehicle WHERE id = %s FOR NO KEY UPDATE", [vehicle])
         history = await mapping_history(connection, mapping.vehicle_id)
         ((now, retained),) = await (await connection.execute(_NOW_AND_RETAINED)).fetchall()
@@ -122,7 +122,7 @@ async def map_vehicle(
 async def _by_todays_names(
     connection: psycopg.AsyncConnection, mapping: VehicleMapping, vehicle: int, meter: int
 ) -> VehicleMapping:
-    """The same mapping, where a client still uses a name from before a rename."""
+    """Returns the same mapping with the devices' names of today, since a client may use a name from before a rename."""
     names = await connection.execute(
         "SELECT vehicle.external_id, meter.external_id FROM vehicle, meter WHERE vehicle.id = %s AND meter.id = %s",
         [vehicle, meter],

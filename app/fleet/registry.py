@@ -1,4 +1,4 @@
-"""The registry: which devices exist, by the name that each gives itself."""
+"""The registry: the devices that exist, by the name that each gives itself."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.errors import UnknownDevice
 from app.telemetry.reading import Stream
 
-# One change at a time: the limit is exact over all processes, and a name means one device.
+# Under the lock, changes come one at a time: the limit is exact over all processes, and a name means one device.
 LOCK = "SELECT pg_advisory_xact_lock(hashtext('wattline registry'))"
 _REGISTERED_WITHIN_THE_HOUR = """
     SELECT (SELECT count(*) FROM meter WHERE registered_at > now() - INTERVAL '1 hour')
@@ -20,7 +20,7 @@ _REGISTERED_WITHIN_THE_HOUR = """
 
 
 async def find_devices(connection: psycopg.AsyncConnection, stream: Stream, names: Sequence[str]) -> dict[str, int]:
-    """Ids of the registered devices among those names, of today or before a rename."""
+    """Returns the ids of the registered devices among those names, which may be from before a rename."""
     statement = sql.SQL(
         """
         SELECT external_id, id FROM {} WHERE external_id = ANY (%(names)s)
@@ -33,7 +33,7 @@ async def find_devices(connection: psycopg.AsyncConnection, stream: Stream, name
 
 
 async def device_id_of(connection: AsyncConnection, device: Table, name: str) -> int:
-    """The id of the meter or vehicle that has this name today. Raises UnknownDevice."""
+    """Returns the id of the meter or vehicle that has this name today. Raises UnknownDevice."""
     device_id: int | None = await connection.scalar(select(device.c.id).where(device.c.external_id == name))
     if device_id is None:
         raise UnknownDevice(f"There is no {device.name} {name}.")
@@ -43,10 +43,10 @@ async def device_id_of(connection: AsyncConnection, device: Table, name: str) ->
 async def register(
     connection: psycopg.AsyncConnection, stream: Stream, names: Iterable[str], *, per_hour: int | None
 ) -> dict[str, int]:
-    """Ids of the devices by name; the unknown are registered, in a transaction.
+    """Returns the ids of the devices by name; registers unknown devices, in a transaction.
 
-    At most `per_hour` devices are registered within an hour, whatever way they come in; ids of further ones are missing
-    in the answer. None means no limit.
+    At most `per_hour` devices are registered within an hour, over all ways in; ids of further devices are missing in
+    the answer. None means no limit.
     """
     names = sorted(names)
     ids = await find_devices(connection, stream, names)

@@ -1,4 +1,4 @@
-"""Mapping and latest states over HTTP."""
+"""The HTTP calls for mappings and latest states."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ from app.telemetry.device_id import ID_PATTERN, ID_SCHEMA_PATTERN
 
 ExternalId = Annotated[str, Meta(pattern=ID_PATTERN)]
 Moment = Annotated[datetime, Meta(tz=True)]
-Limit = Annotated[int | None, QueryParameter(ge=1, le=100_000, description="How many at most; all if not given.")]
-After = Annotated[str | None, QueryParameter(description="Only ids that follow this one.")]
+Limit = Annotated[int | None, QueryParameter(ge=1, le=100_000, description="The most states to return; default: all.")]
+After = Annotated[str | None, QueryParameter(description="Only devices whose ids follow this one.")]
 
 
 class NewMapping(VehicleMapping, frozen=True, rename="camel"):
-    """A mapping as clients may send it."""
+    """A mapping in the form that clients may send."""
 
     vehicle_id: ExternalId
     meter_id: ExternalId
@@ -42,7 +42,7 @@ class NewMapping(VehicleMapping, frozen=True, rename="camel"):
 
 @dataclass
 class MappingOperation(Operation):
-    """The body of a mapping in /schema. The body is decoded here, since Litestar would take a number for a time."""
+    """The body of a mapping in /schema. It is decoded here, since Litestar would take a number for a time."""
 
     def __post_init__(self) -> None:
         name = Schema(type=OpenAPIType.STRING, pattern=ID_SCHEMA_PATTERN)
@@ -61,8 +61,8 @@ class MappingOperation(Operation):
     operation_class=MappingOperation,
     responses=problems(
         {
-            400: "The body is no mapping, or its times are no range.",
-            409: "The vehicle is already mapped to a meter during part of that time.",
+            400: "The body is not a mapping, or its times are not a range.",
+            409: "The vehicle is mapped already during part of that time.",
             413: "The body is too large.",
             415: "The content type is not supported.",
             429: "A device is new, and too many new devices were registered within the hour.",
@@ -73,11 +73,11 @@ class MappingOperation(Operation):
 async def post_mapping(
     request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine], settings: NamedDependency[Settings]
 ) -> VehicleMapping:
-    """Maps a vehicle to a meter, ending the vehicle's open mapping."""
+    """Maps a vehicle to a meter and ends the vehicle's open mapping."""
     try:
         new = _decode(await request.body(), request.content_type[0])
     except InternalServerException:
-        # The client has disconnected: nobody reads the answer, and this is no bug.
+        # The client has gone: nobody reads this answer, and it is not a bug.
         raise MalformedBody("The connection was closed before the end of the body.") from None
     async with driver_connection(pool) as connection:
         return await map_vehicle(connection, new, new_devices_per_hour=settings.new_devices_per_hour)
@@ -92,7 +92,7 @@ def _decode(body: bytes, media_type: str) -> NewMapping:
         raise InvalidParameter(f"{error}.") from None
     except RecursionError:
         raise MalformedBody("The body is nested too deeply.") from None
-    except ValueError as error:  # msgspec lets UnicodeDecodeError through; its own errors are ValueErrors too
+    except ValueError as error:  # msgspec lets UnicodeDecodeError through; its own errors are ValueErrors too.
         raise MalformedBody(f"{error}.") from None
 
 
@@ -102,7 +102,7 @@ async def get_mappings(
     vehicle_id: Annotated[str | None, QueryParameter(name="vehicleId", description="Mappings of this vehicle.")] = None,
     meter_id: Annotated[str | None, QueryParameter(name="meterId", description="Mappings to this meter.")] = None,
 ) -> list[VehicleMapping]:
-    """The history of the mappings of a vehicle, to a meter, or of both; oldest first."""
+    """Returns the mappings of a vehicle, to a meter, or of both, oldest first."""
     if vehicle_id is None and meter_id is None:
         raise InvalidParameter("Give vehicleId or meterId.")
     async with driver_connection(pool) as connection:
@@ -113,7 +113,7 @@ async def get_mappings(
 async def get_meter_states(
     request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
 ) -> Response[list[MeterState]]:
-    """The latest state of every meter, by id; as CSV where `Accept` prefers text/csv."""
+    """Returns the latest state of every meter, by id; as CSV where `Accept` prefers text/csv."""
     async with pool.connect() as connection:
         states = await meter_states(connection, limit=limit, after=after)
     last = [state.meter_id for state in states[-1:]]
@@ -124,7 +124,7 @@ async def get_meter_states(
 async def get_vehicle_states(
     request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
 ) -> Response[list[VehicleState]]:
-    """The latest state of every vehicle, by id; as CSV where `Accept` prefers text/csv."""
+    """Returns the latest state of every vehicle, by id; as CSV where `Accept` prefers text/csv."""
     async with pool.connect() as connection:
         states = await vehicle_states(connection, limit=limit, after=after)
     last = [state.vehicle_id for state in states[-1:]]
@@ -132,7 +132,7 @@ async def get_vehicle_states(
 
 
 def _next_page(kind: str, limit: int | None, last: list[str], count: int) -> dict[str, Any]:
-    """The Link to what follows, when the page is full."""
+    """Returns the Link to the next page, when this one is full."""
     if limit is None or count < limit:
         return {}
     query = urlencode({"limit": limit, "after": last[0]})

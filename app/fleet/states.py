@@ -9,10 +9,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.tables import meter, meter_state, vehicle, vehicle_state
 
-# Ten intervals of about a minute without a reading: the device is silent.
+# A device is silent after ten intervals of about a minute without a reading.
 REPORTING_MINUTES = 10
 
-# Over meters and vehicles alike.
+# It counts meters and vehicles alike.
 DEVICES_IN_SERVICE = f"""
     SELECT count(*) AS expected,
            count(*) FILTER (WHERE ts > now() - INTERVAL '{REPORTING_MINUTES} minutes') AS reporting,
@@ -23,7 +23,7 @@ DEVICES_IN_SERVICE = f"""
 
 
 class MeterState(msgspec.Struct, frozen=True, rename="camel"):
-    """A meter's latest reading: energy since the one before in kWh, voltage in V."""
+    """A meter's latest reading: its energy since the reading before in kWh, its voltage in V."""
 
     meter_id: str
     kwh_consumed_ac: float
@@ -32,7 +32,7 @@ class MeterState(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class VehicleState(msgspec.Struct, frozen=True, rename="camel"):
-    """A vehicle's latest reading: state of charge in percent, energy since the one before in kWh, temperature in °C."""
+    """A vehicle's latest reading: charge in percent, energy since the reading before in kWh, temperature in °C."""
 
     vehicle_id: str
     soc: float | None
@@ -42,7 +42,7 @@ class VehicleState(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def meter_states(connection: AsyncConnection, *, limit: int | None, after: str | None) -> list[MeterState]:
-    """Meters in service that have reported, by id: all, or at most `limit` of those that follow the id `after`."""
+    """Returns meters in service that have reported, by id: all, or at most `limit` that follow the id `after`."""
     statement = (
         select(meter.c.external_id, meter_state.c.ac_milliwh, meter_state.c.voltage_centiv, meter_state.c.ts)
         .join_from(meter_state, meter)
@@ -53,7 +53,7 @@ async def meter_states(connection: AsyncConnection, *, limit: int | None, after:
 
 
 async def vehicle_states(connection: AsyncConnection, *, limit: int | None, after: str | None) -> list[VehicleState]:
-    """Vehicles in service that have reported, by id: all, or at most `limit` of those that follow the id `after`."""
+    """Returns vehicles in service that have reported, by id: all, or at most `limit` that follow the id `after`."""
     statement = (
         select(
             vehicle.c.external_id,

@@ -1,4 +1,4 @@
-"""Is the service alive, and can it serve?"""
+"""The health calls: one tells that the process is alive, the other that the service can serve."""
 
 import msgspec
 from litestar import Response, get
@@ -14,7 +14,7 @@ from app.problem_answers import translated
 
 
 class Live(msgspec.Struct, frozen=True):
-    """The process runs."""
+    """The answer of a process that runs."""
 
     status: str
     version: str
@@ -46,7 +46,7 @@ async def get_live() -> Live:
     },
 )
 async def get_ready(pool: NamedDependency[AsyncEngine]) -> Response[Ready]:
-    """200 when the service can serve, else 503; with engine, versions and migration state."""
+    """Returns 200 when the service can serve, else 503, with the engine, versions and the state of migration."""
     ready = await _look(pool)
     return Response(ready, status_code=200 if ready.status == "ok" else 503)
 

@@ -1,4 +1,4 @@
-"""Structured logs: one line a request, each with the request's id."""
+"""Structured logs: one line per request, each with the request's id."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ _log = structlog.get_logger()
 
 
 def configure_logging(level: str) -> None:
-    """JSON lines from that level up on standard error, or coloured text where that is a terminal."""
+    """Logs from that level up to standard error: as JSON lines, or as coloured text on a terminal."""
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     )
@@ -35,7 +35,7 @@ def configure_logging(level: str) -> None:
 
 
 def log_requests(app: ASGIApp) -> ASGIApp:
-    """Middleware: gives each request an id (the client's `X-Request-ID`, if it sent one), returns and logs it."""
+    """Gives each request an id (the client's `X-Request-ID`, if it sent one), then returns and logs the id."""
 
     async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -58,7 +58,7 @@ def log_requests(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
-            # The path is the route's, since clients may send any path and method.
+            # The path logged is the route's, since clients may send any path and method.
             path = scope.get("path_template")
             REQUEST_SECONDS.labels(*((scope["method"], path) if path else ("other", "other")), status).observe(seconds)
             milliseconds = round(seconds * 1000, 1)

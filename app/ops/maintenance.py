@@ -1,4 +1,4 @@
-"""The maintenance loop: partitions for the coming days, and an end to what is too old."""
+"""The maintenance loop, which makes partitions for the coming days and deletes old rows."""
 
 from typing import Any, get_args
 
@@ -10,14 +10,14 @@ from app.loops import repeat
 from app.policies.desired import Table
 
 PERIOD_SECONDS = 60
-# A bound on what a hostile client can fill the disk with: at 64 KiB each, 6 GB. Its age is bounded by policies.toml.
+# This bounds the disk that a hostile client can fill: at 64 KiB each, 6 GB. policies.toml bounds the age of rows.
 QUARANTINE_ROWS = 100_000
 
 _log = structlog.get_logger()
 
 
 async def maintain_forever(url: str) -> None:
-    """Maintains the database each minute, whatever happens; to be cancelled."""
+    """Maintains the database once a minute, whatever happens, until it is cancelled."""
     await repeat(
         maintain,
         lambda: connected(url),
@@ -28,14 +28,14 @@ async def maintain_forever(url: str) -> None:
 
 
 async def maintain(connection: psycopg.AsyncConnection) -> bool:
-    """One round; false when another process is at it. Each step is a transaction, so that none undoes another."""
-    # As values, not as subqueries: the planner would take a third of each table for too old, and read all of it.
+    """Runs one round; returns False when another process is at work. Each step is a transaction of its own."""
+    # Retentions are values, not subqueries, with which the planner would expect a third of each table and read it all.
     stored = await connection.execute("SELECT name, drop_after FROM retention")
     retention: dict[str, Any] = dict.fromkeys(get_args(Table)) | dict(await stored.fetchall())
     for statement in _STEPS:
         if await _step(connection, statement, {**retention, "rows": QUARANTINE_ROWS}) is None:
             return False
-    # This comes last, since it may not get its locks. It drops one partition a call.
+    # This step comes last, since it may not get its locks. It drops one partition per call.
     while (dropped := await _step(connection, "SELECT drop_expired()", {})) is not None:
         if await dropped.fetchone() == (False,):
             return True
@@ -45,7 +45,7 @@ async def maintain(connection: psycopg.AsyncConnection) -> bool:
 async def _step(
     connection: psycopg.AsyncConnection, statement: str, parameters: dict[str, Any]
 ) -> psycopg.AsyncCursor | None:
-    """Runs the statement; None when another process is at it."""
+    """Runs the statement; returns None when another process is at work."""
     async with connection.transaction():
         lock = await connection.execute("SELECT pg_try_advisory_xact_lock(hashtext('wattline maintenance'))")
         if await lock.fetchone() == (False,):
@@ -53,9 +53,9 @@ async def _step(
         return await connection.execute(statement.encode(), parameters)
 
 
-# The retention of each table by its name: NULL, so that no row is too old, where the table is kept for good.
+# Each table's retention is a parameter by its name; it is NULL, so that no row is too old, for a table kept for good.
 _STEPS = [
-    # Tomorrow's partitions, before the first reading of the day has to wait for them.
+    # Tomorrow's partitions must exist before the first reading of the day, which would have to wait for them.
     "SELECT prepare_days(now(), now() + INTERVAL '2 days')",
     """
     WITH dropped AS (

@@ -1,4 +1,4 @@
-"""What Prometheus collects: counters of this process, gauges of the database."""
+"""The metrics for Prometheus: counters of this process, gauges of the database."""
 
 from litestar import Response, get
 from litestar.di import NamedDependency
@@ -12,7 +12,7 @@ from app.problem_answers import translated
 
 REQUEST_SECONDS = Histogram(
     "wattline_request_seconds",
-    "From a request to the end of its answer.",
+    "Time from a request to the end of its answer.",
     ["method", "path", "status"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
@@ -25,7 +25,7 @@ _STATEMENTS = {
     ),
     "wattline_webhooks_waiting": ("Transitions of alerts not yet delivered.", "SELECT count(*) FROM webhook"),
     "wattline_webhooks_given_up": (
-        "Transitions of alerts that were given up so far, since no receiver took them in time.",
+        "Transitions of alerts given up so far because no receiver took them in time.",
         "SELECT webhooks_given_up FROM installation",
     ),
     "wattline_meters": ("Registered meters.", "SELECT count(*) FROM meter"),
@@ -35,7 +35,7 @@ _STATEMENTS = {
 
 @get("/metrics", tags=["health"], media_type="text/plain")
 async def get_metrics(pool: NamedDependency[AsyncEngine]) -> Response[bytes]:
-    """Counters since the start of the process, and gauges of the database while it can be asked; for Prometheus."""
+    """Returns counters since the start of the process and, while the database answers, its gauges; for Prometheus."""
     of_database = CollectorRegistry()
     try:
         async with pool.connect() as connection:

@@ -1,4 +1,4 @@
-"""Refreshing the aggregates by hand."""
+"""The refresh of the aggregates by hand."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ ATTEMPTS = 30
 def refresh_aggregates(
     url: str, start: datetime | None, end: datetime | None, *, progress: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Refreshes the buckets that [start, end) touches, or all where neither is given; a bound without a zone is in UTC.
+    """Refreshes the buckets that [start, end) touches, or all without bounds; a bound without a zone is in UTC.
 
     `progress` is called with a line about each aggregate. Raises SetupError.
     """
@@ -43,7 +43,7 @@ def refresh_aggregates(
                     connection.execute("CALL refresh_aggregates(%s, %s)", bounds)
                     return
                 except psycopg.errors.LockNotAvailable:
-                    # A refresh policy is at the same aggregate; it takes seconds.
+                    # A refresh policy is at work on the same aggregate; it takes seconds.
                     if attempt == ATTEMPTS:
                         raise
                     time.sleep(1)

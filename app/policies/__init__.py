@@ -1,1 +1,1 @@
-"""Policies: how long rows are kept, how often aggregates are refreshed, when chunks are compressed."""
+"""The policies: how long rows are kept, how often aggregates are refreshed, when chunks are compressed."""

@@ -1,4 +1,4 @@
-"""The desired state: timescale/policies.toml, read and checked."""
+"""The desired state, which is read from timescale/policies.toml and checked."""
 
 import json
 import re
@@ -27,13 +27,13 @@ Aggregate = Literal[
     "vehicle_day",
 ]
 Table = Literal["import_journal", "quarantine", "efficiency_hour", "alert", "alert_transition"]
-"""Tables that are alike on both engines."""
+"""The tables that are alike on both engines."""
 
 Interval = Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,5} (second|minute|hour|day)s?\Z")]
 
 
 class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When a continuous aggregate is refreshed, and over which buckets; offsets count back from now."""
+    """The refresh of a continuous aggregate: its schedule, and its range of buckets, as offsets back from now."""
 
     start_offset: Interval
     end_offset: Interval
@@ -42,7 +42,7 @@ class Refresh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All policies, by the name of the table or aggregate; intervals as PostgreSQL writes them."""
+    """All policies, by the name of the table or aggregate; intervals have PostgreSQL's form."""
 
     chunk_interval: dict[Readings, Interval]
     columnstore_after: dict[Readings | Aggregate, Interval]

@@ -1,4 +1,4 @@
-"""The live state: the policies that the database has, read only."""
+"""The live state: the policies that the database has. Nothing here changes them."""
 
 from collections import defaultdict
 from datetime import timedelta
@@ -11,7 +11,7 @@ from app.policies.desired import Aggregate, Policies, Readings, span
 
 
 class RefreshRule(msgspec.Struct, frozen=True):
-    """How often a continuous aggregate is refreshed, and over which buckets. A bound that is None is open."""
+    """The schedule of a continuous aggregate's refresh, and its range of buckets. A bound that is None is open."""
 
     every: timedelta
     start: timedelta | None
@@ -21,14 +21,14 @@ class RefreshRule(msgspec.Struct, frozen=True):
 
 Kind = Literal["chunk_interval", "columnstore", "retention", "refresh"]
 Rule = timedelta | RefreshRule | None
-"""The content of a policy; None where it counts from something else than a reading's time."""
+"""The content of a policy; None when it counts from something other than a reading's time."""
 
 State = dict[tuple[Kind, str], list[Rule]]
 """Every policy, by its kind and the name of the table or aggregate. TimescaleDB allows several of a kind."""
 
 
 def desired_state(policies: Policies, engine: str) -> State:
-    """The desired state in the terms of the live one: what an engine does not have is left out."""
+    """Returns the desired state in the terms of the live one, without what the engine does not have."""
     if engine == "plain":
         # A device's minutes are computed from its readings and go with them.
         computed = ("meter_minute", "vehicle_minute")
@@ -42,14 +42,14 @@ def desired_state(policies: Policies, engine: str) -> State:
 
 
 def live_state(connection: Connection, engine: str) -> State:
-    """The policies that the database has."""
+    """Returns the policies that the database has."""
     of_jobs = {} if engine == "plain" else _state_of_jobs(connection)
     rows = connection.execute(text("SELECT name, drop_after FROM retention"))
     return of_jobs | {("retention", name): [drop_after] for name, drop_after in rows}
 
 
 def relation_of(name: str) -> str:
-    """The hypertable or continuous aggregate of that name."""
+    """Returns the hypertable or continuous aggregate of that name."""
     return name if name.endswith("_reading") else f"{name}_cagg"
 
 
@@ -64,7 +64,7 @@ def _state_of_jobs(connection: Connection) -> State:
     return dict(state)
 
 
-# The database may hold hypertables of others, whose policies are theirs.
+# The database may hold other people's hypertables, whose policies are not ours.
 _NAMES = {relation_of(name): name for name in (*get_args(Readings), *get_args(Aggregate))}
 
 # Width of chunks, and the jobs: the columnstore policy's still bear the name of its predecessor. A refresh policy of

@@ -11,7 +11,7 @@ from app.policies.live import Kind, RefreshRule, Rule, State, desired_state, liv
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One policy that is to change: a sentence for the operator, and the statements with their parameters."""
+    """A change of one policy: a sentence for the operator, and the statements with their parameters."""
 
     words: str
     statements: tuple[str, ...]
@@ -19,22 +19,22 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The changes, none when the database does as the file says; and notes on policies that its engine lacks."""
+    """The changes, none when the database agrees with the file, and notes on policies that its engine lacks."""
 
     changes: list[Change]
     notes: list[str]
 
 
 def plan_policies(connection: Connection, policies: Policies) -> Plan:
-    """Compares the policies with the database. It only reads, so that no job is disturbed."""
+    """Compares the policies with the database, which it only reads, so that no job is disturbed."""
     engine = connection.scalars(text("SELECT engine FROM installation")).one()
     changes = compare(desired_state(policies, engine), live_state(connection, engine), engine)
     return Plan(changes, _PLAIN_NOTES if engine == "plain" else [])
 
 
 def compare(desired: State, live: State, engine: str) -> list[Change]:
-    """A change for each policy that differs; one that does not is left alone, with its history."""
-    # Five seconds apart, lower levels first: each refresh finds the level below it done, and no two start together.
+    """Returns a change for each policy that differs; one that does not is left alone, with its history."""
+    # Refreshes are 5 s apart, lower levels first: each finds the level below it done, and no two start together.
     refreshed = [name for kind, name in desired if kind == "refresh"]
     start_second = {name: 5 * position for position, name in enumerate(refreshed)}
     changed = [key for key in desired if live.get(key, []) != desired[key]]
@@ -67,21 +67,21 @@ def _statements(engine: str, kind: Kind, name: str, *, ends: bool) -> tuple[str,
 
 
 def _sentence(kind: Kind, name: str, desired: list[Rule], live: list[Rule]) -> str:
-    """`keep meter_hour for 1095 days (was 30 days)`."""
+    """Returns a sentence such as `keep meter_hour for 1095 days (was 30 days)`."""
     said, never = _SENTENCES[kind]
     was = " and ".join(map(words, live))
     return (said.format(name, words(desired[0])) if desired else never.format(name)) + (f" (was {was})" if was else "")
 
 
 def words(rule: Rule) -> str:
-    """The interval in its largest whole unit, `8 days`; a refresh in full."""
+    """Returns the interval in its largest whole unit, such as `8 days`; a refresh in full."""
     match rule:
         case None:
             return "another rule"
         case RefreshRule(every, start, end, buckets):
             first = "over all there is" if start is None else f"over the last {words(start)}"
             last = "up to the newest reading" if end is None else f"up to {words(end)} ago"
-            # TimescaleDB's own default, and its meaning of 0.
+            # 10 is TimescaleDB's own default, and 0 means all to it.
             batch = {None: "10", 0: "all"}.get(buckets, buckets)
             return f"each {words(every)}, {first}, {last}, {batch} buckets at a time"
     for unit, name in _UNITS:
@@ -109,7 +109,7 @@ _PLAIN_NOTES = [
     "Nothing is refreshed: aggregates are computed from the readings when asked.",
 ]
 
-# The statement that removes a policy, and the one that puts another in its place; chunks have one always.
+# The statement that removes a policy, and the one that sets another; chunks always have a policy.
 _RETENTION_STATEMENTS = (
     "DELETE FROM retention WHERE name = :name",
     "INSERT INTO retention (name, drop_after) VALUES (:name, :interval)",

@@ -1,1 +1,1 @@
-"""What is measured: readings of meters (AC, grid side) and of vehicles (DC, battery side)."""
+"""The measurements: readings of meters (AC, grid side) and of vehicles (DC, battery side)."""

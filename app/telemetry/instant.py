@@ -13,5 +13,5 @@ MAX_AHEAD = timedelta(minutes=5)
 
 
 def instant(ts: int) -> datetime:
-    """The instant that many microseconds after 2000-01-01 UTC."""
+    """Returns the instant that many microseconds after 2000-01-01 UTC."""
     return EPOCH + timedelta(microseconds=ts)

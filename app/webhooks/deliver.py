@@ -21,7 +21,7 @@ from app.settings import Settings
 from app.webhooks.queue import Taken, postpone, remove, take
 
 PERIOD_SECONDS = 5
-# From the connection to the status of the answer; far below the lease.
+# The time limit covers everything from the connection to the status of the answer; it is far below the lease.
 TIMEOUT_SECONDS = 10
 FIRST_PAUSE_SECONDS = 5
 LONGEST_PAUSE_SECONDS = 4 * 3600
@@ -30,7 +30,7 @@ _log = structlog.get_logger()
 
 
 class Event(msgspec.Struct, frozen=True):
-    """The body: what happened to the alert, when that was noticed, and the alert as it then was."""
+    """The body: what happened to the alert, when this was noticed, and the alert as it was then."""
 
     type: str
     timestamp: datetime
@@ -38,13 +38,13 @@ class Event(msgspec.Struct, frozen=True):
 
 
 async def deliver_forever(database_url: str, settings: Settings) -> None:
-    """Delivers transitions to the receiver of the settings, where one is set, until it is cancelled."""
+    """Delivers transitions to the receiver in the settings, if there is one, until it is cancelled."""
     url = settings.webhook_url
     if url is None or settings.webhook_secret is None:
         return
     key = base64.b64decode(settings.webhook_secret.removeprefix("whsec_"))
     agent = {"User-Agent": f"wattline/{__version__}"}
-    # Proxies of the environment are ignored, for httpx may not understand them; the authorities of SSL_CERT_FILE count.
+    # The environment's proxies are ignored, for httpx may not understand them; its SSL_CERT_FILE is used.
     async with httpx.AsyncClient(headers=agent, verify=httpx.create_ssl_context(), trust_env=False) as client:
         await repeat(
             lambda connection: deliver_due(connection, client, url, key),
@@ -56,7 +56,7 @@ async def deliver_forever(database_url: str, settings: Settings) -> None:
 
 
 async def deliver_due(connection: psycopg.AsyncConnection, client: httpx.AsyncClient, url: str, key: bytes) -> None:
-    """Sends transitions, some at a time, until none is due."""
+    """Sends transitions, a few at a time, until none is due."""
     while taken := await take(connection):
         faults = await asyncio.gather(*(_post(client, url, key, each) for each in taken))
         for each, fault in zip(taken, faults, strict=True):
@@ -72,22 +72,22 @@ async def deliver_due(connection: psycopg.AsyncConnection, client: httpx.AsyncCl
 
 
 def pause_seconds(attempts: int) -> float:
-    """The pause after so many attempts: about twice as long as the one before, and random, so that attempts spread."""
+    """Returns the pause after so many attempts: about twice the one before, and random, so that attempts spread out."""
     pause = backoff_seconds(attempts - 1, first=FIRST_PAUSE_SECONDS, longest=LONGEST_PAUSE_SECONDS)
     return pause * random.uniform(0.75, 1.25)  # noqa: S311 - no secret
 
 
 def signature(key: bytes, name: str, timestamp: str, body: bytes) -> str:
-    """The value of `webhook-signature` for the id, the timestamp and the body."""
+    """Returns the value of `webhook-signature` for the id, the timestamp and the body."""
     signed = b".".join([name.encode(), timestamp.encode(), body])
     return f"v1,{base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()}"
 
 
 async def _post(client: httpx.AsyncClient, url: str, key: bytes, taken: Taken) -> str | None:
-    """Sends it; returns the fault, if any, without the URL, which may hold a password."""
+    """Sends a transition; returns the fault, if any, without the URL, which may hold a password."""
     event = Event(f"alert.{taken.transition}", datetime.fromtimestamp(taken.seconds, UTC), taken.alert)
     body = msgspec.json.encode(event)
-    # The name holds the time, for ids begin anew in a database that is made anew.
+    # The name holds the time, because ids start again in a database that is made anew.
     name, now = f"transition-{taken.seconds}-{taken.id}", str(int(time.time()))
     headers = {
         "Content-Type": "application/json",

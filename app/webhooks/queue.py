@@ -1,7 +1,7 @@
 """The queue of transitions of alerts that wait to be delivered.
 
-A transition is taken for a lease, so that no transaction is open while it is on its way; a process that dies with it
-holds it up no longer than that.
+A transition is taken for a lease, so that no transaction stays open while it is on its way; a process that dies holds
+its transitions up no longer than that.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from app.analytics.alerts.listing import AlertAnswer, answer_of
 
 GIVE_UP_DAYS = 3
 LEASE_SECONDS = 60
-# Delivered at the same time, each of another alert.
+# So many transitions are delivered at the same time, each of another alert.
 AT_ONCE = 10
 
 
@@ -28,7 +28,7 @@ class Taken(NamedTuple):
 
 
 async def take(connection: psycopg.AsyncConnection) -> list[Taken]:
-    """Takes some that are due, of each alert only the first that waits; none while another process takes some."""
+    """Takes some due transitions, only the first that waits of each alert; none while another process takes some."""
     async with connection.transaction():
         lock = await connection.execute("SELECT pg_try_advisory_xact_lock(hashtext('wattline webhooks'))")
         if await lock.fetchone() == (False,):
@@ -43,14 +43,14 @@ def _taken(id_: int, attempts: int, seconds: int, transition: str, *alert: Any) 
 
 
 async def remove(connection: psycopg.AsyncConnection, taken: Taken) -> None:
-    """Takes a transition that was delivered out of the queue."""
+    """Removes a delivered transition from the queue."""
     await connection.execute("DELETE FROM webhook WHERE transition_id = %s", [taken.id])
 
 
 async def postpone(connection: psycopg.AsyncConnection, taken: Taken, pause_seconds: float) -> bool:
-    """Lets a transition wait for the pause; returns false where it is too old and was given up instead.
+    """Makes a transition wait for the pause; returns False when it was too old and was given up instead.
 
-    Nothing changes where the lease has ended and another process has taken it.
+    Nothing changes if the lease has ended and another process has taken the transition.
     """
     parameters = {"id": taken.id, "attempts": taken.attempts, "pause": pause_seconds, "days": GIVE_UP_DAYS}
     given_up = await (await connection.execute(_GIVE_UP, parameters)).fetchone()
@@ -59,8 +59,8 @@ async def postpone(connection: psycopg.AsyncConnection, taken: Taken, pause_seco
     return given_up is None
 
 
-# Queues new transitions. All are made under one lock, so none appears behind one that was seen. Those from before
-# webhooks were first set are news to no one.
+# Queues new transitions. All are made under one lock, so none appears behind one that was seen. Nobody is told of
+# transitions from before webhooks were first set.
 _QUEUE = """
     WITH newest AS (
         SELECT coalesce(max(id), 0) AS id FROM alert_transition
@@ -74,7 +74,7 @@ _QUEUE = """
     WHERE webhooks_queued IS DISTINCT FROM newest.id
 """
 
-# Devices are looked up as in the answer of alerts.
+# Devices are looked up as in the listing of alerts.
 _TAKE = """
     WITH first AS (
         SELECT DISTINCT ON (kind, stream, device_id, opened) id, next_at

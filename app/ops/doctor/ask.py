@@ -1,4 +1,4 @@
-"""Asks the database and the broker. Each question has a transaction of its own, which only reads and soon gives up."""
+"""Questions to the database and the broker. Each has a transaction of its own, which only reads and soon gives up."""
 
 import os
 import time
@@ -24,7 +24,7 @@ from app.settings import Settings
 
 
 def find_out(database: AbstractContextManager[str], settings: Settings, environ: Mapping[str, str]) -> Facts:
-    """Asks the database whose URL the context yields. A SetupError from entering the context is a finding, too."""
+    """Asks the database whose URL the context yields. A SetupError from entering the context counts as a finding."""
     facts = Facts(
         settings=settings,
         variables=environ,
@@ -70,7 +70,7 @@ def _server(connection: Connection, facts: Facts) -> None:
     (facts.server,) = _rows(
         connection,
         Server,
-        # unsafe_settings: those without which a commit may be lost or the data broken when the machine fails.
+        # unsafe_settings names settings that risk a lost commit or broken data when the machine fails.
         """
         SELECT current_setting('server_version') AS postgresql,
                current_setting('server_version_num')::integer AS postgresql_number,
@@ -174,7 +174,7 @@ def _rows(connection: Connection, of: type[Row], statement: str) -> list[Row]:
 
 
 def disk_bytes(directory: Path) -> tuple[int, int] | None:
-    """Free and total bytes of the disk that holds the directory; None where this machine has no such directory."""
+    """Returns the disk's free and total bytes; None if this machine has no such directory."""
     try:
         disk = os.statvfs(directory)
     except OSError:

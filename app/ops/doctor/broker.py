@@ -1,4 +1,4 @@
-"""Asking the broker what it grants."""
+"""The question to the broker about what it grants."""
 
 import time
 from typing import Any
@@ -16,7 +16,7 @@ ANSWER_SECONDS = 5
 
 
 def ask_broker(settings: Settings) -> Grants:
-    """Connects under a client id of its own, since under the consumer's the broker would disconnect the consumer.
+    """Connects under a client id of its own: with the consumer's id, the broker would disconnect the consumer.
 
     Raises SetupError when the broker cannot be reached or refuses the client.
     """

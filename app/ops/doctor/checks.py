@@ -12,19 +12,19 @@ from app.policies.plan import words
 
 LAG = timedelta(minutes=10)
 CLOCK_SECONDS = 5
-# Below either of these the server may stop at any moment: it panics when it cannot write its log.
+# With less free than either of these, the server may stop at any moment: it panics when it cannot write its log.
 DISK_FREE_BYTES = 1 << 30
 DISK_FREE_SHARE = 0.05
-# A transaction of fewer readings costs more than they do; 20 is Mosquitto's default.
+# A transaction of fewer readings costs more than its readings do; 20 is Mosquitto's default.
 LEAST_IN_FLIGHT = 1_000
-# The scheduler and one job.
+# One is for the scheduler, the other for a job.
 LEAST_WORKERS = 2
-# As server_version_num, from the first on (timescale/timescaledb pull 11015).
+# Ranges of server_version_num, without their ends (timescale/timescaledb pull 11015).
 JOBS_BREAK = ((160016, 170000), (170012, 180000), (180007, 190000))
 
 
 def wrong(facts: Facts) -> list[str]:
-    """The sentences of all checks, and those about what could not be read."""
+    """Returns the sentences of all checks, and those about what could not be read."""
     return [sentence for check in _CHECKS for sentence in check(facts)] + facts.unread
 
 
@@ -172,7 +172,7 @@ def _breaking(server: Server | None) -> str:
 
 
 def _lag(facts: Facts) -> Iterator[str]:
-    """Says nothing about a server that has just started, or a database in which nothing was ever stored."""
+    """Yields nothing for a server that has just started, or for a database in which nothing was ever stored."""
     if not (facts.server and facts.now and facts.devices and facts.devices.expected):
         return
     if facts.now - facts.server.started_at < LAG:

@@ -70,7 +70,7 @@ class Size(msgspec.Struct, frozen=True):
 
 
 class Devices(msgspec.Struct, frozen=True):
-    """How many devices are in service, and how many of them report and have reported within a day."""
+    """The number of devices in service, of those that report, and of those that have reported within a day."""
 
     expected: int
     reporting: int
@@ -78,7 +78,7 @@ class Devices(msgspec.Struct, frozen=True):
 
 
 class Grants(msgspec.Struct, frozen=True):
-    """The limits in the broker's CONNACK; where it names none, only the protocol's apply."""
+    """The limits in the broker's CONNACK; where it names none, only those of the protocol apply."""
 
     receive_maximum: int
     packet_bytes: int | None
@@ -88,7 +88,7 @@ class Grants(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, kw_only=True):
-    """All findings. One that could not be made is None or empty, and `unread` says why.
+    """All findings. A finding that could not be made is None or empty, and `unread` says why.
 
     `revision` is empty before the first migration.
     """

@@ -19,7 +19,7 @@ Rows = Iterable[tuple[str, ...]]
 
 
 def examine(database: AbstractContextManager[str], settings: Settings, environ: Mapping[str, str]) -> tuple[str, bool]:
-    """The report on the database whose URL the context yields, and whether nothing is wrong."""
+    """Returns the report on the database whose URL the context yields, and True when nothing is wrong."""
     facts = find_out(database, settings, environ)
     mistakes = wrong(facts)
     sections = [
@@ -190,7 +190,7 @@ def _span(later: datetime | None, earlier: datetime | None) -> str:
 
 
 def _duration(span: timedelta) -> str:
-    """Its two largest units: `2 d 3 h`."""
+    """Returns the two largest units of a span: `2 d 3 h`."""
     seconds = max(0, round(span.total_seconds()))
     counts = (seconds // 86400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s")
     return " ".join([f"{count} {unit}" for count, unit in counts if count][:2]) or "0 s"
