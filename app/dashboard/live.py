@@ -1,4 +1,4 @@
-"""Live updates of the dashboard: one task asks the aggregates about each second and sends all listeners the answer."""
+"""Live updates of the dashboard: one task queries the aggregates each second and sends the answer to all listeners."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -23,26 +23,26 @@ from app.tables import alert_transition
 from app.telemetry.instant import MAX_AHEAD
 
 MAX_LISTENERS = 200
-"""For one process; each listener takes a connection and a few kilobytes."""
+"""The limit for one process; each listener takes a connection and a few kilobytes."""
 MAX_STATES = 1_000
-"""For one event; the rest comes with the next."""
+"""The limit for one event; further states come with the next event."""
 _MAX_WAITING = 16
-"""Events by which a listener may lag behind; a slower one is sent away, and asks for everything anew."""
+"""The number of events by which a listener may lag; a slower one is sent away, and asks for everything anew."""
 _LAST_WORDS_S = 1.0
-"""The time in which a listener that is sent away may read the rest, before its connection is cut off."""
+"""The time in which a listener that is sent away may read the rest before its connection is cut off."""
 _PERIOD_S = 1.0
 _MINUTE = timedelta(minutes=1)
 _SHOWN_MINUTES = 5 * _MINUTE
-# Most readings of a minute have come so long after its end.
+# This long after a minute ends, most of its readings have arrived.
 _SETTLED = timedelta(seconds=30)
 
 _log = structlog.get_logger()
 
 
 class LiveFleet(msgspec.Struct, frozen=True, rename="camel"):
-    """The fleet now. Every reading committed before `as_of` is in; `lag_seconds` is how long ago that was.
+    """The fleet now. Every reading committed before `as_of` is included; `lag_seconds` is the age of `as_of`.
 
-    `readings_per_second` is over the last whole minute, `minutes` has the last few as in the fleet's series.
+    `readings_per_second` is over the last whole minute; `minutes` has the last few minutes as in the fleet's series.
     """
 
     as_of: datetime | None
@@ -54,7 +54,7 @@ class LiveFleet(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Hub:
-    """Asks while anyone listens, and sends everyone the same."""
+    """A task that asks while anyone listens, and sends everyone the same events."""
 
     def __init__(self, pool: AsyncEngine) -> None:
         self._pool = pool
@@ -64,16 +64,16 @@ class Hub:
         self._latest = b""
 
     def close(self) -> None:
-        """Ends every stream, now and from now on: a server that stops waits for the end of its answers."""
+        """Ends every stream, now and in future: a server that stops waits for the end of its answers."""
         self._closed = True
         if self._asking is not None:
             self._asking.cancel()
         self._send_away(list(self._listeners))
 
     async def listen(self, client: tuple[str, int] | None = None) -> AsyncGenerator[bytes, None]:
-        """The events as they come, the latest first, until close() or until the listener is too slow.
+        """Yields the events as they come, the latest first, until close() or until the listener is too slow.
 
-        A slow listener's connection, with `client`, is cut off: the server would wait for ever until it reads.
+        A slow listener's connection, from `client`, is cut off: the server would wait for ever until it reads.
         """
         queue = asyncio.Queue[bytes | None](_MAX_WAITING)
         self._listeners[queue] = client
@@ -90,7 +90,7 @@ class Hub:
 
     @property
     def is_full(self) -> bool:
-        """Whether it takes no more listeners."""
+        """Returns True when no more listeners can be taken."""
         return len(self._listeners) >= MAX_LISTENERS
 
     async def _ask_forever(self) -> None:
@@ -129,14 +129,14 @@ class Hub:
 
 
 class News:
-    """The changes since the last time that it was asked."""
+    """The changes since the last question."""
 
     def __init__(self) -> None:
         self._sent: dict[str, datetime] | None = None
         self._transition: int | None = None
 
     async def ask(self, pool: AsyncEngine) -> dict[str, object]:
-        """Events by name: `fleet` always, `states` and `alerts` if there is something new."""
+        """Returns events by name: `fleet` always, `states` and `alerts` if they have news."""
         events: dict[str, object] = {"fleet": await _fetch_fleet(pool)}
         async with pool.connect() as connection:
             if states := self._new_states(await vehicle_states(connection, limit=None, after=None)):
@@ -146,7 +146,7 @@ class News:
         return events
 
     def _new_states(self, states: list[VehicleState]) -> list[VehicleState]:
-        if self._sent is None:  # a new listener asks for all of them
+        if self._sent is None:  # a new listener asks for all states itself
             self._sent = {state.vehicle_id: state.last_updated for state in states}
             return []
         new = [state for state in states if self._sent.get(state.vehicle_id) != state.last_updated][:MAX_STATES]
@@ -191,16 +191,16 @@ def _encoded(name: str, data: object) -> bytes:
     responses=problems({503: AWAY}),
 )
 async def get_fleet_live(hub: NamedDependency[Hub], request: Request[Any, Any, Any]) -> Stream:
-    """Server-sent events: `fleet` about each second, `states` and `alerts` when there is something new."""
+    """Sends server-sent events: `fleet` about once a second, `states` and `alerts` when they have news."""
     if hub.is_full:
-        raise StoreBusy("Too many are listening.")
+        raise StoreBusy("There are too many listeners.")
     return Stream(
         hub.listen(request.client and (request.client.host, int(request.client.port))),  # the server's port is a str
         media_type="text/event-stream",
-        # Its end is that of the connection, for cut_off().
+        # The stream ends with its connection, for cut_off().
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Connection": "close"},
     )
 
 
-# The newest change of an alert.
+# The newest transition of an alert.
 _LAST_TRANSITION = select(func.coalesce(func.max(alert_transition.c.id), 0))

@@ -13,7 +13,7 @@ from app import __version__
 from app.dashboard.assets import BASE, CHARTS, MEDIA_TYPES, STATIC, compressed
 from app.settings import Settings
 
-# The chart library sets styles of its own, in elements too; no script but our files runs.
+# The chart library sets styles of its own, also in elements; only scripts from our files run.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -22,13 +22,13 @@ _SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Accept-Encoding", **_SAFE}
 
 
-# Monitors ask by HEAD.
+# Monitors ask with HEAD.
 _READ = [HttpMethod.GET, HttpMethod.HEAD]
 
 
 @route("/", http_method=_READ, include_in_schema=False, media_type="text/html")
 async def get_page(settings: NamedDependency[Settings]) -> Response[str]:
-    """The dashboard."""
+    """Returns the dashboard."""
     page = (STATIC / "index.html").read_text(encoding="utf-8")
     values = {"base": BASE, "charts": CHARTS, "version": __version__, "low_efficiency": str(settings.low_efficiency)}
     for name, value in values.items():
@@ -42,7 +42,7 @@ def get_asset(
     name: FromPath[str],
     accept_encoding: Annotated[str, HeaderParameter(name="Accept-Encoding")] = "",
 ) -> Response[bytes]:
-    """A file of the page."""
+    """Returns a file of the page."""
     body = compressed(f"/dashboard/{folder}/{name}")
     media_type = MEDIA_TYPES[PurePosixPath(name).suffix]
     if "gzip" in accept_encoding:

@@ -256,9 +256,9 @@ def test_what_is_not_judged_is_not_called_fine(example: Process, browser: Browse
         # The worst comes first, but for the one of which too little is known.
         expect(page.locator("tr[data-id]").first).to_have_attribute("data-id", "V2")
         page.get_by_role("button", name="without a reading for 10 minutes").click()
-        expect(page.get_by_text("who never reported is in no list")).to_be_visible()
+        expect(page.get_by_text("devices that have never reported are not listed")).to_be_visible()
         expect(page.locator("tr[data-id=V2]")).to_contain_text("silent")
-        page.get_by_label("closed ones too").check()
+        page.get_by_label("closed alerts too").check()
         expect(page).to_have_url(re.compile("silent=1.*closed=1"))
         expect(page.get_by_role("checkbox")).to_be_checked()
 

@@ -34,8 +34,8 @@ function evidenceOf([name, value]) {
 
 const ORDER = ["acKwh", "dcKwh", "lossKwh", "minutes", "pairedMinutes", "sharedMinutes"];
 
-// The numbers in this order, then what else there is; nothing of minutes that there were not, nor the ratio, which the
-// sentence has.
+// The numbers come in this order, then all other evidence, without zeros and without the ratio, which is in the
+// sentence.
 function ordered({ from, to, efficiencyRatio, ...evidence }) {
   const place = ([name]) => (ORDER.includes(name) ? ORDER.indexOf(name) : ORDER.length);
   return Object.entries(evidence).filter(([, value]) => value !== 0).sort((a, b) => place(a) - place(b));
@@ -65,7 +65,7 @@ export function alertsPanel(parameters = {}) {
   const list = el("ol", { class: "alerts" });
   const note = el("p", { class: "note" }, "Loading");
   const box = el("input", { type: "checkbox", id: "closed", onchange: () => change({ closed: box.checked ? "1" : null }) });
-  const switched = el("label", { class: "switch", for: "closed" }, box, " closed ones too");
+  const switched = el("label", { class: "switch", for: "closed" }, box, " closed alerts too");
   const amount = el("span", { class: "note" });
   const beyond = el("a", { class: "skip", href: "#", onclick: pass }, "Skip the alerts");
   const scroll = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Alerts, newest first" }, list);
@@ -74,11 +74,11 @@ export function alertsPanel(parameters = {}) {
   let asking = null;
   let timer;
   let withClosed = false;
-  let shown = ""; // a list that is the same stays, with where the keyboard is
+  let shown = ""; // an unchanged list stays, so that it keeps the keyboard's focus
 
-  // To what follows: each alert has links to stop at.
+  // Moves the focus past the alerts: each of them has links to stop at.
   function pass(event) {
-    event.preventDefault(); // the hash is the view
+    event.preventDefault(); // the hash names the view
     const next = element.nextElementSibling?.querySelector("button, input, a, [tabindex]");
     (next ?? document.querySelector(".foot a")).focus();
   }
@@ -106,7 +106,7 @@ export function alertsPanel(parameters = {}) {
     } catch (error) {
       if (error.name === "AbortError") return;
       if (error.code === "unknown_device") {
-        element.hidden = true; // the page says so
+        element.hidden = true; // the page says so already
         return;
       }
       note.hidden = false;

@@ -1,4 +1,4 @@
-// Questions to the service. What it refuses is an error with the sentence of its problem document.
+// Questions to the service. A refusal becomes an error with the sentence of its problem document.
 
 export class Problem extends Error {
   constructor(status, document) {
@@ -12,7 +12,7 @@ export async function ask(path, parameters, signal) {
   return (await answer(path, parameters, signal)).json();
 }
 
-// What comes line by line.
+// Answers with an array for NDJSON.
 export async function lines(path, parameters, signal) {
   const text = await (await answer(path, parameters, signal, "application/x-ndjson")).text();
   return text.split("\n").filter(Boolean).map(JSON.parse);
@@ -22,7 +22,7 @@ async function answer(path, parameters, signal, accept = "application/json") {
   const given = Object.entries(parameters).filter(([, value]) => value != null);
   const query = new URLSearchParams(given).toString();
   const response = await fetch(`/v1/${path}${query && "?"}${query}`, { signal, headers: { Accept: accept } }).catch((error) => {
-    // What browsers say of it differs, and is for programmers.
+    // Browsers have different messages for this, which are for programmers.
     throw error.name === "AbortError" ? error : new Problem(0, { detail: "The service does not answer." });
   });
   if (!response.ok) throw new Problem(response.status, await response.json().catch(() => ({})));

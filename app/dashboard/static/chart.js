@@ -1,11 +1,11 @@
-// Time charts, drawn by plotly.js. It is large: it loads after the first numbers are shown.
+// Time charts, drawn by plotly.js, which is large: it loads after the first numbers are shown.
 
 import { el } from "./dom.js";
 import { moment } from "./format.js";
 import { preview } from "./preview.js";
 import { zoom } from "./state.js";
 
-// In rem, as in .preview and .strip of the style.
+// The margins are in rem, as for .preview and .strip in the style sheet.
 const MARGIN = { l: 3.6, r: 1, t: 0.6, b: 2.8 };
 let library;
 
@@ -18,7 +18,7 @@ function load() {
       script.remove();
       reject(new Error("The chart library could not be loaded."));
     };
-    // After the next paint, so that the numbers and the lines are seen first.
+    // It waits for the next paint, so that the numbers and the lines are seen first.
     requestAnimationFrame(() => setTimeout(() => document.head.append(script)));
   });
   return library;
@@ -31,7 +31,7 @@ const local = (seconds) => {
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-// A figure with a title, a summary in words, and its values as a table. draw() takes
+// A figure has a title, a summary in words, and its values as a table. draw() takes
 // {from, to, lines: [{name, unit, digits, color, x, y, alone, details}], low?, yMin?, summary}.
 export function chart(title, { tall = false } = {}) {
   const plot = el("div", { class: tall ? "plot tall" : "plot", "aria-hidden": "true" });
@@ -127,13 +127,13 @@ function traces({ lines }) {
   });
 }
 
-// The library fills across a gap, so there the outline goes along the ground.
+// The library fills across a gap, so the outline goes along the ground there.
 function ground(x, y) {
   const points = x.flatMap((t, i) => (y[i] == null ? [[x[i - 1] ?? t, 0], [x[i + 1] ?? t, 0]] : [[t, y[i]]]));
   return { x: points.map(([t]) => local(t)), y: points.map(([, value]) => value) };
 }
 
-// Times of a day, with the date below where it begins; then days.
+// Ticks are times, with the date below where a day begins; in long ranges, they are days.
 const TICKS = [
   { dtickrange: [null, 86_399_999], value: "%H:%M\n%-d %b" },
   { dtickrange: [86_400_000, null], value: "%-d %b\n%Y" },

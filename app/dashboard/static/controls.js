@@ -1,4 +1,4 @@
-// The range that is shown: presets, two times, and zooming without a mouse.
+// The controls of the range: presets, two times, and zooming without a mouse.
 
 import { el, setText } from "./dom.js";
 import { moment } from "./format.js";
@@ -11,7 +11,7 @@ const localInput = (seconds) => {
   return new Date(1000 * (seconds - offset)).toISOString().slice(0, 16);
 };
 
-// A click elsewhere and Esc close what is open.
+// A click elsewhere, and Esc, close an open form.
 addEventListener("click", ({ target }) => {
   const open = document.querySelector(".custom[open]");
   if (open && !open.contains(target)) open.open = false;
@@ -48,7 +48,7 @@ export function rangeControls() {
   ];
   const shown = el("span", { class: "shown" });
   const refused = el("span", { class: "wrong", role: "alert" });
-  const element = el("div", { class: "controls", role: "group", "aria-label": "Range of time" }, el("div", { class: "segments" }, presets, custom), el("div", { class: "segments" }, steps), shown, refused);
+  const element = el("div", { class: "controls", role: "group", "aria-label": "Time range" }, el("div", { class: "segments" }, presets, custom), el("div", { class: "segments" }, steps), shown, refused);
   function update() {
     const now = range();
     for (const preset of presets) preset.setAttribute("aria-pressed", preset.dataset.range === now.name);

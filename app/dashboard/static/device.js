@@ -1,4 +1,4 @@
-// One vehicle or one meter: its figures, its series, its minutes, its mappings, its alerts.
+// One vehicle or one meter: its figures, series, minutes, mappings and alerts.
 
 import { alertsPanel } from "./alerts.js";
 import { ask, device, lines } from "./api.js";
@@ -18,9 +18,9 @@ const LOW = Number(document.documentElement.dataset.lowEfficiency);
 const AGAIN_MS = 10_000;
 const REST_MS = 60_000;
 const PROVING_MINUTES = 15;
-// As far as the service pairs at once.
+// The service pairs at most this much at once.
 const PAIRED_SECONDS = 90 * 86400;
-const TOO_LONG = "Only for ranges of at most 90 days.";
+const TOO_LONG = "This needs a range of at most 90 days.";
 const NAMES = {
   vehicle: { dc: "DC to the battery", efficiency: "Efficiency", loss: "Lost", soc: "Average charge", temperature: "Average of the battery", readings: "Readings" },
   meter: { ac: "AC from the grid", peak: "Highest power", voltage: "Voltage", readings: "Readings" },
@@ -54,9 +54,9 @@ export function showDevice(main, kind, id) {
   let hasState = false;
   let delivered = null;
   let latest = null; // the end of the last bucket
-  let isShown = false; // what the address asks for
+  let isShown = false; // whether the page shows the range that its address names
 
-  // At once for a new range; for the same one only when its last answers are there.
+  // A new range is loaded at once, the same range only after its last answers have come.
   async function load() {
     clearTimeout(timer);
     asking?.abort();
@@ -118,7 +118,7 @@ export function showDevice(main, kind, id) {
     delivered = columns.t.length ? sum(columns.dcKwh) : null;
     plain(charts.soc, "State of charge", "avgSoc", "%", "dc", { yMin: 0, yMax: 102, percent: true });
     plain(charts.temperature, "Battery temperature", "avgBatteryTemp", "°C", "efficiency", around(columns.avgBatteryTemp, 2));
-    // Less compares two clocks: a charge that tapers off has many minutes at its end, with the energy of few.
+    // Less energy would compare two clocks: the end of a tapering charge has many minutes with the energy of few.
     const isProven = (i) => columns.pairedMinutes[i] >= PROVING_MINUTES && (bucket !== "1m" || energyMinutes(columns, power, i) >= PROVING_MINUTES);
     const proven = columns.efficiencyRatio.map((value, i) => (isProven(i) ? value : null));
     const ratio = line(columns.t, proven.map((value) => value && 100 * value), bucket, span);
@@ -128,7 +128,7 @@ export function showDevice(main, kind, id) {
       low: 100 * LOW,
       percent: true,
       ...efficiencyAxis(ratio.y),
-      summary: `${beyondAxis(ratio.y)}Over the paired minutes of ${bucket === "1m" ? "the hour before each minute" : `each ${PER[bucket]}`}, where they have the energy of ${PROVING_MINUTES} at full power.`,
+      summary: `${beyondAxis(ratio.y)}Over the paired minutes of ${bucket === "1m" ? "the hour before each minute" : `each ${PER[bucket]}`}, where these have the energy of ${PROVING_MINUTES} minutes at full power.`,
     });
   }
 
@@ -162,7 +162,7 @@ export function showDevice(main, kind, id) {
     }
   }
 
-  // The meters that its latest readings name: of the hour that ends with the last bucket.
+  // Shows the meters that the latest readings name, those of the hour that ends with the last bucket.
   async function showNamed(signal) {
     if (!latest) return named.replaceChildren();
     try {
@@ -183,7 +183,7 @@ export function showDevice(main, kind, id) {
       );
       const head = el("tr", {}, [isVehicle ? "Meter" : "Vehicle", "From", "To"].map((name) => el("th", { scope: "col" }, name)));
       history.replaceChildren(
-        all.length ? el("table", {}, el("caption", { class: "visually-hidden" }, "Mapping history, newest first"), el("thead", {}, head), el("tbody", {}, rows)) : el("p", { class: "note" }, isVehicle ? "No mapping." : "None: no vehicle is mapped to it; those that name it in their readings need no mapping."),
+        all.length ? el("table", {}, el("caption", { class: "visually-hidden" }, "Mapping history, newest first"), el("thead", {}, head), el("tbody", {}, rows)) : el("p", { class: "note" }, isVehicle ? "No mapping." : "No vehicle is mapped to this meter; vehicles that name it in their readings need no mapping."),
       );
     } catch (error) {
       if (error.name === "AbortError") return;
@@ -231,7 +231,7 @@ const iso = (seconds) => new Date(1000 * seconds).toISOString();
 
 const seenAt = (instant, soc) => ["Last seen ", age(instant), soc == null ? "" : `, charge ${fixed(soc, 1)} %`];
 
-// As far as a series tells: the last reading of an hour or a day is somewhere in it.
+// A series tells no more: the last reading of an hour or a day is somewhere in it.
 function lastSeen({ t, avgSoc }, bucket, { name }) {
   if (!t.length) return ["No readings in this range"];
   const last = t.at(-1);

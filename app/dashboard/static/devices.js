@@ -1,4 +1,4 @@
-// The list of vehicles or meters: search, sort, latest state, efficiency of the last 24 hours.
+// The list of vehicles or meters, with search, sorting, latest states and efficiencies of the last 24 hours.
 
 import { ask } from "./api.js";
 import { el, setText } from "./dom.js";
@@ -13,7 +13,7 @@ const AGO_MS = 1_000;
 const UNJUDGED_MS = 5_000;
 const WORST_FIRST = "efficiency";
 
-// As the service counts devices that report.
+// The service counts reporting devices by the same limit.
 export const SILENT_MINUTES = 10;
 const isSilent = ({ lastUpdated }) => Date.now() - Date.parse(lastUpdated) > SILENT_MINUTES * 60_000;
 const silent = (text) => el("span", { class: "verdict", "data-state": "warn" }, el("span", { "aria-hidden": "true" }, "○"), ` ${text}`);
@@ -64,7 +64,6 @@ export function devicesPanel(kind) {
   const note = el("p", { class: "note", role: "status" }, "Loading");
   const table = virtualTable(kind === "vehicle" ? "Vehicles" : "Meters", columns, (key) => {
     const { by, descending } = sorting();
-    // A number is looked for at its ends: the greatest first, then the least; names from A.
     const turned = by === key ? !descending : false;
     change({ sort: turned ? `-${key}` : key }, { replace: true });
     table.top();
@@ -87,12 +86,12 @@ export function devicesPanel(kind) {
     const found = [...rows.values()].filter((row) => row.id.toLowerCase().includes(search) && !(onlySilent && !isSilent(row)));
     found.sort((a, b) => {
       const [x, y] = [value(a), value(b)];
-      if (missing(x) !== missing(y)) return missing(x) ? 1 : -1; // last, whichever way
+      if (missing(x) !== missing(y)) return missing(x) ? 1 : -1; // missing values come last in either order
       return (descending ? -1 : 1) * compare(x, y) || order.compare(a.id, b.id);
     });
     table.show(found, { by, descending });
     const all = search || onlySilent ? `${count(found.length)} of ${count(rows.size)}` : count(rows.size);
-    const words = onlySilent ? " silent; who never reported is in no list" : isJudged ? "" : "; no efficiency has been judged yet";
+    const words = onlySilent ? " silent; devices that have never reported are not listed" : isJudged ? "" : "; no efficiency has been judged yet";
     setText(note, `${all}${words}`);
   }
 

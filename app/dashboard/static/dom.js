@@ -1,4 +1,4 @@
-// Elements, made without HTML: whatever a device is called, it stays text.
+// Elements are made without HTML: whatever a device's name is, it stays text.
 
 export function el(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);

@@ -1,4 +1,4 @@
-// The numbers at the top: a name, a number, its unit, and what it means.
+// The numbers at the top: each has a name, a number, its unit, and its meaning.
 
 import { el, setText } from "./dom.js";
 

@@ -1,4 +1,4 @@
-// The fleet: figures, power and efficiency over time, alerts, devices.
+// The fleet: its figures, power and efficiency over time, alerts and devices.
 
 import { alertsPanel } from "./alerts.js";
 import { ask } from "./api.js";
@@ -14,7 +14,7 @@ import { change, range, read } from "./state.js";
 
 const LOW = Number(document.documentElement.dataset.lowEfficiency);
 const AGAIN_MS = 60_000;
-// Clocks of devices may be that far ahead, and their readings count.
+// Devices' clocks may be this far ahead, and their readings count.
 const AHEAD_SECONDS = 300;
 
 export function showFleet(main) {
@@ -43,7 +43,7 @@ export function showFleet(main) {
   let asking = null;
   let asked = "";
 
-  // Whether the address asks for another range than before: not when it tells of a search or a sort.
+  // Returns true when the address names another range than before, not just another search or order.
   function isOther() {
     const { name, from, to } = range();
     const before = asked;
@@ -67,7 +67,7 @@ export function showFleet(main) {
     }
   }
 
-  // Nothing of another range under this one.
+  // The values of another range must not stand under this one.
   function clear() {
     for (const key of ["ac", "dc", "loss", "efficiency"]) numbers.set(key, "–");
     const span = { from: range().from, to: range().to, lines: [], summary: "" };
@@ -107,7 +107,7 @@ export function showFleet(main) {
   function totals(columns) {
     const [ac, dc] = [columns.acKwh, columns.dcKwh].map((values) => (values.some((value) => value != null) ? sum(values) : null));
     const ratio = ac > 0 && dc != null ? dc / ac : null;
-    // With the digits of the greater, so that what is shown adds up.
+    // All have the digits of the greatest, so that the numbers shown add up.
     const digits = kwhDigits(Math.max(ac, dc));
     const rounded = (value) => Number((value ?? 0).toFixed(digits));
     const loss = ac == null && dc == null ? null : rounded(ac) - rounded(dc);
@@ -170,26 +170,26 @@ export function showFleet(main) {
 const iso = (seconds) => new Date(1000 * seconds).toISOString();
 
 export function peak(what, { x, y }) {
-  if (!y.some((value) => value != null)) return "No readings in this range, or a single one.";
+  if (!y.some((value) => value != null)) return "This range has at most one reading.";
   if (!y.some((value) => value)) return "Nothing flowed.";
   const most = y.reduce((best, value, i) => (value > (y[best] ?? -Infinity) ? i : best), 0);
   const last = y.length - 1;
   return `${what} at most ${fixed(y[most], 1)} kW, ${moment(1000 * x[most])}; last ${fixed(y[last], 1)} kW, ${moment(1000 * x[last])}.`;
 }
 
-// Wide enough for what is there, but not for a single point far off: that leaves the picture, and stands in the values.
+// The axis is wide enough for nearly all points; a single point far off is only in the table of values.
 export function efficiencyAxis(percents) {
   const known = percents.filter((value) => value != null).sort((a, b) => a - b);
   const at = (share) => known[Math.floor(share * (known.length - 1))] ?? 100;
   return { yMin: Math.max(-2, Math.min(100 * LOW - 8, at(0.01) - 2)), yMax: Math.min(150, Math.max(100, at(0.99) + 2)) };
 }
 
-// What the axis leaves out, in words.
+// Says in words what the axis leaves out.
 export function beyondAxis(percents) {
   const { yMin, yMax } = efficiencyAxis(percents);
   const known = percents.filter((value) => value != null);
   const number = known.filter((value) => value < yMin || value > yMax).length;
-  return number ? `${count(number)} of ${count(known.length)} points lie beyond the axis: Values has them. ` : "";
+  return number ? `${count(number)} of ${count(known.length)} points lie beyond the axis: Values lists them. ` : "";
 }
 
 function deviceList() {
@@ -240,8 +240,8 @@ function emptyDatabase() {
     "section",
     { class: "card empty", hidden: true, "aria-labelledby": "empty-title" },
     el("h2", { id: "empty-title" }, "No readings yet"),
-    el("p", {}, "This page comes to life with the first one. Send one of a meter and one of a vehicle:"),
+    el("p", {}, "This page comes to life with the first reading. Send one from a meter and one from a vehicle:"),
     el("pre", { tabindex: "0" }, el("code", {}, command)),
-    el("p", {}, "Or let a simulated fleet send: ", el("code", {}, "make demo"), " has a day of it within half a minute."),
+    el("p", {}, "Or let a simulated fleet send them: ", el("code", {}, "make demo"), " has sent a day within half a minute."),
   );
 }

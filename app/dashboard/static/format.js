@@ -1,4 +1,4 @@
-// Numbers and times for people. Numbers in English, as the page is; times as the browser's zone has them.
+// Numbers and times for people. Numbers are in English, like the page; times are in the browser's zone.
 
 import { el, setText } from "./dom.js";
 
@@ -47,7 +47,7 @@ export function ago(instant) {
   return seconds < 1 ? "now" : `${duration(seconds)} ago`;
 }
 
-// A time whose age stays true: main.js asks for it each second.
+// A time whose age stays true: main.js refreshes it each second.
 export function age(instant) {
   return el("time", { datetime: instant, title: moment(instant), "data-age": true }, ago(instant));
 }

@@ -1,5 +1,5 @@
-// What the service pushes. Events: "fleet", "states", "alerts" as they come; "connection" when the state below changes;
-// "again" when a connection is back after one was lost, for what was missed is not sent again.
+// The service's push messages. Events: "fleet", "states", "alerts" as they come; "connection" when the state below
+// changes; "again" when a lost connection is back, since missed messages are not sent again.
 
 export const live = new EventTarget();
 export const connection = { state: "connecting", since: Date.now(), fleet: null, problem: null };
@@ -40,7 +40,7 @@ function receive(name, data) {
   live.dispatchEvent(new CustomEvent(name, { detail: data }));
 }
 
-// A connection can be dead without an error: a proxy, a machine that slept.
+// A connection can be dead without an error, after a proxy failed or the machine slept.
 function watch() {
   clearTimeout(watchdog);
   watchdog = setTimeout(lose, SILENCE_MS);
@@ -65,7 +65,7 @@ function set(state) {
 
 addEventListener("online", () => connection.state === "lost" && connect());
 addEventListener("pagehide", () => source?.close());
-// Back from the browser's memory, as it was when it was left.
+// The browser restores the page from memory as it was when it was left.
 addEventListener("pageshow", (event) => {
   if (!event.persisted) return;
   wasLost = true;

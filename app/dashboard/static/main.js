@@ -1,4 +1,4 @@
-// Which view the URL asks for.
+// Shows the view that the URL names.
 
 import { el } from "./dom.js";
 import { showDevice } from "./device.js";
@@ -37,7 +37,7 @@ function showNothing() {
 
 document.getElementById("zone").textContent = `Times in ${zone}`;
 document.querySelector(".skip").addEventListener("click", (event) => {
-  event.preventDefault(); // the hash is the view
+  event.preventDefault(); // the hash names the view
   main.focus();
 });
 addEventListener("hashchange", route);

@@ -1,4 +1,4 @@
-// A chart's lines without axes, at once: the library that draws it whole takes seconds on a slow machine.
+// Draws a chart's lines at once, without axes: on a slow machine, the library takes seconds to draw it whole.
 
 import { svg } from "./dom.js";
 

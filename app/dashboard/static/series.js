@@ -1,24 +1,24 @@
-// From columns of buckets to lines: power instead of energy, gaps as gaps.
+// Turns columns of buckets into lines: power instead of energy, gaps as gaps.
 
 export const SECONDS = { "1m": 60, "1h": 3600, "1d": 86400 };
 export const PER = { "1m": "minute", "1h": "hour", "1d": "day" };
-// A device that reports each two minutes has no gap; README: gaps of up to five minutes are covered.
+// A device that reports every two minutes has no gap; README: gaps of up to five minutes are covered.
 const COVERED_SECONDS = 300;
 const AROUND_SECONDS = 300;
 const CADENCE_SECONDS = 3600;
-// Of a device, so much more is asked before a range, for the power at its start.
+// A device's range is extended backwards by this much, for the power at its start.
 export const MARGIN_SECONDS = 600;
 
-// Average power in kW of each bucket. Where the data begin within an hour or a day, that one would be a dip: it is left out.
+// Average power in kW of each bucket. An hour or a day in which the data begin would be a dip, so it is left out.
 export function power(columns, name, bucket, counts) {
   const begin = columns[name].findIndex((energy) => energy != null);
   const isPart = bucket !== "1m" && counts[begin] < 0.8 * counts[begin + 1];
   return columns[name].map((energy, i) => (energy == null || (isPart && i === begin) ? null : (energy * 3600) / SECONDS[bucket]));
 }
 
-// Of one device. A reading holds what flowed since the one before, at any second of its minute: single minutes would
-// show the beat of two clocks. So in minutes it is the energy of the readings within five minutes, over the time that so
-// many take; what one takes is known of the two hours around. The first after a gap has the time since the one before.
+// The power of one device. A reading holds the energy since the reading before, at any second of its minute: single
+// minutes would show the beat of two clocks. So a minute shows the energy of the readings within five minutes, over the
+// time that as many take in the two hours around. The first reading after a gap has the time since the one before.
 export function devicePower(columns, name, bucket) {
   if (bucket !== "1m") return power(columns, name, bucket, columns.readings);
   const { t, readings } = columns;
@@ -38,13 +38,13 @@ export function devicePower(columns, name, bucket) {
   });
 }
 
-// Without a gap between them, as [start, end) of their places.
+// The runs of places without a gap, as [start, end).
 function runs(t) {
   const starts = t.flatMap((at, i) => (i === 0 || at - t[i - 1] > COVERED_SECONDS ? [i] : []));
   return starts.map((start, i) => ({ start, end: starts[i + 1] ?? t.length }));
 }
 
-// The sums of what stands before each place.
+// The sum of the values before each place.
 function before(values) {
   let total = 0;
   return [0, ...values.map((value) => (total += value ?? 0))];
@@ -61,7 +61,7 @@ function first(t, least, start, end) {
   return low;
 }
 
-// The energy of the hour that ends with a minute, told in minutes at the greatest power of that hour.
+// The energy of the hour that ends with a minute, in minutes at the greatest power of that hour.
 export function energyMinutes({ t, dcKwh }, power, last) {
   let energy = 0;
   let greatest = 0;
@@ -72,8 +72,8 @@ export function energyMinutes({ t, dcKwh }, power, last) {
   return greatest && (60 * energy) / greatest;
 }
 
-// Points of finished buckets in [from, to], with a null wherever buckets are missing. `alone` are the points without a
-// neighbour, of which a line would show nothing.
+// Points of finished buckets in [from, to], with a null wherever buckets are missing. `alone` holds the points without
+// a neighbour, which a line would not show.
 export function line(t, values, bucket, { from, to, ofDevice }) {
   const step = SECONDS[bucket];
   const longest = ofDevice && bucket === "1m" ? COVERED_SECONDS : step;
@@ -99,7 +99,7 @@ export function sum(values) {
   return values.reduce((total, value) => total + (value ?? 0), 0);
 }
 
-// Newer buckets into older columns, by their start.
+// Merges newer buckets into older columns, by their start.
 export function merge(columns, newer) {
   const at = new Map(columns.t.map((t, i) => [t, i]));
   for (let j = 0; j < newer.t.length; j++) {
@@ -112,7 +112,7 @@ export function merge(columns, newer) {
   }
 }
 
-// What has left the range.
+// Removes buckets that have left the range.
 export function trim(columns, from) {
   const first = columns.t.findIndex((t) => t >= from);
   if (first > 0) for (const name of Object.keys(columns)) columns[name].splice(0, first);

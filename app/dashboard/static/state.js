@@ -1,11 +1,11 @@
-// The view is what the URL says: #/fleet?range=24h&q=0042, #/vehicle/V1?from=…&to=…
+// The URL names the view: #/fleet?range=24h&q=0042, #/vehicle/V1?from=…&to=…
 
 export const RANGES = { "1h": 3600, "24h": 86400, "7d": 7 * 86400 };
 const DEFAULT_RANGE = "24h";
 const MIN_SECONDS = 300;
-// A series has at most 1,500 buckets, of which the widest are days.
+// A series has at most 1,500 buckets, and the widest are days.
 export const MAX_SECONDS = 1498 * 86400;
-// The calendar of the service's questions.
+// The service answers for this calendar.
 const EARLIEST = Date.UTC(1900, 0, 2) / 1000;
 const LATEST = Date.UTC(2199, 11, 31) / 1000;
 
@@ -31,7 +31,7 @@ export function link(page, id = "", parameters = {}) {
   return `#/${page}${id && "/"}${encodeURIComponent(id)}${query && "?"}${query}`;
 }
 
-// Changes some parameters; without a new entry in the history where a search or a sort goes on.
+// Changes some parameters. `replace`, for a search or an order that changes, adds no entry to the history.
 export function change(changes, { replace = false } = {}) {
   const { page, id, parameters } = read();
   for (const [name, value] of Object.entries(changes)) {
@@ -45,7 +45,7 @@ export function change(changes, { replace = false } = {}) {
   else location.hash = hash;
 }
 
-// The range in seconds since 1970. A named one moves along with the clock. `wrong` says what the address asks for in vain.
+// The range in seconds since 1970. A named range moves along with the clock. `wrong` says what is wrong with the address.
 export function range() {
   const { parameters } = read();
   const now = Date.now() / 1000;
@@ -60,14 +60,14 @@ export function range() {
   return { name, from: now - RANGES[name], to: now, wrong };
 }
 
-// Why there is no such range, in a sentence; else nothing.
+// Returns a sentence that says why there is no such range; else an empty text.
 export function fault(from, to) {
   if (!(from >= EARLIEST && to <= LATEST)) return "A range needs two times between 1900 and 2199.";
   if (to - from < 60) return "The end of a range must lie after its start.";
   return to - from > MAX_SECONDS ? `A range has at most ${Math.floor(MAX_SECONDS / 86400).toLocaleString("en")} days.` : "";
 }
 
-// As wide as that if possible, and not beyond now: there is nothing to see.
+// Shows the range, within the limits of width and not beyond now, where there is nothing to see.
 export function zoom(from, to) {
   const span = Math.min(Math.max(to - from, MIN_SECONDS), MAX_SECONDS);
   const end = Math.min((from + to + span) / 2, Math.max(Date.now() / 1000, range().to));

@@ -1,4 +1,4 @@
-// The header's light, and the banner when something is wrong: never a number without a word about its age.
+// The header's light, and the banner when something is wrong, so that no number stands without a word on its age.
 
 import { setText } from "./dom.js";
 import { clock, duration } from "./format.js";
@@ -21,8 +21,8 @@ export function update() {
   const { state, since, fleet, problem } = connection;
   if (state === "connecting") show("wait", "Connecting");
   else if (state === "lost") {
-    show("bad", "Disconnected", `Disconnected since ${clock(since, true)}: what is shown does not change until the service answers again.`);
-  } else if (state === "problem") show("bad", "No data", `The service answers, but not its database: ${problem.detail}`);
+    show("bad", "Disconnected", `Disconnected since ${clock(since, true)}: this page does not change until the service answers again.`);
+  } else if (state === "problem") show("bad", "No data", `The service answers, but its database does not: ${problem.detail}`);
   else if (fleet.lagSeconds == null) show("wait", "Live, freshness unknown");
   else if (fleet.lagSeconds > BEHIND_SECONDS) {
     const since = clock(fleet.asOf, true);

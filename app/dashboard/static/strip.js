@@ -1,4 +1,4 @@
-// Minute by minute, what a vehicle's efficiency rests on: by height and shade, and counted in words.
+// The minutes that a vehicle's efficiency rests on: by height and shade, and counted in words.
 
 import { el, svg } from "./dom.js";
 import { count, duration, moment } from "./format.js";

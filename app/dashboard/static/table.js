@@ -1,4 +1,4 @@
-// A table of thousands of devices of which only the rows in sight are in the document.
+// A table of thousands of devices; only the rows in sight are in the document.
 
 import { el, setText } from "./dom.js";
 
@@ -79,7 +79,7 @@ export function virtualTable(caption, columns, onSort) {
 
   return {
     element,
-    // In this order.
+    // The rows come in this order.
     show(next, { by, descending }) {
       rows = next;
       table.setAttribute("aria-rowcount", rows.length + 1);
@@ -90,7 +90,7 @@ export function virtualTable(caption, columns, onSort) {
       });
       render();
     },
-    // Values have changed, not the order.
+    // Values have changed, but not the order.
     refresh() {
       for (const [row, line] of inSight) fill(row, line);
     },

@@ -1,4 +1,4 @@
-// Runs before the first paint, so that a chosen theme does not flash.
+// This runs before the first paint, so that a chosen theme does not flash.
 "use strict";
 {
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -26,11 +26,11 @@
     button.addEventListener("click", () => {
       const other = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
       try {
-        // Back to what the system says, where that is the same.
+        // A choice that equals the system's is dropped, so that the page follows the system again.
         if (other === (dark.matches ? "dark" : "light")) localStorage.removeItem("wattline-theme");
         else localStorage.setItem("wattline-theme", other);
       } catch {
-        // It lasts as long as the page.
+        // Without storage, the choice lasts as long as the page.
       }
       document.documentElement.dataset.theme = other;
       document.dispatchEvent(new Event("theme"));

@@ -1,4 +1,4 @@
-// The status of an efficiency: a word and a shape, not only a colour.
+// The status of an efficiency is a word and a shape, not only a colour.
 
 import { el } from "./dom.js";
 
