@@ -1,7 +1,7 @@
 """Connections to the MQTT broker: paho's client, driven by asyncio in one thread.
 
-In one thread, an acknowledgement never slips from a lost connection into the next one, where its packet identifier may
-stand for a message that is not stored.
+With a single thread, an acknowledgement never slips from a lost connection into the next one, where its packet
+identifier may stand for a message that is not stored.
 """
 
 import asyncio
@@ -28,22 +28,22 @@ from app.settings import Settings
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 KEEPALIVE_SECONDS = 60
-# Two groups of the writer: the next one arrives while the database works on the one before.
+# This is two groups of the writer: the next one arrives while the database works on the one before.
 RECEIVE_MAXIMUM = 40_000
-# Only the operator ends a session. What is too old when it is taken goes to quarantine, as over HTTP.
+# Only the operator ends a session. A reading that is too old when it is taken goes to quarantine, as over HTTP.
 NEVER_EXPIRES = 0xFFFFFFFF
 LONGEST_PAUSE_SECONDS = 30
 DISCONNECT_SECONDS = 5
-# After so many, the rest of the event loop has its turn.
+# After this many packets, the rest of the event loop has its turn.
 PACKETS_AT_ONCE = 100
-# While nothing is read, answers to pings are not either, and after two of them paho takes the broker for dead.
+# While nothing is read, neither are answers to pings; after two without an answer paho takes the broker for dead.
 LONGEST_HOLD_SECONDS = KEEPALIVE_SECONDS / 2
 
 _log = structlog.get_logger()
 
 
 class Message(NamedTuple):
-    """A published message. An acknowledgement names `connection` and `mid`, which is 0 where none is expected."""
+    """A published message. An acknowledgement names `connection` and `mid`, which is 0 when none is expected."""
 
     connection: int
     mid: int
@@ -53,7 +53,7 @@ class Message(NamedTuple):
 
 
 class _Client(Client):
-    """paho's client, except that a message that it cannot read does not end the connection: it would come for ever.
+    """paho's client, but a message that it cannot read does not end the connection, or it would come back for ever.
 
     The broker passes on things that MQTT allows and paho refuses, such as U+FEFF in a property.
     """
@@ -72,9 +72,9 @@ class _Client(Client):
 
 
 def create_client(settings: Settings, client_id: str, *, persistent: bool) -> Client:
-    """A client of the broker, which `reconnect()` connects. Raises SetupError for settings that cannot work.
+    """Returns a client of the broker, which `reconnect()` connects. Raises SetupError for settings that cannot work.
 
-    A persistent client finds its session again, and acknowledges by hand.
+    A persistent client resumes its session and acknowledges by hand.
     """
     if settings.mqtt_url is None:
         raise SetupError("WATTLINE_MQTT_URL is not set: it names the broker, such as mqtt://user@host:1883.")
@@ -99,7 +99,7 @@ def create_client(settings: Settings, client_id: str, *, persistent: bool) -> Cl
 
 
 def shown_address(settings: Settings) -> str:
-    """The address of the broker, without user and password."""
+    """Returns the address of the broker, without user and password."""
     url = urlsplit(settings.mqtt_url or "")
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
 
@@ -118,9 +118,9 @@ def _tls(settings: Settings) -> ssl.SSLContext:
 
 
 class Session:
-    """A session that the broker keeps while nobody is connected to it; what it sends goes to `on_message`.
+    """A session that the broker keeps while nobody is connected to it; `on_message` takes the broker's messages.
 
-    `subscribed` is true while all filters are subscribed on the present connection.
+    `subscribed` is True while all filters are subscribed on the current connection.
     """
 
     def __init__(self, settings: Settings, filters: Iterable[str], on_message: Callable[[Message], None]) -> None:
@@ -147,13 +147,13 @@ class Session:
         self._client.on_socket_close = self._forget
 
     async def run(self) -> None:
-        """Connects, and connects again after growing pauses, until `close()`."""
+        """Connects, and reconnects after growing pauses, until `close()`."""
         while not self._closing:
             self._reason = ""
             try:
                 await asyncio.to_thread(self._client.reconnect)
                 await self._hold()
-            except (OSError, ValueError) as error:  # no such host, no route, a certificate that does not fit
+            except (OSError, ValueError) as error:  # no such host, no route, an invalid certificate
                 self._reason = str(error)
             self._connection += 1
             if self._full:
@@ -162,19 +162,19 @@ class Session:
                 await self._pause()
 
     def close(self) -> None:
-        """Takes nothing more: `run()` disconnects in good order and returns. The session stays at the broker."""
+        """Takes no more messages: `run()` disconnects in good order and returns. The session stays at the broker."""
         self._closing = True
         self._wake.set()
 
     def acknowledge(self, messages: Iterable[Message]) -> None:
-        """Acknowledges them in the order in which they came, as MQTT demands, but none of an earlier connection."""
+        """Acknowledges messages in the order in which they came, as MQTT demands, but none of an earlier connection."""
         for message in messages:
             if message.mid and message.connection == self._connection:
                 self._client.ack(message.mid, qos=1)
         self._write()
 
     def hold_back(self) -> None:
-        """Reads nothing more until `go_on()`, so that the broker waits; after a while the connection is closed."""
+        """Stops reading until `go_on()`, so that the broker waits; after a while the connection is closed."""
         if not self._full:
             self._full = True
             self._full_since = time.monotonic()
@@ -215,7 +215,7 @@ class Session:
             await self._sleep(1)
 
     async def _pause(self) -> None:
-        # At random, so that many consumers do not come back at the same moment.
+        # The pause is random, so that many consumers do not come back at the same moment.
         longest = backoff_seconds(self._pauses, first=1, longest=LONGEST_PAUSE_SECONDS)
         seconds = longest * random.uniform(0.5, 1)  # noqa: S311
         self._pauses += 1
@@ -240,12 +240,12 @@ class Session:
         self._write()
 
     def _buffered(self) -> bool:
-        """Whether TLS holds bytes that were read from the socket already, which the event loop does not know of."""
+        """Returns True when TLS holds bytes read from the socket already, of which the event loop does not know."""
         sock = self._client.socket()
         return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
     def _write(self) -> None:
-        """Writes as much as the socket takes, and the rest when it takes more."""
+        """Writes as much as the socket takes, and the rest once it takes more."""
         if self._fd >= 0 and self._client.want_write():
             self._client.loop_write()
         if self._fd >= 0:
@@ -268,7 +268,7 @@ class Session:
             return
         self._pauses = 0
         self._session_present = flags.session_present
-        # A retained reading comes once, not again with each connection.
+        # A retained reading comes once, not with each connection.
         options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
         client.subscribe([(pattern, options) for pattern in self._filters])
 
@@ -287,7 +287,7 @@ class Session:
     ) -> None:
         if flags.is_disconnect_packet_from_server:
             self._reason = self._reason or str(reason)
-        # Mosquitto 2.0.11 gives no reason when it throws out the elder of two clients of one name.
+        # Mosquitto 2.0.11 gives no reason when it throws out the older of two clients with one name.
         self._reason = self._reason or f"closed, as also when another client connects as {self._client_id!r}"
         self._wake.set()
 

@@ -15,19 +15,19 @@ _ROWS = 1_000
 
 
 def prefers_csv(request: Request[Any, Any, Any]) -> bool:
-    """Whether `Accept` puts CSV before JSON."""
+    """Returns True when `Accept` puts CSV before JSON."""
     return request.accept.best_match([MediaType.JSON, CSV]) == CSV
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
-    """The rows as text, without a header."""
+    """Returns the rows as text, without a header."""
     text = StringIO()
     csv.writer(text).writerows(rows)
     return text.getvalue()
 
 
 def csv_rows(names: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[str]:
-    """A header and the rows, a thousand of them at a time."""
+    """Yields a header and the rows, a thousand at a time."""
     waiting = iter(rows)
     page = [names]
     while page:
@@ -36,7 +36,7 @@ def csv_rows(names: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[st
 
 
 def csv_of_columns(columns: msgspec.Struct) -> Iterator[str]:
-    """A header and a row for each point; the first column, seconds since 1970, becomes `time` in RFC 3339."""
+    """Yields a header and a row per point; the first column, seconds since 1970, becomes `time` in RFC 3339."""
     names = [field.encode_name for field in msgspec.structs.fields(columns)]
     starts, *values = msgspec.structs.astuple(columns)
     times = (datetime.fromtimestamp(start, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for start in starts)
@@ -44,7 +44,7 @@ def csv_of_columns(columns: msgspec.Struct) -> Iterator[str]:
 
 
 def csv_of_structs(kind: type[msgspec.Struct], structs: Iterable[msgspec.Struct]) -> Iterator[str]:
-    """A header, the names that the fields have in JSON, and a row for each struct; times are in UTC."""
+    """Yields a header, with the fields' names in JSON, and a row per struct; times are in UTC."""
     names = [field.encode_name for field in msgspec.structs.fields(kind)]
     return csv_rows(names, ([_cell(value) for value in msgspec.structs.astuple(struct)] for struct in structs))
 
@@ -54,5 +54,5 @@ def _cell(value: object) -> object:
 
 
 def stamp(at: datetime) -> str:
-    """The instant in RFC 3339, in UTC."""
+    """Returns the instant in RFC 3339, in UTC."""
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")

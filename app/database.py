@@ -1,4 +1,4 @@
-"""Connections to the database, and which errors of the driver pass by themselves."""
+"""Connections to the database, and the classes of driver errors that pass by themselves."""
 
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -14,11 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from app.errors import SetupError
 from app.settings import Settings
 
-# Worth another try with the same data: the transaction lost against another one.
+# These are worth another try with the same data: the transaction lost against another one.
 TRANSIENT = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable)
 
-# Nothing is wrong with the data: another time, or with another server, the same may work. By their SQLSTATE the last
-# three are internal errors.
+# Nothing is wrong with the data: another time, or with another server, the same may work. The SQLSTATE of the last
+# three makes them internal errors.
 UNAVAILABLE = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
@@ -27,22 +27,22 @@ UNAVAILABLE = (
     psycopg.errors.ReadOnlySqlTransaction,
 )
 
-# Options that libpq itself would not show in a dialogue.
+# These are the options that libpq itself would hide in a dialogue.
 _SECRETS = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.dispchar in (b"*", b"D")}
 
 # The loop that judges alerts reads over one connection while it writes over another.
 ALERTS_POOL_SIZE = 2
 
-# No store transaction runs longer: that is how far answers stay behind a refresh (aggregate_freshness() has it too).
+# No store transaction runs longer; by this much, answers stay behind a refresh (aggregate_freshness() has it too).
 TRANSACTION_SECONDS = 5
 _CONNECT_TIMEOUT_S = 5
 ANSWER_SECONDS = 30
 _OPTIONS: dict[str, Any] = {
     "application_name": "wattline",
     "connect_timeout": _CONNECT_TIMEOUT_S,
-    # No statement is prepared: a generic plan would no longer exclude chunks and partitions, and pooling proxies work.
+    # No statement is prepared: a generic plan would not exclude chunks and partitions, and pooling proxies would fail.
     "prepare_threshold": None,
-    # A database that vanished without a word (failover, firewall) is noticed within half a minute, not after a quarter
+    # A database that vanished without a word (failover, firewall) is noticed within half a minute instead of a quarter
     # of an hour; libpq ignores these on a Unix socket.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -52,13 +52,13 @@ _OPTIONS: dict[str, Any] = {
 
 
 async def connect(url: str) -> psycopg.AsyncConnection:
-    """A connection outside of the pool, for the writer, a loop or a command."""
+    """Returns a connection outside the pool, for the writer, a loop or a command."""
     return await psycopg.AsyncConnection.connect(url, autocommit=True, **_OPTIONS)
 
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A connection outside of the pool, closed at the end."""
+    """Yields a connection outside the pool and closes it at the end."""
     connection = await connect(url)
     try:
         yield connection
@@ -67,13 +67,13 @@ async def connected(url: str) -> AsyncIterator[psycopg.AsyncConnection]:
 
 
 def most_connections(settings: Settings) -> int:
-    """The connections that a serving process opens at most, whether or not it consumes MQTT."""
-    # Besides its two pools, the writer and the maintenance loop have one each, and so have webhooks where they are set.
+    """Returns how many connections a serving process opens at most, with or without an MQTT consumer."""
+    # Besides the two pools, the writer and the maintenance loop have one each; so have webhooks, if set.
     return settings.pool_max_size + ALERTS_POOL_SIZE + 2 + (settings.webhook_url is not None)
 
 
 def create_pool(url: str, max_size: int) -> AsyncEngine:
-    """A pool of connections: one is behind all answers, and the loop that judges alerts has its own."""
+    """Returns a pool of connections: one pool is behind all answers, and the loop that judges alerts has its own."""
 
     async def creator() -> psycopg.AsyncConnection:
         return await psycopg.AsyncConnection.connect(url, **_OPTIONS)
@@ -92,13 +92,13 @@ def create_pool(url: str, max_size: int) -> AsyncEngine:
 
 @asynccontextmanager
 async def snapshot(connection: AsyncConnection) -> AsyncIterator[None]:
-    """Every statement inside only reads, sees the same rows, and takes ANSWER_SECONDS at most. It should be left soon.
+    """Opens a snapshot: each statement inside only reads, sees the same rows, and takes ANSWER_SECONDS at most.
 
-    An answer on TimescaleDB needs that: a continuous aggregate's watermark is read as of now, not of the statement, so
-    rows that a refresh materialises meanwhile would be found neither above the watermark nor below it.
+    Leave it soon. On TimescaleDB an answer needs it: a continuous aggregate's watermark is read as of now, not of the
+    statement, so rows that a refresh materialises meanwhile would be found neither above the watermark nor below it.
     """
-    # Locked before the first statement takes its snapshot: the hours of a partition that is dropped after it would be
-    # found neither in its readings, which are gone at once, nor in what is kept of it, which is too new.
+    # The lock comes before the first statement takes its snapshot: the hours of a partition dropped after that would
+    # be found neither in its readings, which are gone at once, nor in what is kept of them, which is too new.
     await connection.exec_driver_sql(f"""
         BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
         SET LOCAL statement_timeout = '{ANSWER_SECONDS}s';
@@ -111,14 +111,14 @@ async def snapshot(connection: AsyncConnection) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def driver_connection(pool: AsyncEngine) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A connection of the pool as psycopg's own, for more than a SELECT."""
+    """Yields a connection of the pool as psycopg's own, for more than a SELECT."""
     async with pool.connect() as connection:
         raw = await connection.get_raw_connection()
         yield cast("psycopg.AsyncConnection[tuple[Any, ...]]", raw.driver_connection)
 
 
 def create_sync_engine(url: str) -> Engine:
-    """An engine for commands: migrations and policies."""
+    """Returns an engine for commands: migrations and policies."""
     return create_engine(
         "postgresql+psycopg://",
         creator=lambda: psycopg.connect(url, **_OPTIONS),
@@ -132,7 +132,7 @@ _MISUNDERSTOOD = (
 
 @contextmanager
 def command_connection(url: str) -> Iterator[Connection]:
-    """A connection for a command. Raises SetupError when the database cannot be reached or the URL is not one.
+    """Yields a connection for a command. Raises SetupError when the URL is invalid or the database cannot be reached.
 
     The error's message holds nothing secret.
     """
@@ -149,14 +149,14 @@ def command_connection(url: str) -> Iterator[Connection]:
 
 
 def unreachable(url: str, reason: object) -> SetupError:
-    """The error for a database that could not be connected to. Its message holds nothing secret."""
+    """Returns the error for a failed connection to a database. Its message holds nothing secret."""
     return SetupError(f"The database of DATABASE_URL cannot be reached: {reason if shown_url(url) else _MISUNDERSTOOD}")
 
 
 def shown_url(url: str) -> str | None:
-    """A URL or key=value string as keys and values, secrets hidden; None for one that libpq misunderstands.
+    """Returns a URL or key=value string as keys and values, secrets hidden; None when libpq misunderstands it.
 
-    libpq's errors quote what it misunderstood: of `user:pass@word@host`, it takes `word@host` for the host, and of
+    libpq's errors quote what it misunderstood: in `user:pass@word@host`, it takes `word@host` for the host, and in
     `user:pass/word@host` it takes `pass` for the port and `word@host` for the database.
     """
     try:

@@ -1,6 +1,6 @@
-"""Loops that several parts share: work that is repeated, pauses that grow, and a watch on the parent process.
+"""Loops that several parts share: repeated work, growing pauses, and a watch on the parent process.
 
-Only the standard library is imported: the process that decodes an import starts in 0.1 s, and the driver takes 0.3 s.
+Only the standard library is imported: the decoding process of an import starts in 0.1 s, and the driver takes 0.3 s.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ async def repeat(
     survives: type[Exception] | tuple[type[Exception], ...],
     failed: Callable[[Exception], None],
 ) -> NoReturn:
-    """Opens what the work needs and does the work, again and again with a pause between, until it is cancelled.
+    """Opens what the work needs and does the work, repeatedly with a pause between, until it is cancelled.
 
     After an error that it survives, `failed` is called with it; a period later, what the work needs is opened anew.
     """
@@ -38,12 +38,12 @@ async def repeat(
 
 
 def backoff_seconds(pauses: int, *, first: float, longest: float) -> float:
-    """The length of the next pause: `first` after none, then twice as long after each, at most `longest`."""
+    """Returns the length of the next pause: `first` after none, then twice as long each time, at most `longest`."""
     return min(first * 2.0 ** min(pauses, 30), longest)
 
 
 def when_parent_ends(end: Callable[[], None]) -> None:
-    """Calls `end`, in a thread, half a second at most after the parent of this process is gone."""
+    """Calls `end`, in a thread, at most half a second after the parent of this process is gone."""
     parent = os.getppid()
 
     def watch() -> None:

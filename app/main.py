@@ -86,7 +86,7 @@ OPENAPI = OpenAPIConfig(
 
 
 def create_writer(url: str, settings: Settings) -> Writer:
-    """The writer that the settings describe; a process has one."""
+    """Returns the writer that the settings describe; a process has one."""
     return Writer(
         url, queue_max_readings=settings.queue_max_readings, new_devices_per_hour=settings.new_devices_per_hour
     )
@@ -120,14 +120,14 @@ async def ingesting(url: str, settings: Settings, writer: Writer, consumer: Cons
 
 
 def _end_if_failed(task: asyncio.Task[None]) -> None:
-    # A service that goes on without its consumer or a loop would look alive.
+    # A service that went on without its consumer or a loop would look alive.
     if not task.cancelled() and (error := task.exception()):
         _log.error("task_failed", task=task.get_name(), exc_info=error)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def consume(url: str, settings: Settings) -> None:
-    """Takes readings from the broker into the database of the URL, until SIGTERM or SIGINT."""
+    """Takes readings from the broker into the database of the URL until SIGTERM or SIGINT."""
     writer = create_writer(url, settings)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -137,12 +137,12 @@ async def consume(url: str, settings: Settings) -> None:
 
 
 def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
-    """The application on the database of the settings; with `mqtt`, a consumer too. Raises SetupError without a URL."""
+    """Returns the application for the settings; with `mqtt`, it has a consumer too. Raises SetupError without a URL."""
     url = settings.database_url
     if url is None:
         raise SetupError("DATABASE_URL is not set.")
     pool = create_pool(url, settings.pool_max_size)
-    # Made here, not in the lifespan, because the handlers below need them; both are harmless until used.
+    # These are made here, not in the lifespan, because the handlers below need them; both are harmless until used.
     writer = create_writer(url, settings)
     consumer = Consumer(settings, writer) if mqtt else None
     hub = Hub(pool)
@@ -173,12 +173,12 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
     )
     # Litestar knows the schemas of what it decodes itself; batches are decoded by us.
     app.openapi_schema.components.schemas |= READINGS
-    # Around the router, not inside, so that requests that it refuses are logged too.
+    # Logging goes around the router, not inside, so that requests that the router refuses are logged too.
     return log_requests(app)
 
 
 def from_environ(*, mqtt: bool = False) -> ASGIApp:
-    """The application for the server's process, configured by the environment."""
+    """Returns the application for the server's process, configured by the environment."""
     settings = Settings.from_environ(os.environ)
     configure_logging(settings.log_level)
     follow_parent()
@@ -186,5 +186,5 @@ def from_environ(*, mqtt: bool = False) -> ASGIApp:
 
 
 def from_environ_with_mqtt() -> ASGIApp:
-    """The same application, with a consumer of MQTT in the process."""
+    """Returns the same application, with an MQTT consumer in the process."""
     return from_environ(mqtt=True)

@@ -1,4 +1,4 @@
-"""Brings a database to this version of Wattline: the migrations, then the policies; and says whether it is there."""
+"""The migration of a database to this version of Wattline: the revisions, then the policies."""
 
 from functools import cache
 from hashlib import sha256
@@ -28,7 +28,7 @@ OTHER_SQL = (
 
 
 def migrate(url: str, *, engine: Literal["auto", "timescale", "plain"] = "auto") -> list[str]:
-    """Migrates to the newest revision and applies timescale/policies.toml; returns a line for each changed policy.
+    """Migrates to the newest revision and applies timescale/policies.toml; returns one line per changed policy.
 
     Raises SetupError when a migration fails, when other SQL made the database, and when the requested engine is
     unavailable or not the database's own.
@@ -51,13 +51,13 @@ def migrate(url: str, *, engine: Literal["auto", "timescale", "plain"] = "auto")
 
 @cache
 def newest_revision() -> str:
-    """The revision that this version of Wattline needs."""
+    """Returns the revision that this version of Wattline needs."""
     return ScriptDirectory.from_config(Config(ALEMBIC_INI)).get_current_head() or ""
 
 
 @cache
 def sql_checksum(revision: str) -> str:
-    """The checksum of all that makes a database of this revision: the migrations up to it, and their SQL files."""
+    """Returns the checksum of all that makes a database of this revision: its migrations and their SQL files."""
     files = (*ROOT.glob("migrations/versions/*.py"), *ROOT.glob("timescale/**/*.sql"))
     made_by = sorted(path for path in files if path.name[:4] <= revision)
     return sha256(b"".join(path.read_bytes() for path in made_by)).hexdigest()
@@ -75,14 +75,14 @@ class Migrated(NamedTuple):
 
     @property
     def by_other_sql(self) -> bool:
-        """Whether other SQL made the database than this version has; not of a revision that this version lacks."""
+        """Tells whether other SQL made the database than this version has; False for a revision that it lacks."""
         if self.engine is None or (self.revision or "") > newest_revision():
             return False
         return self.revision is None or self.checksum != sql_checksum(self.revision)
 
 
 def migrated(connection: Connection) -> Migrated:
-    """How far the database is migrated."""
+    """Returns how far the database is migrated."""
     installed, versioned = connection.execute(_TABLES).one()
     if not installed:
         return Migrated()

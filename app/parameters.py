@@ -11,9 +11,9 @@ from app.errors import InvalidParameter
 
 
 async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
-    """Raises InvalidParameter for a parameter that the call does not take: ignored, a misspelt one would mislead.
+    """Raises InvalidParameter for a parameter that the call does not take: ignoring a misspelt one would mislead.
 
-    A call that takes no parameters ignores all of them: probes and gateways add some.
+    A call without parameters ignores all of them: probes and gateways add some.
     """
     if not request.scope["query_string"]:
         return
@@ -27,7 +27,7 @@ async def refuse_unknown_parameters(request: Request[Any, Any, Any]) -> None:
 
 
 def first_fault(request: Request[Any, Any, Any], error: HTTPException) -> str:
-    """The first fault that the framework found in a request, as a sentence that begins with the parameter's name."""
+    """Returns the first fault that the framework found, as a sentence that begins with the parameter's name."""
     match error.extra:
         case [{"message": message, "key": key}, *_]:
             # Litestar gives our name for the parameter, not the client's.
@@ -42,13 +42,13 @@ def first_fault(request: Request[Any, Any, Any], error: HTTPException) -> str:
 
 
 def _options(annotation: object) -> list[str]:
-    """The values of a Literal or an enum, also of an optional one."""
+    """Returns the values of a Literal or an enum, optional or not."""
     options = [option for option in get_args(annotation) or [annotation] if option is not NoneType]
     return [str(value) for option in options for value in (option if isinstance(option, EnumMeta) else [option])]
 
 
 def _in_words(message: str, *, options: list[str]) -> str:
-    """The framework's message for a reader who does not know Python's names for types."""
+    """Rewrites the framework's message for a reader who does not know Python's names for types."""
     if message.startswith("Invalid enum value"):
         return f"Expected one of {', '.join(options)}."
     for theirs, ours in _WORDS.items():

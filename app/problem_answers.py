@@ -1,4 +1,4 @@
-"""Errors over HTTP: the one response for whatever goes wrong, and what /schema says of it."""
+"""Errors over HTTP: the one response to every error, and its description in /schema."""
 
 from typing import Any
 
@@ -28,18 +28,18 @@ from app.errors import (
 )
 from app.parameters import first_fault
 
-PARAMETER = "A parameter is not valid, or not known."
-AWAY = "The database is away or busy; ask again after `Retry-After`."
+PARAMETER = "A parameter is invalid or unknown."
+AWAY = "The database is unavailable or busy; ask again after `Retry-After`."
 
 _MEDIA_TYPE = "application/problem+json"
-# Further paths of a route, by their last word.
+# These paths of a route are additional; each is known by its last word.
 _ALIASES = {"ingest", "ingestion"}
 
 _log = structlog.get_logger()
 
 
 def answer_problem(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
-    """The one error response: a problem document, whatever went wrong wherever."""
+    """Returns the one response to every error: a problem document."""
     ours = translated(error) or _of_framework(request, error)
     if isinstance(ours, InternalError):
         _log.error("unexpected_error", exc_info=error)
@@ -47,14 +47,14 @@ def answer_problem(request: Request[Any, Any, Any], error: Exception) -> Respons
 
 
 def translated(error: Exception) -> ServiceError | None:
-    """The error as one of ours: itself, or the meaning of an error of the driver or the pool; None for a bug."""
+    """Returns the error as one of ours: itself, or the meaning of a driver's or the pool's error; None for a bug."""
     match error.orig if isinstance(error, DBAPIError) else error:
         case ServiceError() as ours:
             return ours
         case psycopg.errors.ExclusionViolation():
             return MappingOverlap()
         case psycopg.DataError(sqlstate=None):
-            # Refused by the driver, before the database: PostgreSQL's texts hold no NUL.
+            # The driver refuses this before the database sees it: PostgreSQL's texts hold no NUL.
             return InvalidParameter("A text holds a character that no id has.")
         case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedFunction():
             return StoreUnavailable("The database is not migrated: run `wattline migrate`.")
@@ -67,7 +67,7 @@ def translated(error: Exception) -> ServiceError | None:
 
 
 def _of_framework(request: Request[Any, Any, Any], error: Exception) -> ServiceError:
-    """Our error for one of the framework's; anything else is a bug."""
+    """Returns our error for one of the framework's; any other error is a bug."""
     match error:
         case NotFoundException():
             return NotFound("There is nothing at this path; /schema lists the calls.")
@@ -82,7 +82,7 @@ def _of_framework(request: Request[Any, Any, Any], error: Exception) -> ServiceE
 
 
 def problems(descriptions: dict[int, str]) -> dict[int, ResponseSpec]:
-    """A route's `responses`: for each status, when it is answered."""
+    """Returns a route's `responses` from a description of each status."""
     return {
         status: ResponseSpec(Problem, description=description, generate_examples=False, media_type=_MEDIA_TYPE)
         for status, description in descriptions.items()
@@ -90,5 +90,5 @@ def problems(descriptions: dict[int, str]) -> dict[int, ResponseSpec]:
 
 
 def operation_id(handler: HTTPRouteHandler, _: Method, path: list[str | PathParameterDefinition]) -> str:
-    """The function's name, as in a generated client; at a further path of the same function, with the path's word."""
+    """Returns the function's name, as in a generated client; with the path's word at an additional path."""
     return f"{handler.handler_name}_{path[-1]}" if path[-1] in _ALIASES else handler.handler_name

@@ -1,6 +1,6 @@
-"""The tables and SQL functions of the database: what Alembic compares and what reads select from.
+"""The tables and SQL functions of the database, which Alembic compares and from which reads select.
 
-Keys and indexes of the readings differ between the engines and stand in `timescale/` and `timescale/plain/`. Both
+The readings' keys and indexes differ between the engines and stand in `timescale/` and `timescale/plain/`. Both
 engines make the types of buckets from `timescale/shared/`.
 """
 
@@ -71,7 +71,7 @@ former_name = Table(
     CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
 )
 
-# No foreign key from the readings: a new chunk would lock the device table.
+# The readings have no foreign key: a new chunk would lock the device table.
 meter_reading = Table(
     "meter_reading",
     metadata,
@@ -178,7 +178,7 @@ efficiency_hour = Table(
 
 _KIND = "kind IN ('low_efficiency', 'impossible_efficiency', 'frozen_meter', 'frozen_vehicle', 'no_data')"
 
-# A pure function of the stored data.
+# An alert is a pure function of the stored data.
 alert = Table(
     "alert",
     metadata,
@@ -193,7 +193,7 @@ alert = Table(
     CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
 )
 
-# The log of what happened to alerts, in the order of arrival.
+# The log of what happened to alerts is in the order of arrival.
 alert_transition = Table(
     "alert_transition",
     metadata,
@@ -296,10 +296,10 @@ _DEVICES = bindparam("devices", None, type_=ARRAY(Integer))
 
 
 def _buckets(name: str, columns: tuple[Column[Any], ...], *parameters: BindParameter[Any]) -> TableValuedAlias:
-    """One of the SQL functions that both engines offer, over the buckets in [:range_from, :range_to).
+    """Returns one of the SQL functions that both engines offer, over the buckets in [:range_from, :range_to).
 
-    The two are parameters of every statement that selects from it, and whole minutes, hours or days. A function of
-    devices answers those whose ids are in the list :devices, or all without one.
+    Both bounds are parameters of every statement that selects from it, and are whole minutes, hours or days. A function
+    of devices answers those whose ids are in the list :devices, or all without a list.
     """
     called: Function[Any] = getattr(func, name)(*_RANGE, *parameters)
     return called.table_valued(*columns, name=name)
@@ -315,12 +315,12 @@ fleet_minute = _buckets("fleet_minute", _FLEET_COLUMNS)
 fleet_hour = _buckets("fleet_hour", _FLEET_COLUMNS)
 fleet_day = _buckets("fleet_day", _FLEET_COLUMNS)
 
-# as_of: every reading committed before it is in the aggregate.
+# as_of: the aggregate includes every reading committed before it.
 aggregate_freshness = func.aggregate_freshness().table_valued(
     Column("name", Text), Column("materialized_through", Moment), Column("as_of", Moment), name="aggregate_freshness"
 )
 
-# kept_from: the aggregate is whole from then on; NULL: it is kept for good.
+# kept_from: the aggregate is complete from then on; NULL means that it is kept for good.
 aggregate_retention = func.aggregate_retention().table_valued(
     Column("name", Text), Column("kept_from", Moment), name="aggregate_retention"
 )

@@ -1,1 +1,1 @@
-"""Load tests: readings of a fleet made for one run, and a count of what became of them."""
+"""Load tests: they send readings of a fleet made for one run, and count what became of them."""

@@ -1,4 +1,4 @@
-"""Counting what is lost, by asking the service how many readings it has of each device."""
+"""The count of lost readings, made by asking the service how many readings it has of each device."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from app.errors import SetupError
 from app.load.service import CONNECTIONS, Service
 
-# TimescaleDB refreshes each minute, so a reading that an answer lacked is there after two; a consumer of MQTT may lag.
+# TimescaleDB refreshes each minute, so a missing reading appears within two minutes; an MQTT consumer may lag.
 _PATIENCE_S = 130
 _PAUSE_S = 1
 
@@ -30,9 +30,9 @@ async def count_lost(
     committed_at: datetime | None,
     report: Callable[[int], None],
 ) -> Count | None:
-    """Asks for each device until all its expected readings are there, or its answer covers all that was committed.
+    """Asks for each device until all its expected readings are there, or its answer covers everything committed.
 
-    It gives up two minutes after the last progress, and returns None when the service does not answer for as long.
+    It gives up two minutes after the last progress, and returns None when the service is silent for as long.
     `report` is called with the number of devices that are settled.
     """
     stored: Counter[str] = Counter()

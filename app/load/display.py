@@ -20,7 +20,7 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 
 @asynccontextmanager
 async def showing(line: Callable[[], str]) -> AsyncIterator[None]:
-    """Shows the line, kept up to date on a terminal, printed each 5 seconds elsewhere, until the end of the context."""
+    """Shows the line until the end of the context: updated on a terminal, printed every 5 seconds elsewhere."""
 
     async def update(live: Live) -> None:
         next_line_s = time.monotonic() + _SECONDS_BETWEEN_LINES
@@ -41,7 +41,7 @@ async def showing(line: Callable[[], str]) -> AsyncIterator[None]:
 
 
 def progress(tally: Tally, seconds: float) -> str:
-    """The progress so far, in a line."""
+    """Returns the progress so far, in a line."""
     p50, p95 = (_milliseconds(tally.latencies.percentile_s(percent)) for percent in (50, 95))
     return (
         f"{seconds:.0f} s: sent {tally.sent:,}, acknowledged {tally.acknowledged:,}, "

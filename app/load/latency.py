@@ -8,7 +8,7 @@ _GROWTH = log(1.01)
 
 
 class Latencies:
-    """Counts latencies, in seconds. Percentiles are within half a percent, the greatest is exact."""
+    """Counts of latencies, in seconds. Percentiles are within half a percent; the greatest is exact."""
 
     def __init__(self) -> None:
         self.greatest_s = 0.0
@@ -19,7 +19,7 @@ class Latencies:
         self._counts[round(log(max(seconds, 1e-6)) / _GROWTH)] += 1
 
     def percentile_s(self, percent: float) -> float | None:
-        """The least latency that so many percent do not exceed; None before any was added."""
+        """Returns the least latency that this percentage does not exceed; None before any was added."""
         left = percent / 100 * self._counts.total()
         for bucket in sorted(self._counts):
             left -= self._counts[bucket]

@@ -1,4 +1,4 @@
-"""A load test from beginning to end: it sends, counts what is lost, and shows the result."""
+"""A load test from beginning to end: it sends, counts lost readings, and shows the result."""
 
 import asyncio
 import secrets
@@ -16,7 +16,7 @@ from app.load.service import CONNECTIONS, Service
 from app.load.source import Batch
 from app.settings import Settings
 
-# What a simulated network held back is two hours old at most when it arrives.
+# A reading that a simulated network held back is two hours old at most when it arrives.
 _OLDEST = timedelta(hours=3)
 
 
@@ -28,11 +28,11 @@ async def measure(
     mappings: Sequence[tuple[str, str]] = (),
     connections: int = CONNECTIONS,
 ) -> str | None:
-    """Sends a run's batches, shows the progress, then the result as a table; returns what is wrong, in a sentence.
+    """Sends a run's batches, shows the progress, then the result as a table; returns a sentence on what is wrong.
 
-    `batches` is called with the run's name and its start in microseconds since 1970. With settings of a `broker`, they
-    are sent through it. Ctrl-C ends the sending, a second one the counting. Raises SetupError when the service or the
-    broker cannot be reached.
+    `batches` is called with the run's name and its start in microseconds since 1970. With settings of a `broker`, it
+    sends through the broker. Ctrl-C ends the sending, a second one the counting. Raises SetupError when the service or
+    the broker cannot be reached.
     """
     name, tally = f"load-{secrets.token_hex(4)}", Tally()
     async with AsyncExitStack() as stack:
@@ -76,9 +76,9 @@ def _faults(tally: Tally, count: Count | None) -> str | None:
     if tally.rejected:
         faults.append(f"{tally.rejected.total():,} readings were rejected")
     if tally.unanswered:
-        faults.append(f"{tally.unanswered:,} were not answered")
+        faults.append(f"{tally.unanswered:,} readings were not answered")
     if count is None:
-        faults.append("what is lost was not counted")
+        faults.append("lost readings were not counted")
     elif count.lost:
         faults.append(f"{count.lost:,} of {tally.of_device.total():,} acknowledged readings are lost")
         if count.unsettled:

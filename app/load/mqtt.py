@@ -1,4 +1,4 @@
-"""Publishing to a broker: MQTT 5, QoS 1; a batch is acknowledged with the PUBACK of its last message."""
+"""Publishing to a broker over MQTT 5 with QoS 1; a batch is acknowledged with the PUBACK of its last message."""
 
 import asyncio
 from itertools import groupby
@@ -20,7 +20,7 @@ _LONGEST_RECONNECT_S = 5
 
 
 class Broker:
-    """A connection to a broker, made anew by paho when it breaks, which then sends again what was not acknowledged."""
+    """A connection to a broker. When it breaks, paho makes it anew and sends again what was not acknowledged."""
 
     def __init__(self, settings: Settings, run: str) -> None:
         """Raises SetupError for settings that cannot work."""
@@ -52,7 +52,7 @@ class Broker:
         await asyncio.to_thread(self._client.loop_stop)
 
     async def send(self, readings: list[Reading]) -> Outcome:
-        """Publishes one reading under its device's topic, more under one topic for each stream."""
+        """Publishes a single reading under its device's topic, several under one topic per stream."""
         ordered = sorted(enumerate(readings), key=lambda numbered: "vehicleId" in numbered[1])
         rejected: dict[int, str] = {}
         messages = []
@@ -69,7 +69,7 @@ class Broker:
 
     def _publish(self, topic: str, payload: bytes) -> asyncio.Future[str | None]:
         message = self._client.publish(topic, payload, qos=1)
-        # Its acknowledgement comes through the event loop, so never before this.
+        # The acknowledgement comes through the event loop, so never before this line.
         acknowledged = self._awaited[message.mid] = self._loop.create_future()
         return acknowledged
 
@@ -79,7 +79,7 @@ class Broker:
         self._loop.call_soon_threadsafe(self._settle, self._connected, str(reason) if reason.is_failure else None)
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
-        # A message that matches no subscription is dropped: a success for the broker only.
+        # A message that matches no subscription is dropped, which is a success only for the broker.
         rejected = reason.is_failure or reason.getName() == "No matching subscribers"
         self._loop.call_soon_threadsafe(self._acknowledge, mid, str(reason) if rejected else None)
 

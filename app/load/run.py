@@ -1,4 +1,4 @@
-"""Sending a load test's batches on several connections, and counting what is answered."""
+"""The sending of a load test's batches on several connections, with counts of the answers."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from app.simulator.devices import Reading
 
 _PATIENCE_S = 60
 _GRACE_S = 10
-# A repeated reading comes at most five minutes after the first: among the last 200,000, up to 600 readings/s.
+# A repeated reading comes at most five minutes after the first: among the last 200,000, at up to 600 readings/s.
 _REMEMBERED_READINGS = 200_000
 
 
@@ -55,7 +55,7 @@ class Tally:
 class Run:
     """Sends batches when they are due, until there are no more, it is stopped, or one stays unanswered for a minute.
 
-    A batch's latency counts from when it was due, also while all connections wait for an answer: a slow service shows
+    A batch's latency counts from when it was due, even while all connections wait for an answer: a slow service shows
     as latency, never as a lower rate.
     """
 
@@ -68,7 +68,7 @@ class Run:
         self._connections = connections
 
     async def send_all(self, batches: Iterator[Batch]) -> None:
-        """Sends the batches. Those under way when it is stopped get ten seconds more."""
+        """Sends the batches. Batches under way when it is stopped get ten more seconds."""
         self._start_s = time.monotonic()
         try:
             async with asyncio.timeout(None) as self._limit, asyncio.TaskGroup() as group:
@@ -78,7 +78,7 @@ class Run:
             pass
 
     def stop(self) -> None:
-        """Sends no more batches; after a second call, it does not wait for those under way either."""
+        """Stops sending batches; after a second call, batches under way are not awaited either."""
         grace_s = 0 if self.stopped.is_set() else _GRACE_S
         self._limit.reschedule(asyncio.get_running_loop().time() + grace_s)
         self.stopped.set()

@@ -14,7 +14,7 @@ from app.loops import backoff_seconds
 from app.simulator.devices import Reading
 
 CONNECTIONS = 16
-"""Enough to keep the writer busy with batches of any size; below the 20 messages in flight that Mosquitto allows."""
+"""This keeps the writer busy with batches of any size, and stays below Mosquitto's limit of 20 messages in flight."""
 
 _TIMEOUT_S = 30
 _LONGEST_PAUSE_S = 5.0
@@ -26,7 +26,7 @@ _FOR_GOOD = datetime.max.replace(tzinfo=UTC)
 class Outcome(msgspec.Struct):
     """The outcome of a batch: its receipt, with `rejected` as the code by position in the batch.
 
-    A broker knows only that it has the message: then `inserted` and `duplicates` are None.
+    A broker only knows that it has the message: then `inserted` and `duplicates` are None.
     """
 
     rejected: dict[int, str]
@@ -36,10 +36,10 @@ class Outcome(msgspec.Struct):
 
 
 class Service:
-    """Sends each request until it is answered, with a pause after no answer or a 5xx; `retries` counts these."""
+    """Sends each request until it is answered, with a pause after no answer or a 5xx; `retries` counts the repeats."""
 
     def __init__(self, url: str) -> None:
-        """Raises SetupError when `url` is no URL."""
+        """Raises SetupError when `url` is not a URL."""
         self.retries = 0
         self._url = url
         try:
@@ -50,7 +50,7 @@ class Service:
             raise SetupError(f"--url is {url!r}: {error}.") from None
 
     async def __aenter__(self) -> Self:
-        """Raises SetupError when no Wattline answers there that is ready."""
+        """Raises SetupError when no Wattline that is ready answers there."""
         try:
             answer = await self._client.get("/health/ready")
         except httpx.HTTPError as error:
@@ -83,7 +83,7 @@ class Service:
             raise SetupError(f"A mapping was refused: {_code(answer)}.")
 
     async def stored(self, device: str, since: datetime) -> tuple[int, datetime | None]:
-        """The number of readings of a device, and the instant up to which all committed ones are surely counted."""
+        """Returns the number of a device's readings, and the instant up to which every committed one counts."""
         path = f"/v1/analytics/{device}/series"
         answer = await self._answer("GET", path, params={"from": since.isoformat(), "bucket": "1m"})
         document = _document(answer)
@@ -106,7 +106,7 @@ class Service:
                     return answer
                 asked_s = float(answer.headers.get("Retry-After", 0))
             except httpx.TransportError:
-                pass  # it is starting, stopping or away
+                pass  # the service is starting, stopping or away
             self.retries += 1
             longest_s = backoff_seconds(pauses, first=0.2, longest=_LONGEST_PAUSE_S)
             await asyncio.sleep(asked_s + random.uniform(0, longest_s))  # noqa: S311 - spreads
@@ -114,7 +114,7 @@ class Service:
 
 
 def _document(answer: httpx.Response) -> dict[str, Any]:
-    """The JSON object of an answer; an empty one for any other body, since anything may listen there."""
+    """Returns the JSON object of an answer; an empty one for any other body, since anything may listen there."""
     try:
         document = answer.json()
     except ValueError:

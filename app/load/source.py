@@ -1,4 +1,4 @@
-"""The batches of a load test and when they are due. Their devices belong to this run alone."""
+"""The batches of a load test and their due times. Their devices belong to this run alone."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,20 +10,20 @@ from app.simulator.devices import Reading
 from app.simulator.fleet import Fleet
 
 SECOND_US = 1_000_000
-# The arrivals of 10,000 devices take 0.3 s to compute for a minute, and 0.2 s for a second.
+# Computing the arrivals of 10,000 devices takes 0.3 s for a minute, and 0.2 s for a second.
 _AHEAD_US = 60 * SECOND_US
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Batch(NamedTuple):
-    """Readings, due so many seconds after the start; None means as soon as a connection is free."""
+    """Readings that are due this many seconds after the start; None means as soon as a connection is free."""
 
     due_s: float | None
     readings: list[Reading]
 
 
 def whole_fleet(run: str, chargers: int, start_us: int, batch_readings: int) -> Iterator[Batch]:
-    """One reading of each meter and vehicle, as fast as they are taken."""
+    """Yields one reading of each meter and vehicle, as fast as they are taken."""
     readings = (_reading(run, chargers, number, start_us + number) for number in range(2 * chargers))
     for batch in _batches(readings, batch_readings):
         yield Batch(None, batch)
@@ -32,7 +32,7 @@ def whole_fleet(run: str, chargers: int, start_us: int, batch_readings: int) -> 
 def sustained(
     run: str, chargers: int, start_us: int, batch_readings: int, *, rate: int, minutes: float
 ) -> Iterator[Batch]:
-    """`rate` readings a second, of the devices in turn. A batch is due when its last reading is."""
+    """Yields `rate` readings a second, of the devices in turn. A batch is due when its last reading is."""
     readings = (
         _reading(run, chargers, number, start_us + number * SECOND_US // rate)
         for number in range(round(rate * minutes * 60))
@@ -44,7 +44,7 @@ def sustained(
 
 
 def realistic(run: str, fleet: Fleet, start_us: int, batch_readings: int, *, minutes: float) -> Iterator[Batch]:
-    """The simulated fleet's readings in real time, late and repeated ones too; those of a second are due at its end."""
+    """Yields the simulated fleet's readings in real time, late and repeated ones too, each second's at its end."""
     end_us = start_us + round(minutes * 60 * SECOND_US)
     for arrivals in _arrivals_ahead(fleet, start_us, end_us):
         for second, of_second in groupby(arrivals, key=lambda arrival: (arrival[0] - start_us) // SECOND_US):
@@ -53,7 +53,7 @@ def realistic(run: str, fleet: Fleet, start_us: int, batch_readings: int, *, min
 
 
 def _arrivals_ahead(fleet: Fleet, start_us: int, end_us: int) -> Iterator[list[tuple[int, Reading]]]:
-    """Arrivals minute by minute, each computed in a thread while the one before is sent: answers need not wait."""
+    """Yields arrivals minute by minute. A thread computes each while the one before is sent: answers need not wait."""
     bounds = [*range(start_us, end_us, _AHEAD_US), end_us]
     with ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(fleet.arrivals, *bounds[:2])
@@ -64,7 +64,7 @@ def _arrivals_ahead(fleet: Fleet, start_us: int, end_us: int) -> Iterator[list[t
 
 
 def device_of(reading: Reading) -> str:
-    """The device as it stands in the paths of the API: `meters/M1`."""
+    """Returns the device as it stands in the paths of the API: `meters/M1`."""
     vehicle_id = reading.get("vehicleId")
     return f"vehicles/{vehicle_id}" if vehicle_id else f"meters/{reading['meterId']}"
 
@@ -76,7 +76,7 @@ def _batches(readings: Iterable[Reading], batch_readings: int) -> Iterator[list[
 
 
 def _reading(run: str, chargers: int, number: int, at_us: int) -> Reading:
-    """A reading of a meter or a vehicle, in turn: about a minute's energy at 11 kW, a little different each time."""
+    """Returns a reading of a meter or a vehicle, in turn: about a minute's energy at 11 kW, slightly varied."""
     charger, is_vehicle = divmod(number % (2 * chargers), 2)
     meter_id = f"{run}-meter-{charger + 1:05d}"
     timestamp = (_EPOCH + timedelta(microseconds=at_us)).isoformat()
@@ -94,5 +94,5 @@ def _reading(run: str, chargers: int, number: int, at_us: int) -> Reading:
 
 
 def _of_run(run: str, reading: Reading) -> Reading:
-    """The simulator's reading under ids of this run; a new one, since a repeated reading comes as the same object."""
+    """Returns a copy of the simulator's reading under ids of this run: repeated readings are the same object."""
     return reading | {name: f"{run}-{reading[name]}" for name in ("meterId", "vehicleId") if name in reading}

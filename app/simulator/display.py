@@ -1,4 +1,4 @@
-"""The feeder's output: its progress through the history, then a few things to try."""
+"""The feeder's output: its progress through the history, then some things to try."""
 
 import json
 import time
@@ -25,7 +25,7 @@ _console = Console(highlight=False, markup=False, soft_wrap=True)
 def showing_progress(hours: float) -> Iterator[Callable[[float, int], None]]:
     """Shows the progress of a history of so many hours; yields a function to call with each batch's hours and readings.
 
-    On a terminal, a bar is shown until the end; elsewhere, a line is printed now and then.
+    A terminal shows a bar until the end; elsewhere, a line is printed now and then.
     """
     title, started, sent = f"Sending the last {hours:.0f} hours", time.monotonic(), 0
     rate, left = TextColumn("{task.fields[rate]:,.0f} readings/s,"), TextColumn("left")
@@ -54,7 +54,7 @@ def showing_progress(hours: float) -> Iterator[Callable[[float, int], None]]:
 def show_examples(ask: Callable[[str], Any], base_url: str, fleet: Fleet) -> None:
     """Prints the addresses to open, the engine, and some questions with their answers.
 
-    `ask` takes a path and returns the answer, None when the feeder has been stopped; then nothing is printed.
+    `ask` takes a path and returns the answer, or None when the feeder has been stopped; then nothing is printed.
     """
     questions = _questions(fleet)
     ready, *answers = [ask(path) for path in ("/health/ready", *questions.values())]
@@ -81,7 +81,7 @@ def show(line: str) -> None:
 
 
 def _questions(fleet: Fleet) -> dict[str, str]:
-    """Questions and their paths; a small fleet may have no vehicle for some of them."""
+    """Returns questions and their paths; a small fleet may have no vehicle for some of them."""
     charging, failing = fleet.charging(time.time_ns() // 1000), fleet.failing()
     performance = "/v1/analytics/performance/{}?hours=24"
     examples = {"A vehicle that is charging now: how much of the AC energy reached its battery": charging[:1]}

@@ -15,7 +15,7 @@ from app.simulator.devices import Reading
 from app.simulator.display import show, show_examples, showing_progress
 from app.simulator.fleet import Fleet
 
-# Larger batches are stored no faster. With smaller ones, a large fleet looks for late and repeated readings too often.
+# Larger batches are stored no faster. Smaller ones make a large fleet look for late and repeated readings too often.
 BATCH_READINGS = 10_000
 # A charger has two devices, each of which reports every 34 to 108 s.
 _READINGS_PER_CHARGER_HOUR = 120
@@ -25,7 +25,7 @@ OVERLAP_US = 3 * HOUR_US
 
 @contextmanager
 def feeding(base_url: str, chargers: int, refresh: Callable[[], None]) -> Iterator[None]:
-    """Feeds the service once it is ready: the last day, as far as it was not sent before, then live, until the end.
+    """Feeds the service once it is ready: the last day, without what was sent before, then live, until the end.
 
     After the history it calls `refresh`, which must not raise, and prints some things to try.
     """
@@ -62,7 +62,7 @@ class Feeder:
                     show_examples(self._ask, self._base_url, self._fleet)
                 while not self.stopped.wait(1):
                     now_us = _now_us()
-                    # The machine may have slept for days.
+                    # The machine may have been asleep for days.
                     for _, readings in self._batches(max(sent_until_us, now_us - DAY_US), now_us):
                         self._post("/v1/telemetry", readings)
                     sent_until_us = now_us
@@ -70,13 +70,13 @@ class Feeder:
                 show(f"The simulated fleet has ended: {error.response.text}")
 
     def _map_vehicles(self) -> None:
-        """Maps the vehicles that do not name their meter; a mapping that a visitor has made stays."""
+        """Maps the vehicles that do not name their meter; a mapping made by a visitor stays."""
         for vehicle_id, meter_id in self._fleet.mappings():
             if self._ask(f"/v1/ingestion/mapping?vehicleId={vehicle_id}") == []:
                 self._post("/v1/ingestion/mapping", {"vehicleId": vehicle_id, "meterId": meter_id})
 
     def _send_history(self, to_us: int) -> None:
-        """Sends the last day, or as much of it as the last start has not sent."""
+        """Sends the part of the last day that the last start has not sent."""
         if (states := self._ask("/v1/analytics/meters/states")) is None:
             return
         from_us = max(self._sent_until_us(states) - OVERLAP_US, to_us - DAY_US)
@@ -86,7 +86,7 @@ class Feeder:
                 report(hours, len(readings))
 
     def _sent_until_us(self, states: list[dict[str, Any]]) -> int:
-        """The latest reading of the fleet's meters; 0 when one of them has never reported."""
+        """Returns the latest reading of the fleet's meters; 0 when one of them has never reported."""
         last_updated = {state["meterId"]: state["lastUpdated"] for state in states}
         meters = {charger.meter_id for charger in self._fleet.chargers}
         if not meters <= last_updated.keys():
@@ -95,7 +95,7 @@ class Feeder:
         return int(newest.timestamp() * 1_000_000)
 
     def _batches(self, from_us: int, to_us: int) -> Iterator[tuple[float, list[Reading]]]:
-        """The arrivals in [from_us, to_us), in batches, each with the hours that it spans; until stopped."""
+        """Yields the arrivals in [from_us, to_us), in batches, each with the hours that it spans, until stopped."""
         step_us = HOUR_US * BATCH_READINGS // (_READINGS_PER_CHARGER_HOUR * len(self._fleet.chargers))
         for start_us in range(from_us, to_us, step_us):
             end_us = min(start_us + step_us, to_us)
@@ -106,7 +106,7 @@ class Feeder:
                 yield (end_us - start_us) / HOUR_US, readings
 
     def _ask(self, path: str) -> Any:
-        """The answer; None when stopped before there was one."""
+        """Returns the answer; None when stopped before it came."""
         answer = self._request("GET", path)
         return None if answer is None else answer.raise_for_status().json()
 
@@ -116,14 +116,14 @@ class Feeder:
             answer.raise_for_status()
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> httpx.Response | None:
-        """The service's answer, asked for as often as it takes; None when stopped before there was one."""
+        """Asks as often as it takes and returns the service's answer; None when stopped before it came."""
         while not self.stopped.is_set():
             try:
                 answer = self._client.request(method, path, content=body)
                 if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                     return answer
             except httpx.TransportError:
-                pass  # it is starting or stopping
+                pass  # the service is starting or stopping
             self.stopped.wait(0.2)
         return None
 

@@ -1,6 +1,6 @@
 """A seeded fleet of chargers and vehicles, its readings, and the truth about the energy that flowed.
 
-Everything is a function of seed, device and time: a fleet made again goes on as if it had never stopped.
+Everything is a function of seed, device and time: a fleet made anew goes on as if it had never stopped.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ class Truth(NamedTuple):
 
     @property
     def efficiency(self) -> float | None:
-        """None when nothing was drawn."""
+        """The share that reached the battery; None when nothing was drawn."""
         return self.dc_kwh / self.ac_kwh if self.ac_kwh else None
 
 
@@ -39,20 +39,20 @@ class Fleet:
         self._devices: list[Charger | Vehicle] = [*self.chargers, *self.vehicles]
 
     def mappings(self) -> list[tuple[str, str]]:
-        """Vehicle and meter, for the vehicles that do not name theirs."""
+        """Returns the vehicle and meter of each vehicle that does not name its meter."""
         return [(vehicle.vehicle_id, vehicle.charger.meter_id) for vehicle in self.vehicles if not vehicle.names_meter]
 
     def measured(self, from_us: int, to_us: int) -> Iterator[Reading]:
-        """Every reading with a timestamp in [from_us, to_us), sent or not, device by device."""
+        """Yields every reading with a timestamp in [from_us, to_us), sent or not, device by device."""
         for device in self._devices:
             yield from device.readings(device.clock.moments(from_us, to_us))
 
     def deliveries(self, from_us: int, to_us: int) -> list[Reading]:
-        """The readings that arrive in [from_us, to_us), in that order: some late, some again, without the lost ones."""
+        """Returns the readings by their arrival in [from_us, to_us): some late, some twice, without the lost ones."""
         return [reading for _, reading in self.arrivals(from_us, to_us)]
 
     def arrivals(self, from_us: int, to_us: int) -> list[tuple[int, Reading]]:
-        """The deliveries, each with the instant of its arrival."""
+        """Returns the deliveries, each with the instant of its arrival."""
         arrivals: list[tuple[int, Reading]] = []
         for device in self._devices:
             moments = device.clock.moments(device.clock.measured_from_us(from_us), to_us)
@@ -64,14 +64,14 @@ class Fleet:
         return arrivals
 
     def truth(self, vehicle_id: str, from_us: int, to_us: int) -> Truth:
-        """The energy that flowed into a vehicle in [from_us, to_us), measured or not."""
+        """Returns the energy that flowed into a vehicle in [from_us, to_us), measured or not."""
         vehicle = next(vehicle for vehicle in self.vehicles if vehicle.vehicle_id == vehicle_id)
         stays = vehicle.plan.stays(from_us, to_us)
         dc_kwh = sum(stay.dc_kwh(to_us) - stay.dc_kwh(from_us) for stay in stays)
         return Truth(dc_kwh / vehicle.charger.efficiency, dc_kwh)
 
     def charging(self, at_us: int) -> list[str]:
-        """The vehicles that charge at that instant at a sound charger of their own, and name its meter."""
+        """Returns the vehicles that charge at that instant at a sound charger of their own, and name its meter."""
         return [
             vehicle.vehicle_id
             for vehicle in self.vehicles
@@ -82,5 +82,5 @@ class Fleet:
         ]
 
     def failing(self) -> list[str]:
-        """The vehicles that charge at a failing charger."""
+        """Returns the vehicles that charge at a failing charger."""
         return [vehicle.vehicle_id for vehicle in self.vehicles if vehicle.charger.is_failing]

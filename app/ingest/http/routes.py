@@ -27,7 +27,7 @@ RESPONSES = problems(
         413: "The decoded body has more than 16 MiB or more than 50,000 readings.",
         415: "The content type or content encoding is not supported.",
         422: "Every reading was rejected; the receipt's members are included.",
-        503: "The database is away or too many readings are waiting; send the batch again after `Retry-After`.",
+        503: "The database is unavailable or too many readings are waiting; send the batch again after `Retry-After`.",
     }
 )
 
