@@ -155,10 +155,10 @@ CREATE TABLE source_chunk (
 );
 
 -- Returns the instant from which on the aggregates of a source may be refreshed; NULL means not at all. A refresh
--- erases buckets whose rows are gone, since dropping a chunk invalidates its range for good. So no refresh begins before
--- the oldest chunk, nor within a chunk that retention may drop meanwhile, nor before the end of any chunk that was ever
--- dropped: a late reading makes a new chunk in its place, which holds nothing else. Neither a setting nor a chunk that
--- is dropped by hand changes that.
+-- erases buckets whose rows are gone, since dropping a chunk invalidates its range for good. So no refresh begins
+-- before the oldest chunk, nor within a chunk that retention may drop meanwhile, nor before the end of any chunk that
+-- was ever dropped: a late reading makes a new chunk in its place, which holds nothing else. Neither a setting nor a
+-- chunk that is dropped by hand changes that.
 CREATE FUNCTION cagg_refreshable_from(of_source text) RETURNS timestamptz
 LANGUAGE plpgsql AS $$
 DECLARE
