@@ -69,9 +69,10 @@ def list_(stream: str | None, silent: int | None, *, retired: bool) -> None:
 @OF_STREAM
 @click.option("--undo", is_flag=True, help="Put the device back into service.")
 def retire(name: str, stream: str, *, undo: bool) -> None:
-    """Take a device out of service: its history stays, but it is not expected to report and has no latest state.
+    """Take a device out of service: its history stays, but it is not expected to report.
 
-    A reading that the device takes later is stored like any other, and puts the device back into service.
+    The latest states leave it out. A reading that the device takes later is stored like any other, and puts the device
+    back into service.
     """
     on_database(lambda connection, _: retire_device(connection, Stream(stream), name, undo=undo))
     click.echo(f"The {stream} {name} is {'in service' if undo else 'retired'}.")

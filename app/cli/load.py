@@ -135,7 +135,7 @@ def at_rate(target: Target, chargers: int, minutes: float, rate: int, batch_read
 @_minutes(5)
 @BATCH
 def as_simulated(target: Target, chargers: int, minutes: float, batch_readings: int) -> None:
-    """Send the readings of a simulated fleet in real time, including late and repeated ones."""
+    """Send the readings of a simulated fleet in real time. Some are late or repeated."""
     fleet = Fleet(chargers)
 
     def batches(run: str, start_us: int) -> Iterator[Batch]:
