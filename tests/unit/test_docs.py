@@ -221,7 +221,7 @@ async def test_sentences_of_the_schema_and_the_rejections_hold_the_limits_of_the
     assert back in REJECTIONS["too_old"]
     shown = json.dumps(await schema())
     assert f"at most {back} and {ahead}" in shown
-    assert f"Its end; else {MAX_AHEAD.seconds // 60} minutes from now." in shown
+    assert f"End of the window; default: in {MAX_AHEAD.seconds // 60} minutes." in shown
 
 
 def example() -> dict[str, dict[int, float]]:
