@@ -1,4 +1,4 @@
-"""What every test has: the engines of this machine, a migrated database of its own, the service on it."""
+"""The fixtures of every test: this machine's engines, a migrated database of its own, the service on it."""
 
 import signal
 
@@ -10,6 +10,6 @@ pytest_plugins = ["tests.fixtures.database", "tests.fixtures.service", "tests.fi
 # starts would inherit that: Ctrl-C would end none of them. A handler, unlike SIG_IGN, is not inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A busy machine is no fault: neither an example nor the making of one has a limit of its own.
+# A busy machine is no fault, so neither an example nor its making has a limit of its own.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")

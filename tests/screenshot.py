@@ -9,7 +9,7 @@ from tests.fixtures.browser import chromium, drawn, opened
 
 
 def take_screenshot(browser: Browser, address: str, path: Path) -> None:
-    """Of the fleet's last day, with the least efficient vehicles first."""
+    """Takes a picture of the fleet's last day, with the least efficient vehicles first."""
     with opened(browser, f"{address}/#/fleet?sort=efficiency", size=(1440, 1160)) as page:
         drawn(page)
         page.wait_for_selector("tr[data-id]")

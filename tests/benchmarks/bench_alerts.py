@@ -1,4 +1,4 @@
-"""Judging an hour of the whole fleet, and what is answered from hours and alerts as judged."""
+"""Judging an hour of the whole fleet, and the answers made of judged hours and alerts."""
 
 import asyncio
 from collections.abc import Callable

@@ -23,7 +23,7 @@ CALLS = {
     "/v1/analytics/vehicles/vehicle-4711/coverage": "a vehicle's page: minutes of 24 h",
 }
 VIEWS = 7
-# What is seen of the page, and when: the numbers, the lines, the rows.
+# The parts of the page that can be seen, and since when: the numbers, the lines, the rows.
 SEEN = """
     const seen = {}, things = {
         numbers: () => /[0-9]/.test(document.querySelector('[data-figure=ac]')?.textContent),
@@ -66,7 +66,7 @@ def test_a_look_of_the_live_stream(loaded: Process, benchmark: BenchmarkFixture,
 
 @needs_chromium
 def test_first_view(loaded: Process, benchmark: BenchmarkFixture, report: Callable[[str], None]) -> None:
-    """Each time with an empty cache."""
+    """Opens the page each time with an empty cache."""
     views: list[dict[str, float]] = []
 
     def view() -> None:

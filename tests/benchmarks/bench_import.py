@@ -27,7 +27,7 @@ COPY_READINGS = 50_000
 
 
 def import_file(url: str, file: Path) -> tuple[float, float, int]:
-    """Seconds as the command tells them, without its start; its CPU seconds; its peak memory."""
+    """Returns the seconds that the command reports, without its start; its CPU seconds; its peak memory."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(
         [sys.executable, "-m", "app.cli", "import", str(file)],
@@ -48,7 +48,7 @@ def import_file(url: str, file: Path) -> tuple[float, float, int]:
 
 
 def rows_of(connection: psycopg.Connection, statements: StreamSql) -> list[Row]:
-    """The stored rows of a stream in order of time, as COPY takes them."""
+    """Returns the stored rows of a stream in order of time, as COPY takes them."""
     found = re.search(r"COPY (\w+) \(ts, (.*?)\)", statements.copy)
     assert found
     since_2000 = "(extract(epoch FROM ts) * 1000000)::bigint - 946684800000000"

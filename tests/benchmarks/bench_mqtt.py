@@ -1,4 +1,4 @@
-"""The spike of 10,000 messages a second, a reading each, for 30 seconds: how far behind is what is stored?"""
+"""A spike of 10,000 messages a second, of one reading each, for 30 seconds, and the lag of the stored readings."""
 
 import time
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def test_spike(
 
 
 def spike(flood: Flood, connection: psycopg.Connection, rate: int, lags: list[float]) -> float:
-    """How long it took."""
+    """Publishes the spike; returns how long it took."""
     of_tick = round(rate * TICK_SECONDS)
     started = time.monotonic()
     for tick in range(round(SECONDS / TICK_SECONDS)):
@@ -56,19 +56,19 @@ def spike(flood: Flood, connection: psycopg.Connection, rate: int, lags: list[fl
 
 
 def message(device: int) -> tuple[str, bytes]:
-    """A reading of now."""
+    """Returns a message with a reading of now."""
     now = datetime.now(UTC).isoformat()
     return f"telemetry/meter/m{device}", f'{{"timestamp":"{now}","kwhConsumedAc":0.12,"voltage":230.1}}'.encode()
 
 
 def lag_seconds(connection: psycopg.Connection) -> float:
-    """The age of the newest reading that is stored; it was sent as soon as it was stamped."""
+    """Returns the age of the newest stored reading, which was sent as soon as it was stamped."""
     ((lag,),) = connection.execute("SELECT clock_timestamp() - max(ts) FROM meter_state").fetchall()
     assert isinstance(lag, timedelta)
     return lag.total_seconds()
 
 
 def await_stored(connection: psycopg.Connection, count: int) -> None:
-    """Until the newest states stand still: then all is stored, and counted once."""
+    """Waits until the newest states stand still: then everything is stored, and counted once."""
     counted = "SELECT count(*) FROM meter_reading"
     eventually(lambda: connection.execute(counted).fetchall() == [(count,)], seconds=120)

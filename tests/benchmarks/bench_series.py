@@ -1,4 +1,4 @@
-"""What a dashboard shows first: series over 24 h, and the latest state of everything."""
+"""The first answers that a dashboard needs: series over 24 h, and the latest state of everything."""
 
 import pytest
 

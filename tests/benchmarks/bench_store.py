@@ -39,7 +39,7 @@ TWIN = {
 
 
 def batches(round_number: int) -> list[Batch]:
-    """400,000 readings of 5,000 meters, the last of them now, each round at other instants."""
+    """Returns 400,000 readings of 5,000 meters, the last of them now, each round at other instants."""
     start_us = time.time_ns() // 1000 - 400_000_000 + round_number
     readings = [
         MeterReading(f"meter-{n % METERS}", start_us + n // METERS * 5_000_000 + n % METERS * 10, 1000 + n % 77, 23_000)
@@ -72,7 +72,7 @@ async def copy_all(connection: psycopg.AsyncConnection, rows: list[Row]) -> None
 
 
 class Contest:
-    """Both sides, ready: connected, devices known, partitions there."""
+    """Both sides, prepared: they are connected, the devices are known, the partitions exist."""
 
     def __init__(self, runner: asyncio.Runner, url: str) -> None:
         self.runner = runner
@@ -86,7 +86,7 @@ class Contest:
         return asyncio.create_task(self.writer.run())
 
     def round(self, number: int) -> None:
-        """The reference, then `store`, with the same readings."""
+        """Runs the reference, then `store`, with the same readings."""
         to_send = batches(number)
         ids = {f"meter-{n}": n for n in range(METERS)}
         rows = [

@@ -1,4 +1,4 @@
-"""Benchmarks: seeded data, GC as in production, the figures in the summary at the end."""
+"""The benchmarks' fixtures: seeded data, GC as in production, the figures in the summary at the end."""
 
 import json
 import threading
@@ -43,7 +43,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def day_url(server: Server) -> Iterator[str]:
-    """A database with a day of 5,000 meters and as many vehicles, as judged, with 1,000 open alerts."""
+    """Makes a database with a day of 5,000 meters and as many vehicles, judged, with 1,000 open alerts."""
     url = server.clone()
     with psycopg.connect(url, autocommit=True) as connection:
         store_day(connection, DEVICES)
@@ -57,14 +57,14 @@ def day_url(server: Server) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def loaded(day_url: str) -> Iterator[Process]:
-    """The real server with that day, which takes 1,000 readings/s meanwhile."""
+    """Runs the real server with that day, while it takes 1,000 readings/s."""
     with serving(day_url) as process, _ingest(process.port), _refresh(day_url):
         yield process
 
 
 @pytest.fixture(scope="session")
 def ask(loaded: Process) -> Iterator[Ask]:
-    """Asks it, over one connection, as a dashboard has."""
+    """Asks the server over one connection, as a dashboard does."""
     with closing(HTTPConnection("127.0.0.1", loaded.port)) as client:
 
         def get(path: str) -> Any:
@@ -79,7 +79,7 @@ def ask(loaded: Process) -> Iterator[Ask]:
 
 @contextmanager
 def _ingest(port: int) -> Iterator[None]:
-    """Readings of now, a batch of 100 each tenth of a second."""
+    """Sends readings of now, a batch of 100 each tenth of a second."""
     stopped = threading.Event()
     failures: list[str] = []
     number, started = 0, time.monotonic()
@@ -112,7 +112,7 @@ def _ingest(port: int) -> Iterator[None]:
 
 @contextmanager
 def _refresh(url: str) -> Iterator[None]:
-    """What the refresh policies do each minute; tests' servers run without them."""
+    """Does what the refresh policies do each minute; the tests' servers run without them."""
     stopped = threading.Event()
 
     def refresh() -> None:

@@ -43,7 +43,7 @@ def wattline(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a command that cannot run."""
+    """Returns the one line of a command that cannot run."""
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("wattline: ")

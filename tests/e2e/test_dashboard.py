@@ -1,4 +1,4 @@
-"""The dashboard in a real browser: what it shows, how it follows, what it says when something is wrong."""
+"""The dashboard in a real browser: its contents, its updates, and its words when something is wrong."""
 
 import json
 import re
@@ -45,13 +45,13 @@ def figure(page: Page, name: str) -> Any:
 
 
 def line_pieces(page: Page, chart: int = 0) -> int:
-    """Into how many pieces the first line of a chart is cut."""
+    """Returns the number of pieces into which the first line of a chart is cut."""
     path = page.locator(".plot").nth(chart).locator(".scatterlayer .trace").first.locator("path.js-line")
     return sum((part.get_attribute("d") or "").count("M") for part in path.all())
 
 
 def is_filled(page: Page, share: float) -> bool:
-    """Whether the area of the first chart covers the ground at this share of its width."""
+    """Returns True when the area of the first chart covers the ground at this share of its width."""
     found = page.locator(".plot").first.evaluate(
         """(plot, share) => {
             const { width, height } = plot.querySelector(".nsewdrag").getBBox();
@@ -65,7 +65,7 @@ def is_filled(page: Page, share: float) -> bool:
 
 @pytest.fixture(scope="module")
 def example(server: Server) -> Iterator[Process]:
-    """The service with the worked example of the earlier systems' documents."""
+    """Runs the service with the worked example of the earlier systems' documents."""
     url = server.clone()
     with serving(url) as process:
         send(process, worked_example(with_meter_id=True))
@@ -232,7 +232,7 @@ def test_a_range_that_fails_leaves_nothing_of_the_one_before(
         expect(page.get_by_text("Average by day, kW.")).to_be_visible()
 
 
-# Of V1 too little to judge it.
+# Too little is known of V1 to judge it.
 JUDGED = """
     INSERT INTO efficiency_hour
     SELECT id, date_trunc('hour', now()) - INTERVAL '3 hours', 1, ac, dc, 60, 60, 0, 0, 0, 0, 0, 0, 60
@@ -253,7 +253,7 @@ def test_what_is_not_judged_is_not_called_fine(example: Process, browser: Browse
             expect(page.get_by_text("Nothing has been judged yet.")).to_be_visible()
         connection.execute(JUDGED)
     with opened(browser, example.base_url) as page:
-        # The worst comes first, but for the one of which too little is known.
+        # The worst comes first, except for V1, of which too little is known.
         expect(page.locator("tr[data-id]").first).to_have_attribute("data-id", "V2")
         page.get_by_role("button", name="without a reading for 10 minutes").click()
         expect(page.get_by_text("devices that have never reported are not listed")).to_be_visible()
@@ -291,7 +291,7 @@ def test_nothing_that_an_address_says_becomes_html(example: Process, browser: Br
 
 
 def faults(page: Page) -> list[str]:
-    """What axe-core finds serious or worse."""
+    """Returns what axe-core finds serious or worse."""
     page.evaluate(AXE)
     found = page.evaluate("axe.run()")
     return [
@@ -302,7 +302,7 @@ def faults(page: Page) -> list[str]:
 
 
 def contrast(element: Locator) -> float:
-    """Of an element's text, as WCAG defines it, while the mouse is where it is: axe-core moves the page."""
+    """Returns the contrast of an element's text, by WCAG, while the mouse stays put: axe-core moves the page."""
     colors: list[str] = element.evaluate("(it) => [getComputedStyle(it).color, getComputedStyle(it).backgroundColor]")
     lights = []
     for color in colors:
@@ -331,7 +331,7 @@ def test_axe_finds_no_serious_fault(example: Process, browser: Browser) -> None:
 
 
 def dress(page: Page, theme: str) -> None:
-    """As the browser's user does who chooses that theme for all pages."""
+    """Sets the theme as a browser's user does who chooses it for all pages."""
     page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
     expect(page.locator("html")).to_have_attribute("data-theme", theme)
     drawn(page)

@@ -1,4 +1,4 @@
-"""The registry as an operator works with it: seeded, listed, retired, renamed, and bounded against strangers."""
+"""An operator's work with the registry: seeding, listing, retiring, renaming, and a limit against strangers."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,7 @@ def value(connection: Connection, query: LiteralString) -> Any:
 
 
 def done(*arguments: str, url: str) -> str:
-    """What a command says that succeeds."""
+    """Returns the output of a command, which must succeed."""
     ran = command(*arguments, DATABASE_URL=url)
     assert (ran.returncode, ran.stderr) == (0, "")
     return ran.stdout
@@ -53,7 +53,7 @@ def test_seeding_holds_the_registry_for_a_slice_at_a_time(
     database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.fleet.devices.SLICE_DEVICES", 10)
-    # It was stopped after the first slice of another size.
+    # Seeding with another size was stopped after its first slice.
     done("seed", "7", "3", url=database_url)
     assert done("seed", "25", "38", url=database_url) == "Added: 18 vehicles, 35 meters, 22 mappings.\n"
     for table in (b"vehicle", b"meter", b"vehicle_meter"):
@@ -87,7 +87,7 @@ async def test_a_retired_device_is_neither_expected_nor_listed_until_it_measures
             done("device", "retire", name, "--stream", "meter", url=database_url) == f"The meter {name} is retired.\n"
         )
     assert await fleet() == (1, 1, [])
-    # What it measured before is late; it says nothing about today.
+    # An earlier measurement is late; it says nothing about today.
     await send(client, meter(minutes_ago(20)))
     assert await fleet() == (1, 1, [])
     assert done("device", "list", "--retired", url=database_url).endswith("2 devices.\n")

@@ -1,4 +1,4 @@
-"""The documents under docs/ hold what they show: each command works, in its order, and answers what stands below it."""
+"""The documents under docs/ are true: each command works, in its order, and answers what stands below it."""
 
 import json
 import os
@@ -25,7 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 ADDRESS = "http://127.0.0.1:8000"
 PROGRAMS = ".venv/bin/"
 
-# What depends on engine, version and moment: of these the type is compared, or null.
+# These depend on engine, version and moment, so only their type, or null, is compared.
 VARIES = {"asOf", "judgedTo", "materializedThrough", "lagSeconds", "readingsPerSecond"} | {
     "version",
     "engine",
@@ -38,7 +38,7 @@ NOW_SECONDS = 1_700_000_000
 
 
 class Step(NamedTuple):
-    """A shell block, and the block of another language that follows it, if one does: what it prints."""
+    """A shell block, and its output: the block of another language that follows it, if there is one."""
 
     shell: str
     language: str
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
 
 def blocks(name: str) -> list[tuple[str, str]]:
-    """Language and text of each fenced block of a document; diagrams have no language."""
+    """Returns the language and text of each fenced block of a document; diagrams have no language."""
     found: list[tuple[str, str]] = re.findall(
         r"^```(\w*)\n(.*?)^```$", (DOCS / name).read_text(), flags=re.DOTALL | re.MULTILINE
     )
@@ -61,7 +61,7 @@ def steps(name: str) -> list[Step]:
 
 
 def save_programs(name: str, directory: Path) -> None:
-    """Saves the programs that a document shows; the first line of each says under which name."""
+    """Saves the programs that a document shows; the first line of each names its file."""
     for language, text in blocks(name):
         if language == "python":
             first, _, program = text.partition("\n")
@@ -69,7 +69,7 @@ def save_programs(name: str, directory: Path) -> None:
 
 
 def run(shells: list[str], base_url: str, database_url: str, directory: Path) -> list[str]:
-    """What each part prints, run by one shell, so that variables and functions last from part to part."""
+    """Returns the output of each part; one shell runs them, so that variables and functions last."""
     end = "-- end of a part --"
     here = str(Path(sys.executable).parent)
     parts = [shell.replace(ADDRESS, base_url).replace(PROGRAMS, f"{here}/") for shell in shells]
@@ -84,7 +84,7 @@ def run(shells: list[str], base_url: str, database_url: str, directory: Path) ->
 
 
 def assert_alike(real: Any, shown: Any, where: str) -> None:
-    """The same members, types and, where they do not depend on the moment, values."""
+    """Compares members, types and, where they do not depend on the moment, values."""
     name = where.rpartition(".")[2]
     if name in VARIES and real is None:
         return
@@ -123,16 +123,16 @@ def assert_shown(name: str, base_url: str, database_url: str, directory: Path) -
 def test_each_command_answers_what_is_shown_below_it(
     server_process: Process, database_url: str, tmp_path: Path
 ) -> None:
-    """api.md begins with an empty Wattline; the other pages are read after it, or after each other."""
+    """api.md begins with an empty Wattline; the other pages come after it, or after each other."""
     for name in ("api.md", "efficiency.md", "gateways.md"):
         assert_shown(name, server_process.base_url, database_url, tmp_path)
-        # As time would: what is older and comes later is then missing until the next refresh.
+        # Time would do this: older readings that come later are then missing until the next refresh.
         refresh_aggregates(database_url, None, None)
 
 
 @on_plain
 def test_each_command_of_an_import_answers_what_is_shown_below_it(database_url: str, tmp_path: Path) -> None:
-    """Imports on both engines are those of test_import.py."""
+    """test_import.py tests imports on both engines."""
     assert_shown("import.md", ADDRESS, database_url, tmp_path)
 
 
@@ -170,7 +170,7 @@ async def test_what_import_md_exports_by_sql_is_imported_as_it_was(
 
 
 def send(directory: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The program of gateways.md at work on readings.ndjson."""
+    """Starts the program of gateways.md on readings.ndjson."""
     with (directory / "readings.ndjson").open() as readings:
         return subprocess.Popen(
             [sys.executable, "send.py", *arguments],

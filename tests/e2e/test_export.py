@@ -1,4 +1,4 @@
-"""Exports as a client of the real server meets them: whole, or visibly broken off; and imported again."""
+"""Exports by the real server, as a client meets them: whole, or visibly broken off; and imported again."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ from tests.fixtures.service import Process, serving
 from tests.fixtures.waiting import DEADLINE_S, eventually
 
 DEVICES = [("meters", "M1"), ("meters", "M2"), ("vehicles", "V1"), ("vehicles", "V2")]
-# Of MANY; what the buffers of a socket hold is less than a third of it.
+# MANY has this many readings; the buffers of a socket hold less than a third of them.
 COUNT = 300_000
 TICK = timedelta(seconds=0.3)
 
@@ -75,7 +75,7 @@ def filled_url(server: Server) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def process(filled_url: str) -> Iterator[Process]:
-    """A server with a single connection for answers."""
+    """Runs a server with a single connection for answers."""
     with serving(filled_url, WATTLINE_POOL_MAX_SIZE="1") as process:
         yield process
 
@@ -92,7 +92,7 @@ def path_of(kind: str, device: str, hours: int = 600) -> str:
 
 @contextmanager
 def begun(process: Process, device: str = "MANY") -> Iterator[Iterator[bytes]]:
-    """An export of which the client has taken the first bytes, and no more yet."""
+    """Begins an export; the client has taken the first bytes, and no more yet."""
     with httpx.stream("GET", process.base_url + path_of("meters", device), timeout=DEADLINE_S) as answer:
         assert answer.status_code == httpx.codes.OK
         parts = answer.iter_bytes()
@@ -142,7 +142,7 @@ def test_a_window_is_exact_and_no_page_repeats_or_leaves_out_a_reading(process: 
 
 
 def exported(process: Process, start: datetime, end: datetime) -> list[float]:
-    """The energies of MANY in that window."""
+    """Returns the energies of MANY in that window."""
     url = f"{process.base_url}/v1/analytics/meters/MANY/readings"
     answer = httpx.get(url, params={"from": stamp(start), "to": stamp(end)}, timeout=DEADLINE_S)
     head, *rows = csv.reader(io.StringIO(answer.text))
@@ -167,7 +167,7 @@ def test_a_client_that_takes_its_time_holds_neither_connection_nor_lock_nor_memo
 
 
 def await_standstill(connection: psycopg.Connection) -> None:
-    """Until the service has asked for no page for half a second."""
+    """Waits until the service has asked for no page for half a second."""
     asked = """
         SELECT FROM pg_stat_activity
         WHERE application_name = 'wattline' AND query = 'COMMIT'
@@ -180,7 +180,7 @@ def test_a_client_that_goes_away_leaves_nothing_behind(process: Process) -> None
     for _ in range(5):
         with begun(process):
             pass
-        # The only connection.
+        # This takes the only connection.
         assert process.get(OTHER).status_code == httpx.codes.OK
 
 

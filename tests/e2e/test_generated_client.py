@@ -1,4 +1,4 @@
-"""A client that a common generator makes from /schema: whole, well typed, and able to talk to the real server."""
+"""A client that a common generator makes from /schema is whole, well typed, and can talk to the real server."""
 
 import compileall
 import importlib
@@ -40,11 +40,11 @@ OPERATIONS = {
     },
     "health": {"get_live", "get_metrics", "get_ready"},
 }
-# What openapi-python-client has no body for. Its own remedy, content_type_overrides, makes a module that cannot be
-# imported; without, the client sends JSON.
+# openapi-python-client has no body for these. Its own remedy, content_type_overrides, makes a module that cannot be
+# imported; without it, the client sends JSON.
 BINARY_BODIES = ("Unsupported content type application/x-ndjson", "Unsupported content type application/msgpack")
 
-# The engine cannot matter: what differs between them is behind the same functions.
+# The engine cannot matter: both have the same functions in front of their differences.
 pytestmark = on_plain
 
 
@@ -58,12 +58,12 @@ def base_url(server: Server) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def generated(base_url: str, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """The generator's run; the last of its arguments is the package that it wrote."""
+    """Returns the generator's run; the last of its arguments is the package that it wrote."""
     package = tmp_path_factory.mktemp("generated") / PACKAGE
     generate = [sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none"]
     return subprocess.run(
         [*generate, "--url", f"{base_url}/schema", "--output-path", str(package)],
-        # It formats what it wrote with the ruff of its own environment.
+        # The generator formats its files with the ruff of its own environment.
         env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -89,12 +89,12 @@ def module(name: str) -> Any:
 
 
 def call(part: str, operation: str, *arguments: str, **named: Any) -> Any:
-    """The answer of a generated function, as the type that it declares."""
+    """Returns the answer of a generated function, as the type that it declares."""
     return module(f"api.{part}.{operation}").sync(*arguments, **named)
 
 
 def readings(vehicle_id: str, meter_id: str) -> list[Any]:
-    """Half an hour of a meter and of the vehicle that charges at it, in the generated types."""
+    """Returns half an hour of a meter and of the vehicle that charges at it, in the generated types."""
     models, first = module("models"), minutes_ago(40)
     return [
         reading
@@ -125,7 +125,7 @@ def test_the_generator_warns_of_nothing_but_binary_bodies(generated: subprocess.
 
 def test_the_client_compiles_and_is_well_typed(package: Path, tmp_path: Path) -> None:
     assert compileall.compile_dir(package, quiet=2)
-    # client.py is the same whatever the schema says, and passes on what mypy calls wrong types: it is followed only.
+    # client.py is the same for all schemas, and passes on what mypy calls wrong types, so mypy only follows it.
     mypy = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir", str(tmp_path)]
     files = [f"{PACKAGE}/{part}" for part in ("api", "models", "types.py", "errors.py")]
     checked = subprocess.run([*mypy, *files], cwd=package.parent, capture_output=True, text=True, timeout=100)

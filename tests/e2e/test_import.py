@@ -49,7 +49,7 @@ def start(url: str, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]
 
 
 def run(url: str, *arguments: str | Path, given: bytes | None = None) -> tuple[int, str, str]:
-    """Exit status, what it printed, and its errors."""
+    """Returns the exit status, the output and the errors."""
     if given is None:
         done = command("import", *map(str, arguments), DATABASE_URL=url)
         return done.returncode, done.stdout, done.stderr
@@ -59,7 +59,7 @@ def run(url: str, *arguments: str | Path, given: bytes | None = None) -> tuple[i
 
 
 def summary(printed: str) -> tuple[int, int, int, int]:
-    """read, inserted, duplicates, rejected; checked to add up."""
+    """Returns read, inserted, duplicates and rejected, and checks that they add up."""
     found = re.search(r"read ([\d,]+) = inserted ([\d,]+) \+ duplicates ([\d,]+).* \+ rejected ([\d,]+)", printed)
     assert found, printed
     read, inserted, duplicates, rejected = (int(number.replace(",", "")) for number in found.groups())
@@ -107,7 +107,7 @@ def test_every_reading_is_stored_and_summed_once(
     hours = connection.execute("SELECT DISTINCT stream, hour FROM touched_hour ORDER BY 1, 2").fetchall()
     assert hours == [(stream, midnight(20) + timedelta(hours=3)) for stream in ("meter", "vehicle")]
 
-    # Unpacked, and by another name: it is known by its content, and nothing changes.
+    # Unpacked and under another name, the file is known by its content, and nothing changes.
     before = connection.execute("SELECT xmin::text, * FROM import_journal").fetchall()
     (tmp_path / "again").write_bytes(form(readings))
     status, printed, _ = run(database_url, tmp_path / "again")
@@ -165,7 +165,7 @@ def test_an_import_that_waits_for_standard_input_is_ended_with_its_decoder(numbe
 
 
 def unread_bytes(pipe: IO[bytes]) -> int:
-    """How much of what was written to a pipe its reader has not taken yet."""
+    """Returns the number of bytes written to a pipe that its reader has not taken yet."""
     count = bytearray(4)
     fcntl.ioctl(pipe, termios.FIONREAD, count)
     return int.from_bytes(count, sys.byteorder)
@@ -290,7 +290,7 @@ def test_a_truncated_file_says_so_and_goes_on_when_it_is_whole(
 
 
 def mixed_bag() -> bytes:
-    """A byte order mark, Windows line ends, blanks, quotes, an endless line, and rows that are wrong."""
+    """Returns a byte order mark, Windows line ends, blanks, quotes, an endless line, and rows that are wrong."""
     at = stamp(midnight(10))
     rows = [
         f'{at},"M1", 0.5',
@@ -371,7 +371,7 @@ def test_what_is_kept_whole_is_importable_and_what_is_older_is_not(
 def test_days_in_the_columnstore_take_readings_and_know_theirs(
     database_url: str, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """However few rows TimescaleDB may take out of the columnstore in one transaction."""
+    """This holds however few rows TimescaleDB may take out of the columnstore in one transaction."""
     first, second = list(history(4_000, midnight(24))), list(history(4_000, midnight(24), timedelta(seconds=30)))
     (tmp_path / "first.csv").write_bytes(as_csv(first))
     assert run(database_url, tmp_path / "first.csv")[0] == 0
@@ -448,7 +448,7 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
 def test_a_killed_import_goes_on_and_counts_each_reading_once(
     database_url: str, connection: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """Every third day has readings, so that a block is stored in several transactions; the last one is held up."""
+    """Every third day has readings, so a block is stored in several transactions; the last one is held up."""
     days = [midnight(ago) for ago in range(26, 2, -3)]
     readings = [reading for day in days for reading in history(500, day)]
     (tmp_path / "h.csv").write_bytes(as_csv([*readings, *readings[:100]]))
@@ -480,7 +480,7 @@ def test_a_killed_import_goes_on_and_counts_each_reading_once(
 
 @pytest.mark.soak
 def test_a_million_readings_killed_half_way(database_url: str, connection: psycopg.Connection, tmp_path: Path) -> None:
-    """Its speed is measured by tests/benchmarks/bench_import.py."""
+    """tests/benchmarks/bench_import.py measures its speed."""
     count = 1_000_000
     file = tmp_path / "h.csv"
     write_csv(file, history(count, midnight(20), devices=1_000))

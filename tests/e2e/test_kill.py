@@ -61,7 +61,7 @@ class Load:
         return True
 
     def _batch(self, client: int, number: int) -> list[dict[str, Any]]:
-        """New readings of meters that all clients report and of the client's own vehicles; some of them are late."""
+        """Returns new readings of meters that all clients report and of the client's own vehicles; some are late."""
         batch: list[dict[str, Any]] = []
         for n in range(self.random.randrange(1, 40)):
             age = timedelta(hours=self.random.choice([0, 0, 0, 0, 1, 30]))
@@ -76,7 +76,7 @@ class Load:
 
 
 async def kill_rounds(process: Process, rounds: int) -> Load:
-    """In each round the service, under load, is killed at a random moment and started again."""
+    """Kills the service, under load, at a random moment in each round, and starts it again."""
     seed = time.time_ns() % 1_000_000
     print(f"seed: {seed}")  # noqa: T201 - pytest shows it with a failure
     random = Random(seed)
@@ -97,7 +97,7 @@ async def kill_rounds(process: Process, rounds: int) -> Load:
 
 
 def check_stored(connection: psycopg.Connection, load: Load) -> None:
-    """Exactly what was sent is stored, and the latest states are the newest of it."""
+    """Checks that exactly the readings sent are stored, and that the latest states are the newest of them."""
 
     def rows(query: LiteralString) -> list[Row]:
         return sorted(connection.execute(query).fetchall())

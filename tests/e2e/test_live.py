@@ -1,4 +1,4 @@
-"""Server-sent events: what listeners are told, what they cost, and that they hold nothing up."""
+"""Server-sent events: their contents, their cost, and that no listener holds the service up."""
 
 import asyncio
 import json
@@ -75,7 +75,7 @@ def test_open_streams_do_not_hold_up_the_end(number: int, server_process: Proces
         assert time.monotonic() - started < STOP_SECONDS
 
 
-# Events of a megabyte, more often: what the system buffers for a connection is full within a second or two.
+# Events of a megabyte come more often: the system's buffer for a connection is full within a second or two.
 LARGE = """
 from app.dashboard import live
 encoded = live._encoded
@@ -90,7 +90,7 @@ def test_a_listener_that_does_not_read_does_not_hold_up_the_end(database_url: st
     with serving(database_url, PYTHONPATH=str(tmp_path)) as process, socket.socket() as stalled:
         stalled.connect(("127.0.0.1", process.port))
         stalled.sendall(f"GET {PATH} HTTP/1.1\r\nHost: wattline\r\n\r\n".encode())
-        time.sleep(2.5)  # by then it hangs, and lags behind by fewer events than it may
+        time.sleep(2.5)  # by then it hangs, with fewer events waiting than it may have
         started = time.monotonic()
         process.popen.send_signal(signal.SIGTERM)
         assert process.await_end() == 0
@@ -98,7 +98,7 @@ def test_a_listener_that_does_not_read_does_not_hold_up_the_end(database_url: st
 
 
 async def next_event(stream: AsyncIterator[bytes]) -> dict[str, Any]:
-    """The next events that are told together, by name."""
+    """Returns the next events that come together, by name."""
     while (message := await anext(stream)).startswith(b"retry"):
         pass
     return dict(events(iter(message.decode().splitlines())))
@@ -130,13 +130,13 @@ async def test_a_change_of_an_alert_is_told(hub: Hub, connection: psycopg.Connec
 
 @on_plain
 async def test_what_is_committed_is_told_in_the_next_round_but_one(hub: Hub, connection: psycopg.Connection) -> None:
-    """So within three seconds."""
+    """The event therefore comes within three seconds."""
     assert PERIOD_S == 1.0
     async with aclosing(hub.listen()) as stream:
         await next_event(stream)
         connection.execute("INSERT INTO vehicle (external_id) VALUES ('V1')")
         connection.execute("INSERT INTO vehicle_state (vehicle_id, ts, dc_milliwh) VALUES (1, now(), 1)")
-        # One may have been asked for before the commit, and one may have waited to be heard.
+        # One event may have been computed before the commit, and one may have waited to be heard.
         told = [await next_event(stream) for _ in range(3)]
     assert sum("states" in each for each in told) == 1
 

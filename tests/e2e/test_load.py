@@ -1,4 +1,4 @@
-"""`wattline load` against the real service: its figures are those of the database, also when things go wrong."""
+"""`wattline load` against the real service: its figures equal the database's, even when things go wrong."""
 
 import re
 import signal
@@ -31,7 +31,7 @@ def start(url: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(load: subprocess.Popen[str]) -> tuple[int, dict[str, str], str]:
-    """Exit status, the table by the name of its rows, and standard error."""
+    """Returns the exit status, the table by the names of its rows, and standard error."""
     with load:
         try:
             output, errors = load.communicate(timeout=100)
@@ -41,7 +41,7 @@ def finish(load: subprocess.Popen[str]) -> tuple[int, dict[str, str], str]:
 
 
 def run(url: str, *arguments: str) -> tuple[int, dict[str, str], str]:
-    """The same of a load test in this process, and in its main thread, since it listens to signals."""
+    """Runs a load test in this process, and in its main thread, since it listens to signals; returns the same."""
     ran = CliRunner().invoke(cli, ["load", *arguments, "--url", url], prog_name="wattline")
     return ran.exit_code, table_of(ran.stdout), ran.stderr
 
@@ -184,7 +184,7 @@ def test_refused_readings_are_told_by_code_and_are_no_success(server_process: Pr
 
 @contextmanager
 def answering(port: int, status: int, body: bytes, ready: str | None = None) -> Iterator[None]:
-    """Something that answers each POST so; and each GET too, unless a service answers it."""
+    """Answers each POST like this; and each GET too, unless a service answers it."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -1,4 +1,4 @@
-"""How much memory the service needs."""
+"""The memory that the service needs."""
 
 import asyncio
 import time

@@ -25,7 +25,7 @@ Messages = list[tuple[str, bytes]]
 
 
 class OwnDatabase:
-    """A server of the test's own, which can be stopped."""
+    """A server of the test's own, which the test can stop."""
 
     def __init__(self, engine: str, directory: Path) -> None:
         self._engine, self._directory = engine, directory
@@ -50,7 +50,7 @@ def own_database(engine: str, tmp_path: Path) -> Iterator[OwnDatabase]:
 
 
 def messages(count: int, *, devices: int = 1000, first: int = 0) -> Messages:
-    """Single readings of both streams, each another one; every tenth comes twice."""
+    """Returns single readings of both streams, all different; every tenth comes twice."""
     start = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=5)
     sent = []
     for n in range(first, first + count):
@@ -67,7 +67,7 @@ def energies(connection: psycopg.Connection) -> list[int]:
 
 
 def await_stored(url: str, count: int, seconds: float = DEADLINE_S) -> None:
-    """Until readings 0 to `count` are stored; none twice, none in quarantine."""
+    """Waits until readings 0 to `count` are stored, none twice, and none in quarantine."""
     with psycopg.connect(url, autocommit=True) as connection:
         eventually(lambda: len(energies(connection)) >= count, seconds, shown=lambda: len(energies(connection)))
         assert energies(connection) == list(range(count))
@@ -75,7 +75,7 @@ def await_stored(url: str, count: int, seconds: float = DEADLINE_S) -> None:
 
 
 def ordeal(database: OwnDatabase, broker: Broker, count: int, kills: int, away_seconds: float) -> None:
-    """Readings are published while the consumer is killed, the broker stopped once and the database once."""
+    """Publishes readings while the consumer is killed, and the broker and the database are stopped once."""
     seed = time.time_ns() % 1_000_000
     print(f"seed: {seed}")  # noqa: T201 - pytest shows it with a failure
     random = Random(seed)
@@ -145,9 +145,9 @@ def test_two_consumers_share_the_work_and_what_a_killed_one_had_waits_for_it(
             connection.execute("LOCK TABLE meter_reading, vehicle_reading IN SHARE MODE")
             publish_all(broker.port, messages(500))
             one.kill()
-        # Mosquitto divides in turns, and what `one` had is nobody else's: one copy of each tenth, half of the others.
+        # Mosquitto divides in turns and gives nobody else what `one` had: one copy of each tenth, half of the others.
         publish_all(broker.port, messages(500, first=500))
-        # Nor is what it is given while it is dead. The last reading comes twice: `two` gets one after all of its own.
+        # That includes messages given to it while dead. The last comes twice: `two` gets one after all of its own.
         publish_all(broker.port, messages(1, first=1_000))
         eventually(lambda: 1_000 in energies(connection))
         assert len(energies(connection)) == 275 + 275 + 1
@@ -177,7 +177,7 @@ def test_a_consumer_stopped_without_its_database_leaves_all_to_the_broker(
     (tmp_path / "sitecustomize.py").write_text("from app import broker; broker.RECEIVE_MAXIMUM = 2_000\n")
     with consuming(own_database.url, broker, PYTHONPATH=str(tmp_path)) as consumer:
         own_database.stop()
-        # More than Mosquitto would keep by default, and more than this consumer takes unacknowledged.
+        # These are more than Mosquitto would keep by default, and more than this consumer takes unacknowledged.
         publish_all(broker.port, messages(4_000))
         consumer.await_logged("mqtt_store_waits")
         assert consumer.stop() == 0

@@ -1,4 +1,4 @@
-"""The quarantine as an operator works with it: listed, shown, driven again, purged."""
+"""An operator's work with the quarantine: listing, showing, driving again, purging."""
 
 import asyncio
 import os

@@ -16,7 +16,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def answers(shell: str) -> list[Any]:
-    """What the calls of a shell script answer: JSON decoded, CSV as lines."""
+    """Returns the answers of the calls in a shell script: JSON decoded, CSV as lines."""
     done = subprocess.run(["sh", "-euc", shell], capture_output=True, text=True, check=True)
     texts = done.stdout.split(END)[:-1]
     return [json.loads(text) if text[0] in "[{" else text.splitlines() for text in texts]

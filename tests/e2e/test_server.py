@@ -1,4 +1,4 @@
-"""`wattline serve` as a process of its own: what its clients see, what it costs, and how it ends."""
+"""`wattline serve` as a process of its own: its answers, its costs, and its end."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def post(process: Process, content: Any, **headers: str) -> httpx.Response:
 
 
 def gzip_bomb(mebibytes: int) -> bytes:
-    """One gzip member of that many MiB of zeros, repeating one self-contained block."""
+    """Returns one gzip member of that many MiB of zeros, which repeats one self-contained block."""
     deflate = zlib.compressobj(9, wbits=31)
     header = deflate.compress(bytes(MIB)) + deflate.flush(zlib.Z_FULL_FLUSH)
     block = deflate.compress(bytes(MIB)) + deflate.flush(zlib.Z_FULL_FLUSH)
@@ -61,7 +61,7 @@ def zstd_bomb(mebibytes: int) -> bytes:
 def test_the_page_and_its_files_answer_head_as_get_without_a_body(server_process: Process) -> None:
     with httpx.Client(base_url=server_process.base_url, timeout=DEADLINE_S) as browser:
         for path in "/", f"{BASE}/style.css":
-            # On one connection: a body that was sent after all would be taken for the next answer.
+            # One connection is used: a body that was sent by mistake would be taken for the next answer.
             head, get = browser.head(path), browser.get(path)
             assert (head.status_code, head.content, get.status_code) == (200, b"", 200)
             passing = {"date", "x-request-id"}
@@ -144,7 +144,7 @@ def test_an_idle_connection_does_not_hold_up_the_end(number: int, server_process
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """Directly in /tmp: where root has no user namespaces, `nobody` could not enter pytest's own."""
+    """Makes a directory in /tmp itself: where root has no user namespaces, `nobody` could not enter pytest's own."""
     path = Path(tempfile.mkdtemp(prefix="wattline-test-"))
     yield path
     shutil.rmtree((path / "postgres").resolve(), ignore_errors=True)

@@ -53,7 +53,7 @@ def freshness(connection: psycopg.Connection) -> dict[str, tuple[Any, Any]]:
 
 
 def readings_in(connection: psycopg.Connection, at: datetime) -> dict[str, int]:
-    """How many readings each aggregate has in the bucket of an instant."""
+    """Returns how many readings each aggregate has in the bucket of an instant."""
     found = {}
     for name, width in AGGREGATES.items():
         bucket = START + (at - START) // width * width
@@ -63,7 +63,7 @@ def readings_in(connection: psycopg.Connection, at: datetime) -> dict[str, int]:
 
 @pytest.fixture
 def run_refreshes(connection: psycopg.Connection, engine: str) -> Refresh:
-    """The next refresh: that of the policies, which plain has no need of."""
+    """Returns the next refresh, which is that of the policies; plain needs none."""
     return lambda: run_policies(connection, REFRESH) if engine == "timescale" else None
 
 
@@ -101,7 +101,7 @@ async def test_a_batch_that_spans_six_hours_invalidates_no_more_than_an_hour_at_
 
 
 def invalidated(connection: psycopg.Connection) -> list[tuple[datetime, datetime]]:
-    """The ranges of readings that the next refresh computes again."""
+    """Returns the ranges of readings that the next refresh computes again."""
     return connection.execute(
         """
         SELECT _timescaledb_functions.to_timestamp(lowest_modified_value),
@@ -132,7 +132,7 @@ async def test_a_refresh_over_dropped_readings_erases_nothing(
 
 
 async def late_readings(connection: psycopg.Connection, database_url: str, engine: str) -> datetime:
-    """An instant of two days ago with late readings that no refresh has seen yet."""
+    """Stores late readings that no refresh has seen yet; returns their instant, two days ago."""
     at = midnight(2) + timedelta(hours=10, minutes=30, seconds=7)
     await store(database_url, *random_readings(8, midnight(3), 3, 200))
     refresh_aggregates(database_url, None, None)

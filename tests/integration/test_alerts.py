@@ -1,4 +1,4 @@
-"""Alerts: what each fault of the field is called, that order changes nothing, and that noise raises none."""
+"""Alerts: each fault in the field has its alert, order changes nothing, and noise raises none."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -48,7 +48,7 @@ def session(
     stuck_vehicle: range = NOTHING,
     sent_twice: bool = False,
 ) -> list[Reading]:
-    """A vehicle charges at about 11 kW, measured each minute by both; in some of them a device is at fault."""
+    """Returns a charge at about 11 kW, measured each minute by both devices, one of which may be at fault."""
     random, readings = Random(name), list[Reading]()
     for minute in range(minutes):
         ac = random.uniform(0.17, 0.19)
@@ -59,13 +59,13 @@ def session(
         readings.append(meter_reading(at + timedelta(seconds=20), shown, meter_id=on))
         readings.append(vehicle_reading(at + timedelta(seconds=12), delivered, vehicle_id=name, meter_id=on, soc=None))
         if sent_twice:
-            # The missing field, 45 s later.
+            # The missing field comes 45 s later.
             readings.append(vehicle_reading(at + timedelta(seconds=57), 0, vehicle_id=name, meter_id=on, soc=50))
     return readings
 
 
 def spans(rows: Rows, day: datetime) -> dict[tuple[str, str], list[tuple[float, float | None]]]:
-    """When alerts opened and closed, in hours since the start of the day, by kind and device; without no_data."""
+    """Returns the hours of day at which alerts opened and closed, by kind and device, without no_data."""
     alerts: dict[tuple[str, str], list[tuple[float, float | None]]] = {}
     for kind, _, device, opened, closed, _ in rows:
         if kind != "no_data":
@@ -135,7 +135,7 @@ async def test_an_alert_closes_when_a_day_is_better_and_is_retracted_when_the_da
     await judge_all(database_url)
     # 0.8 over 2 h and 0.9 over n h are 0.87 from n = 4.67 on.
     assert spans(standing_alerts(connection), day) == {("low_efficiency", "V"): [(11, 17)]}
-    # The meter was shared: its minutes prove nothing.
+    # The meter was shared, so its minutes prove nothing.
     await store(database_url, *session(day + 10 * HOUR, 120, "W", meter_id="V")[1::2])
     await judge_all(database_url)
     assert spans(standing_alerts(connection), day) == {}
@@ -183,7 +183,7 @@ async def test_who_retires_a_device_closes_its_alerts_for_those_who_were_told(
     await judge_all(database_url)
 
     def told(*retire: str) -> list[tuple[str, str]]:
-        """The transitions of the vehicle that this causes; each closed one, and no other, says when."""
+        """Returns the transitions of the vehicle that this causes; only closed ones say when they closed."""
         last = connection.execute("SELECT max(id) FROM alert_transition").fetchone()
         if retire:
             assert command("device", *retire, "V", "--stream", "vehicle", DATABASE_URL=database_url).returncode == 0
@@ -225,7 +225,7 @@ async def test_alerts_concern_a_device_at_either_end_and_of_none_that_is_not_kno
     for device in "V", "M":
         assert "low_efficiency" in listed("--device", device)
     assert listed("--device", "M", "--json") == (await client.get("/v1/analytics/alerts?meterId=M")).text + "\n"
-    # A vehicle is no meter.
+    # A vehicle is not a meter.
     for query, detail in (
         ("vehicleId=nonsense", "There is no vehicle nonsense."),
         ("meterId=V", "There is no meter V."),
@@ -372,7 +372,7 @@ async def test_a_ranking_ends_with_the_last_hour_that_is_judged_unless_it_is_ask
     async def ranking(**window: str) -> Any:
         return (await client.get("/v1/analytics/efficiency", params=window)).json()
 
-    # In the future, where the service's own evaluator does not interfere.
+    # The time is in the future, where the service's own evaluator does not interfere.
     for judged, judged_to in ("11:04:59.9", "10:00"), ("11:05", "11:00"), ("11:59", "11:00"):
         connection.execute("UPDATE installation SET judged_as_of = %s", [f"2099-11-20T{judged}+00:00"])
         end = f"2099-11-20T{judged_to}:00Z"
@@ -455,7 +455,7 @@ async def test_hours_are_judged_while_late_readings_trickle_in(
     notes = connection.execute("SELECT count(*) FROM touched_hour").fetchone()
     assert not await judge_once(database_url)
     assert spans(standing_alerts(connection), day) == {("low_efficiency", "V"): [(11, None)]}
-    # Further readings may come that these notes stand for.
+    # Further readings may come that these notes cover.
     assert connection.execute("SELECT count(*) FROM touched_hour").fetchone() == notes
 
 
@@ -523,13 +523,13 @@ async def test_of_two_processes_one_judges(database_url: str, connection: psycop
     assert standing_alerts(connection) != []
 
 
-# The same day each time, 2026-01-14.
+# It is the same day each time, 2026-01-14.
 FROM_US = 20_467 * DAY_US
 CHARGERS = 8
 
 
 def faulty_day(start: datetime) -> tuple[Fleet, list[list[dict[str, Any]]]]:
-    """What a small fleet delivers in a day, by the hour, with faults of every kind."""
+    """Returns what a small fleet delivers in a day, by the hour, with faults of every kind."""
     fleet = Fleet(CHARGERS)
     later = start - datetime.fromtimestamp(FROM_US / 1_000_000).astimezone()
     hours = range(FROM_US, FROM_US + DAY_US, HOUR_US)
@@ -537,7 +537,7 @@ def faulty_day(start: datetime) -> tuple[Fleet, list[list[dict[str, Any]]]]:
 
 
 def faulty(reading: dict[str, Any], later: timedelta) -> dict[str, Any]:
-    """The reading of another day; one meter stands still, one vehicle too, another one overstates."""
+    """Returns the reading of another day; one meter stands still, one vehicle too, and another meter overstates."""
     at = datetime.fromisoformat(reading["timestamp"]) + later
     reading = {**reading, "timestamp": stamp(at)}
     match reading:
@@ -561,7 +561,7 @@ async def feed(url: str, order: int) -> None:
     mapped = random.randrange(len(pieces))
     cuts = [0, *sorted(random.sample(range(len(pieces)), 2)), len(pieces)]
     for first, last in pairwise(cuts):
-        # Another service each time: a writer counts on its notes of touched hours for a minute, which is over here.
+        # Each hour has another service: a writer relies on its notes of touched hours for a minute, which is over here.
         async with service(Settings(database_url=url)) as client:
             for number, (_, readings) in enumerate(pieces[first:last], first):
                 await send(client, readings)

@@ -1,4 +1,4 @@
-"""The broker as docker-compose.yml starts it: its users, what each may do, and that they outlive a restart."""
+"""The broker as docker-compose.yml starts it: its users, their rights, and that they outlive a restart."""
 
 import os
 import queue
@@ -23,7 +23,7 @@ PASSWORDS = {"MQTT_PASSWORD": "reads", "MQTT_DEVICE_PASSWORD": "sends"}
 
 @contextmanager
 def mosquitto(directory: Path, port: int) -> Iterator[None]:
-    """The commands of the compose file and mosquitto.conf, with another directory and port, as this user."""
+    """Runs the commands of the compose file and mosquitto.conf in another directory and port, as this user."""
     configuration = (ROOT / "mosquitto.conf").read_text().replace("listener 1883", f"listener {port} 127.0.0.1")
     (directory / "data").mkdir(exist_ok=True)
     (directory / "config").mkdir(exist_ok=True)
@@ -45,7 +45,7 @@ def mosquitto(directory: Path, port: int) -> Iterator[None]:
 
 
 class User:
-    """A connection with a user's name; what comes back is `said`: reasons and topics."""
+    """A connection with a user's name; `said` holds the answers: reasons and topics."""
 
     def __init__(self, port: int, name: str, password: str) -> None:
         self.said: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -83,7 +83,7 @@ def test_devices_send_wattline_reads_and_added_users_outlive_a_restart(tmp_path:
         for topic in ("$share/group/telemetry/meter/#", "telemetry/vehicle/#"):
             reader.client.subscribe(topic, qos=1)
             assert reader.hears() == "Granted QoS 1"
-        # Mosquitto grants the subscription, and sends nothing.
+        # Mosquitto grants the subscription but sends nothing.
         device.client.subscribe("#", qos=1)
         assert device.hears() == "Granted QoS 1"
         for sender in (device, gateway):

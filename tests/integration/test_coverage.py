@@ -1,4 +1,4 @@
-"""Which of a vehicle's minutes its efficiency rests on, as runs."""
+"""The minutes on which a vehicle's efficiency rests, as runs."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""The doctor: what it finds wrong, and that it keeps secrets and changes nothing."""
+"""The doctor: its complaints, and that it keeps secrets and changes nothing."""
 
 import asyncio
 import re
@@ -29,7 +29,7 @@ from tests.fixtures.service import free_port, service
 from tests.fixtures.waiting import eventually
 from tests.integration.test_migrations import OBJECTS, alembic, rows
 
-# The servers of the tests are not for keeping readings, and run no jobs.
+# The tests' servers need not keep readings, and run no jobs.
 FSYNC = "fsync is off: what was acknowledged may be lost when the machine fails."
 WORKERS = "The server has 0 background workers for TimescaleDB"
 REFRESH = "Not refreshed"
@@ -47,14 +47,14 @@ def facts(url: str) -> Facts:
 
 
 def listed(report: str, title: str) -> list[str]:
-    """The numbered sentences under a title."""
+    """Returns the numbered sentences under a title."""
     _, _, after = report.partition(f"\n{title}\n")
     sentences = re.split(r"^ +\d+\. ", after.partition("\n\n")[0], flags=re.MULTILINE)[1:]
     return [" ".join(sentence.split()) for sentence in sentences]
 
 
 def complaints(url: str, **environ: str) -> list[str]:
-    """What is wrong, besides what is always wrong with the servers of the tests, or once they have run for a while."""
+    """Returns the complaints, without those that hold for the tests' servers always, or after a while."""
     report, healthy = examined(url, **environ)
     found = listed(report, "What is wrong")
     assert healthy == (not found)
@@ -151,7 +151,7 @@ def test_a_job_that_fails_is_named_with_its_error(tmp_path: Path) -> None:
         migrate(url)
         with psycopg.connect(url, autocommit=True) as connection:
             job = job_id(connection, "policy_retention", "meter_hour_cagg")
-            # Past its own check of what it is given.
+            # This gets past the function's own check of its arguments.
             connection.execute(
                 """
                 SELECT alter_job(job_id, config => config || '{"hypertable_id": 4711}', check_config => 0::regproc,
@@ -233,7 +233,7 @@ async def test_as_many_connections_are_counted_as_a_service_at_work_opens(
         reading = {"meterId": "M1", "timestamp": datetime.now(UTC).isoformat(), "kwhConsumedAc": 0.1}
         assert (await client.post("/v1/telemetry/meter", json=[reading])).status_code == httpx.codes.OK
         with psycopg.connect(database_url) as locking:
-            # Every answer keeps its connection.
+            # Every answer now keeps its connection.
             locking.execute("LOCK meter_state IN ACCESS EXCLUSIVE MODE")
             ask = "/v1/analytics/meters/states"
             answers = [asyncio.create_task(client.get(ask)) for _ in range(settings.pool_max_size)]
@@ -370,7 +370,7 @@ def test_policies_that_differ_are_listed_and_left_alone(
 
 
 def state(url: str, engine: str) -> list[object]:
-    """All objects, and the policies: what a doctor could have changed."""
+    """Returns all objects and the policies, which are all that a doctor could have changed."""
     policies = (
         "SELECT * FROM retention" if engine == "plain" else "SELECT jobs::text FROM _timescaledb_config.bgw_job AS jobs"
     )
@@ -410,7 +410,7 @@ async def test_a_retired_device_is_not_expected(database_url: str, connection: p
     now = datetime.now(UTC)
     await store(database_url, *(meter_reading(now, meter_id=f"M{number}") for number in (1, 2, 3)))
     connection.execute("UPDATE meter SET retired_at = now() WHERE external_id <> 'M1'")
-    # M2 has measured something since.
+    # M2 has since measured something.
     connection.execute(
         "UPDATE meter_state SET ts = retired_at + INTERVAL '1 s' FROM meter WHERE id = meter_id AND external_id = 'M2'"
     )
@@ -455,13 +455,13 @@ async def test_aggregates_that_are_not_refreshed(database_url: str, connection: 
 
 
 def after(run: timedelta, found: Facts) -> Facts:
-    """As if the server had run for so long."""
+    """Returns the facts as if the server had run for so long."""
     assert found.server
     found.server = msgspec.structs.replace(found.server, started_at=datetime.now(UTC) - run)
     return found
 
 
-# What a test cannot do to a machine
+# Faults that a test cannot cause on a machine
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the doctor says of the broker."""
+"""The doctor's words about the broker."""
 
 from contextlib import nullcontext
 
@@ -9,7 +9,7 @@ from tests.fixtures.service import free_port
 
 
 def report(**environ: str) -> str:
-    """Of a broker, beside a database that is away; in one line."""
+    """Returns the report on a broker, beside a database that is away, in one line."""
     environ = {"DATABASE_URL": f"postgresql://127.0.0.1:{free_port()}/x", **environ}
     text, healthy = examine(nullcontext(environ["DATABASE_URL"]), Settings.from_environ(environ), environ)
     assert not healthy

@@ -23,7 +23,7 @@ from app.postgres.embedded import Binaries, find_binaries, running
 ROOT = Path(__file__).parent.parent.parent
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another identity")
 
-# Says the URL, then holds the server until its input ends; Ctrl-C only makes it say so.
+# It prints the URL, then holds the server until its input ends; Ctrl-C only makes it report the signal.
 HOLD = """
 import os, signal, sys, time
 from pathlib import Path
@@ -46,7 +46,7 @@ def engines() -> dict[str, Path]:
 
 @contextmanager
 def directory() -> Iterator[Path]:
-    """Directly in /tmp: where root has no user namespaces, `nobody` could not enter pytest's own."""
+    """Makes a directory in /tmp itself: where root has no user namespaces, `nobody` could not enter pytest's own."""
     with tempfile.TemporaryDirectory(prefix="wattline-test-") as path:
         try:
             yield Path(path)
@@ -63,7 +63,7 @@ def binaries(request: pytest.FixtureRequest) -> Binaries:
 
 @pytest.fixture(scope="module")
 def made(binaries: Binaries) -> Iterator[Path]:
-    """One data directory for the tests of an engine; its server was stopped in good order."""
+    """Makes one data directory for the tests of an engine; its server was stopped in good order."""
     with directory() as path:
         with running(path, pg_bin=binaries.bin):
             pass
@@ -72,14 +72,14 @@ def made(binaries: Binaries) -> Iterator[Path]:
 
 @pytest.fixture
 def data_dir(made: Path) -> Iterator[Path]:
-    """`made`, and no test leaves a server behind."""
+    """Yields `made`, and sees that no test leaves a server behind."""
     yield made
     assert not (made / "postgres" / "postmaster.pid").exists()
 
 
 @contextmanager
 def holder(data_dir: Path, pg_bin: Path, script: str = HOLD) -> Iterator[subprocess.Popen[str]]:
-    """Another process, in a process group of its own, that holds the server or is about to."""
+    """Starts another process, in a process group of its own, that holds the server or is about to."""
     command = [sys.executable, "-c", script, str(data_dir), str(pg_bin)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     pipe = subprocess.PIPE
@@ -166,7 +166,7 @@ def test_a_killed_server_recovers_what_was_committed(data_dir: Path, binaries: B
         with psycopg.connect(url) as connection:
             connection.execute("CREATE TABLE survivor AS SELECT 42 AS answer")
         os.kill(server_pid(data_dir), signal.SIGKILL)
-        # Its holder is still there, and may go on once anyone has started it again.
+        # The holder is still there, and may go on once anyone has started the server again.
         with running(data_dir, pg_bin=binaries.bin):
             pass
         assert one(url, "SELECT answer FROM survivor") == 42
@@ -295,7 +295,7 @@ def test_root_without_user_namespaces_runs_it_as_nobody(monkeypatch: pytest.Monk
         assert (data_dir / "postgres").stat().st_uid == nobody
     with directory() as closed, running(closed / "data", pg_bin=pg_bin) as url:
         assert answers(url)
-        # It had to be made elsewhere. This link lets `directory` sweep it away.
+        # The server had to be made elsewhere. This link lets `directory` sweep it away.
         (closed / "postgres").symlink_to((closed / "data" / "postgres").readlink())
 
 

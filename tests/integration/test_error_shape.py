@@ -1,4 +1,4 @@
-"""Whatever goes wrong wherever: one problem document, with the request's id, and nothing that belongs in the log."""
+"""Every error gives one problem document, with the request's id, and nothing that belongs in the log."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ TELEMETRY, MAPPING, STATES = "/v1/telemetry", "/v1/ingestion/mapping", "/v1/anal
 PERFORMANCE = "/v1/analytics/performance/V1"
 JSON = {"content-type": "application/json"}
 
-# Status, code, method, path, and what else the request has.
+# Each row has the status, code, method, path, and the rest of the request.
 REFUSED: list[tuple[int, str, str, str, dict[str, Any]]] = [
     (404, "not_found", "GET", "/nowhere", {}),
     (404, "not_found", "GET", "/v1/analytics/performance/", {}),
@@ -96,7 +96,7 @@ async def test_a_parameter_that_a_call_does_not_know_is_refused(client: httpx.As
         ("/v1/analytics/efficiency", "hours=1", "hours: Unknown parameter; allowed: by, worst, from, to."),
         (PERFORMANCE, "Hours=1&From=x&to=", "From, Hours: Unknown parameter; allowed: from, to, hours."),
         (MAPPING, "vehicle_id=V1", "vehicle_id: Unknown parameter; allowed: vehicleId, meterId."),
-        # Of a dependency.
+        # This error comes from a dependency.
         (
             "/v1/analytics/fleet/series",
             "bucket=1h&from=2026-01-01T00:00:00Z&Z=1",
@@ -106,7 +106,7 @@ async def test_a_parameter_that_a_call_does_not_know_is_refused(client: httpx.As
         assert problem(await client.get(f"{path}?{query}"), 400, "invalid_parameter")["detail"] == detail
     for hostile in "%FF", "%00", "%ED%A0%80", "x" * 4_000, "":
         problem(await client.get(f"{PERFORMANCE}?{hostile}=1"), 400, "invalid_parameter")
-    # What takes none is asked with some by probes and gateways of the field.
+    # Probes and gateways in the field add parameters to calls that take none.
     for path in "/health/live", "/metrics", "/v1/analytics/freshness", "/":
         assert (await client.get(f"{path}?t=1")).status_code == httpx.codes.OK
     assert (await client.post(f"{TELEMETRY}?token=1", json=meter(minutes_ago(1)))).status_code == httpx.codes.OK
@@ -140,7 +140,7 @@ async def test_request_ids_are_returned_when_sane_and_replaced_when_hostile(clie
 
 @pytest.fixture
 async def away() -> AsyncIterator[httpx.AsyncClient]:
-    """A service whose database is not there."""
+    """Runs a service whose database is not there."""
     async with service(Settings(database_url=f"postgresql://127.0.0.1:{free_port()}/nowhere")) as client:
         yield client
 

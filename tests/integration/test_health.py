@@ -1,4 +1,4 @@
-"""Is it alive, can it serve, and on what?"""
+"""The health calls: is the service alive, can it serve, and on what?"""
 
 import httpx
 import psycopg

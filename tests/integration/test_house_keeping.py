@@ -27,7 +27,7 @@ BITS = 28
 
 
 class Answered(NamedTuple):
-    """What one answer about a vehicle says: the bits of the readings that are in it."""
+    """The answer about a vehicle, with the bits of the readings that it includes."""
 
     as_of: datetime
     dc: int
@@ -35,7 +35,7 @@ class Answered(NamedTuple):
 
 
 class Fleet:
-    """Vehicles that report once together with their meter in each of some minutes, late ones among them."""
+    """Vehicles that each report once, together with their meter, in some minutes, with late readings among them."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self.client = client
@@ -84,14 +84,14 @@ class Fleet:
 
 
 async def repeat(work: Callable[[], object]) -> None:
-    """Does the work over and over in a thread, until it is cancelled."""
+    """Repeats the work in a thread until it is cancelled."""
     while True:
         await asyncio.to_thread(work)
         await asyncio.sleep(0.01)
 
 
 async def stopped(*loops: asyncio.Task[None]) -> None:
-    """Ends loops; an error that one has ended with is raised."""
+    """Ends loops; raises an error with which one has ended."""
     for loop in loops:
         loop.cancel()
     for result in await asyncio.gather(*loops, return_exceptions=True):
@@ -138,7 +138,7 @@ def convert(connection: psycopg.Connection) -> None:
 
 
 def drop_old(connection: psycopg.Connection) -> None:
-    """Drops old chunks, which batches make again; it may lose against one."""
+    """Drops old chunks, which batches make again; it may lose against a batch."""
     for table in ("meter_reading", "vehicle_reading"):
         with suppress(*TRANSIENT):
             connection.execute("SELECT drop_chunks(%s::regclass, now() - INTERVAL '30 days')", [table])
@@ -186,12 +186,12 @@ class Traffic:
                 self.sent += new
 
     async def send_one(self, age: timedelta) -> None:
-        """A reading of each stream before the traffic begins."""
+        """Sends a reading of each stream before the traffic begins."""
         self.sent.append(_pair(CLIENTS, 0, self.now - age))
         await store(self.url, *self.sent[-1])
 
     def kept(self) -> list[tuple[int, int]]:
-        """Instant and energy of the meter readings that are young enough to be kept, sorted."""
+        """Returns instant and energy of the meter readings that are young enough to be kept, sorted."""
         oldest = self.now.timestamp() * 1_000_000 - 20 * 86_400_000_000
         return sorted((meter.ts_us, meter.ac_milliwh) for meter, _ in self.sent if meter.ts_us > oldest)
 

@@ -1,4 +1,4 @@
-"""Batches over HTTP: every form and encoding, what the receipt counts, what is stored, what is rejected."""
+"""Batches over HTTP in every form and encoding: their receipts, and which readings are stored or rejected."""
 
 import asyncio
 import gzip
@@ -53,7 +53,7 @@ async def post(
 
 
 def counts(receipt: dict[str, Any]) -> tuple[int, ...]:
-    """Received, inserted, duplicates, conflicts, late; once they add up."""
+    """Returns received, inserted, duplicates, conflicts and late, and checks that they add up."""
     assert receipt["received"] == receipt["inserted"] + receipt["duplicates"] + len(receipt["rejected"])
     assert receipt["conflicts"] <= receipt["duplicates"]
     assert receipt["late"] <= receipt["inserted"]
@@ -155,7 +155,7 @@ async def test_each_rejected_reading_is_named_with_its_reason(shared_client: htt
         {"index": index, "code": code, "field": field, "message": REJECTIONS[code]}
         for index, (_, code, field) in enumerate(cases)
     ]
-    # Devices are counted when the reading is stored; tests/e2e/test_devices.py has those beyond the limit.
+    # Devices are counted when the reading is stored; tests/e2e/test_devices.py tests devices beyond the limit.
     assert {code for _, code, _ in cases} == REJECTIONS.keys() - {"too_many_new_devices"}
 
 

@@ -40,7 +40,7 @@ PREPARE_AHEAD = "SELECT prepare_days(now() + INTERVAL '10 days', now() + INTERVA
 
 
 def drop_all_expired(connection: psycopg.Connection) -> None:
-    """Drops what is too old; it goes one partition a call."""
+    """Drops all old partitions, one per call."""
     while connection.execute("SELECT drop_expired()").fetchone() == (True,):
         pass
 
@@ -194,7 +194,7 @@ async def test_hours_and_fleet_minutes_go_at_their_own_ages(connection: psycopg.
     assert column(connection, "SELECT bucket FROM fleet_minute('2000-01-01', now()) ORDER BY bucket") == [
         old + timedelta(hours=12, minutes=minute) for minute in (0, 1)
     ]
-    # What is made of them stays.
+    # The hours and days made of them stay.
     after = days_and_hours(connection)
     for name in before.keys() - {"meter_hour", "vehicle_hour"}:
         assert after[name] == before[name]

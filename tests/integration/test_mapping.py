@@ -1,4 +1,4 @@
-"""Which vehicle charges at which meter: what a mapping changes, and what it is refused for."""
+"""The mapping of vehicles to meters: its effects, and the reasons for refusing one."""
 
 import asyncio
 import json

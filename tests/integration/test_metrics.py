@@ -1,4 +1,4 @@
-"""What Prometheus collects."""
+"""The metrics for Prometheus."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from tests.fixtures.waiting import eventually_here
 
 
 async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
-    """The values by name and labels, as they are written; counters go on from test to test."""
+    """Returns the values by name and labels, as written; counters go on from test to test."""
     answer = await client.get("/metrics")
     assert answer.status_code == httpx.codes.OK
     assert answer.headers["content-type"].startswith("text/plain; version=")
@@ -68,7 +68,7 @@ async def test_without_its_database_it_still_tells_of_the_process() -> None:
 
 
 async def of_mqtt(client: httpx.AsyncClient, broker: Broker) -> list[float]:
-    """Connected, a store waits, messages, those of them in quarantine; nothing without a consumer of this broker."""
+    """Returns connected, store waits, messages, and those in quarantine; nothing without a consumer of this broker."""
     values = await metrics(client)
     names = ("connected", "store_waits", "messages_total", "messages_quarantined_total")
     keys = [f"wattline_mqtt_{name},{broker.url}" for name in names]

@@ -31,7 +31,7 @@ from tests.fixtures.engines import on_plain, on_timescale
 from tests.fixtures.readings import Rows, answers, midnight, random_readings, store
 from tests.fixtures.waiting import eventually
 
-# Everything of ours in the schema: relations and functions that belong to no extension.
+# These are all of our relations and functions in the schema, without those of extensions.
 OBJECTS = """
     SELECT relkind::text, relname FROM pg_class
     WHERE relnamespace = 'public'::regnamespace
@@ -66,7 +66,7 @@ def state(url: str) -> Migrated:
 
 
 async def fill(url: str) -> None:
-    """Three days of readings, refreshed."""
+    """Stores three days of readings, refreshed."""
     await store(url, *random_readings(2, midnight(3), 3.5, 600))
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CALL refresh_aggregates()")
@@ -163,7 +163,7 @@ def test_another_application_may_migrate_the_same_database_by_alembic(empty_data
 
 
 def migrating(stack: ExitStack, url: str) -> subprocess.Popen[str]:
-    """`wattline migrate` as a process."""
+    """Starts `wattline migrate` as a process."""
     return stack.enter_context(
         subprocess.Popen(
             [sys.executable, "-m", "app.cli", "migrate"],
@@ -186,7 +186,7 @@ def test_of_two_migrations_at_once_one_does_the_work_and_both_end_well(empty_dat
     assert len(applied[1]) > 1
 
 
-# For longer than the 5 s that a migration waits for any other lock.
+# It holds longer than the 5 s that a migration waits for any other lock.
 WAITS_FOR_LONG = """
     SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE locktype = 'advisory' AND NOT granted AND waitstart < clock_timestamp() - INTERVAL '5.5 seconds'

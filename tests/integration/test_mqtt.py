@@ -1,4 +1,4 @@
-"""Readings over MQTT, through a real broker: what becomes of each kind of message."""
+"""Readings over MQTT, through a real broker: the fate of each kind of message."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ from tests.fixtures.waiting import eventually_here
 
 
 class Here(NamedTuple):
-    """A consumer in this process, and what it has logged."""
+    """A consumer in this process, and its log."""
 
     consumer: Consumer
     log: list[EventDict]
@@ -38,7 +38,7 @@ class Here(NamedTuple):
 
 @asynccontextmanager
 async def consuming_here(database_url: str, **settings: Any) -> AsyncIterator[Here]:
-    """A consumer in this process, once it has subscribed."""
+    """Runs a consumer in this process, which has subscribed."""
     in_force = Settings(**settings)
     writer = create_writer(database_url, in_force)
     consumer = Consumer(in_force, writer)
@@ -56,13 +56,13 @@ def count(connection: psycopg.Connection, table: str) -> int:
 
 
 async def await_rows(connection: psycopg.Connection, **expected: int) -> None:
-    """Until the tables have so many rows each, and not one more."""
+    """Waits until the tables have so many rows each, and not one more."""
     await eventually_here(lambda: all(count(connection, table) >= rows for table, rows in expected.items()))
     assert {table: count(connection, table) for table in expected} == expected
 
 
 def of_meters(count: int) -> list[tuple[str, bytes]]:
-    """A message of each of M0, M1 and so on."""
+    """Returns a message of each of M0, M1 and so on."""
     at = minutes_ago(1)
     return [(f"telemetry/meter/M{n}", json.dumps(meter(at, meter_id=f"M{n}")).encode()) for n in range(count)]
 
@@ -162,7 +162,7 @@ async def test_topics_of_former_settings_are_read_by_what_the_readings_say(
 async def test_a_message_on_which_the_store_fails_goes_to_quarantine_and_stops_no_other(
     database_url: str, connection: psycopg.Connection, broker: Broker
 ) -> None:
-    """Such as a bug would do."""
+    """The store fails as it would with a bug."""
     connection.execute("ALTER TABLE meter ADD CONSTRAINT bug CHECK (external_id != 'M3')")
     messages = of_meters(9)
     async with consuming_here(database_url, mqtt_url=broker.url):
@@ -174,7 +174,7 @@ async def test_a_message_on_which_the_store_fails_goes_to_quarantine_and_stops_n
 async def test_a_fault_that_passes_sends_nothing_to_quarantine(
     database_url: str, connection: psycopg.Connection, broker: Broker
 ) -> None:
-    """Such as a right that is missing: all waits until it is there."""
+    """The fault is a missing right: everything waits until it is granted."""
     connection.execute(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql"
         " AS $$ BEGIN RAISE insufficient_privilege USING MESSAGE = 'not now'; END $$"
@@ -206,7 +206,7 @@ async def test_of_what_is_too_much_for_a_slow_database_less_is_tried(
     messages = of_meters(3_000)
     async with consuming_here(database_url, mqtt_url=broker.url) as here:
         with connection.transaction():
-            # So that what comes behind the first message makes one group.
+            # The lock makes one group of all that comes behind the first message.
             await asyncio.to_thread(connection.execute, "LOCK TABLE meter IN SHARE MODE")
             await asyncio.to_thread(publish_all, broker.port, messages)
             await eventually_here(lambda: len(here.consumer._inbox) > 600)
@@ -217,7 +217,7 @@ async def test_of_what_is_too_much_for_a_slow_database_less_is_tried(
 async def test_what_the_client_library_cannot_read_is_in_quarantine_and_stops_nothing(
     database_url: str, connection: psycopg.Connection, broker: Broker
 ) -> None:
-    """U+FEFF in a property: MQTT allows it, Mosquitto passes it on, paho refuses it."""
+    """It has U+FEFF in a property, which MQTT allows, Mosquitto passes on, and paho refuses."""
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     properties.UserProperty = ("note", "\ufeffx")
     good = json.dumps(meter(minutes_ago(1))).encode()
@@ -263,7 +263,7 @@ async def test_topics_of_any_length_take_bounded_memory_and_room(
 async def test_large_messages_make_the_broker_wait(
     database_url: str, connection: psycopg.Connection, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Far more than the inbox holds; all of it is stored."""
+    """They are far more than the inbox holds, and all are stored."""
     monkeypatch.setattr("app.ingest.mqtt.INBOX_BYTES", 100_000)
     batch = [meter(minutes_ago(1), meter_id=f"M{n}", pad="x" * 1_000) for n in range(100)]
     async with consuming_here(database_url, mqtt_url=broker.url) as here:
@@ -284,7 +284,7 @@ def openssl(directory: Path, *arguments: str) -> None:
 
 @pytest.fixture
 def certificates(tmp_path: Path) -> Path:
-    """ca.pem, and server.pem and client.pem signed by it, each with its key."""
+    """Makes ca.pem, and server.pem and client.pem signed by it, each with its key."""
     new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "1"]
     openssl(tmp_path, "req", "-x509", *new, "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem")
     for name in ("server", "client"):
@@ -302,7 +302,7 @@ def certificates(tmp_path: Path) -> Path:
 async def test_tls_with_client_certificate_and_password(
     database_url: str, connection: psycopg.Connection, certificates: Path, broker: Broker
 ) -> None:
-    """A second listener, for which all three are needed; publishers use the first."""
+    """A second listener needs all three; publishers use the first one."""
     passwords = certificates / "passwords"
     port = broker.add_listener(
         "allow_anonymous false", f"password_file {passwords}", "require_certificate true",
@@ -317,7 +317,7 @@ async def test_tls_with_client_certificate_and_password(
     for minute, (user, more) in enumerate([("user:p%40ss%2Fw%3Ard", {}), ("user", {"mqtt_password": "p@ss/w:rd"})], 1):
         async with consuming_here(database_url, mqtt_url=f"mqtts://{user}@127.0.0.1:{port}", **files, **more):
             messages = [("telemetry/meter/M1", json.dumps(meter(minutes_ago(minute))).encode())]
-            # Many at once, for what TLS has read from the socket nobody else announces.
+            # There are many at once, since nothing else reports what TLS has already read from the socket.
             await asyncio.to_thread(publish_all, broker.port, 2_000 * messages)
             await await_rows(connection, meter_reading=minute)
     right: dict[str, Any] = {"mqtt_url": f"mqtts://user@127.0.0.1:{port}", "mqtt_password": "p@ss/w:rd", **files}

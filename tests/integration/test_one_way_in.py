@@ -20,7 +20,7 @@ MOST_FUNCTIONS = 6
 
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """Our functions on the way to each COPY, the outermost first, by the table."""
+    """Returns our functions on the way to each COPY, the outermost first, by the table."""
     found: dict[str, list[str]] = {}
     copy = psycopg.AsyncCursor.copy
 

@@ -22,7 +22,7 @@ def coverage(answer: dict[str, Any]) -> tuple[int, ...]:
 def charge(
     name: str, minutes: int, *, ac: float = 0.5, dc: float = 0.45, start: datetime | None = None, **more: Any
 ) -> list[Reading]:
-    """Readings of a vehicle and a meter of one name, each minute; the vehicle's name their meter."""
+    """Returns readings each minute of a vehicle and a meter of one name; the vehicle's readings name the meter."""
     first = start or minutes_ago(minutes + 30)
     instants = [first + n * MINUTE for n in range(minutes)]
     return [meter(at, ac, meter_id=name) for at in instants] + [

@@ -1,4 +1,4 @@
-"""Policies: what the database does is what timescale/policies.toml says, whoever changed it meanwhile."""
+"""Policies: the database does what timescale/policies.toml says, whoever has changed it meanwhile."""
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -146,7 +146,7 @@ def test_what_was_changed_removed_or_added_by_others_is_brought_back(
     ]
     after = {row[0]: row[1:] for row in fetched(connection, JOBS)}
     assert sorted(map(repr, after.values())) == sorted(map(repr, before.values()))
-    # What still fitted was not touched.
+    # Policies that still agreed were not touched.
     assert before.keys() - after.keys() == {changed, shortened, removed}
     widths = fetched(
         connection,
@@ -338,7 +338,7 @@ def test_what_must_outlive_something_does(connection: psycopg.Connection) -> Non
 
 
 LEVELS = {"reading": "minute", "minute": "hour", "hour": "day"}
-"""Each level that is dropped at some age, and the one that is made of it."""
+"""Each level that is dropped at some age, and the level that is made of it."""
 
 BREAKS: dict[str, tuple[Callable[[str], str], str]] = {
     "no TOML": (lambda text: text + "[refresh", "TOML"),

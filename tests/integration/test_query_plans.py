@@ -1,4 +1,4 @@
-"""What the database does for an answer: the chunks, partitions and indexes that its plans really use."""
+"""The database's work for an answer: the chunks, partitions and indexes that its plans really use."""
 
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -45,7 +45,7 @@ Sent = list[tuple[str, Any]]
 
 @pytest.fixture
 def filled(connection: psycopg.Connection) -> psycopg.Connection:
-    """Three days of a small fleet, refreshed and analysed."""
+    """Stores three days of a small fleet, refreshed and analysed."""
     connection.execute(FLEET.format(devices=DEVICES).encode())
     connection.execute("CALL refresh_aggregates()")
     connection.execute("VACUUM ANALYZE")
@@ -54,7 +54,7 @@ def filled(connection: psycopg.Connection) -> psycopg.Connection:
 
 @asynccontextmanager
 async def capturing(url: str) -> AsyncIterator[tuple[AsyncEngine, Sent]]:
-    """A pool as answers have it, and what is sent over its connection."""
+    """Opens a pool as answers have it; yields it and the list of what is sent over its connection."""
     pool = create_pool(url, 1)
     sent: Sent = []
 
@@ -69,7 +69,7 @@ async def capturing(url: str) -> AsyncIterator[tuple[AsyncEngine, Sent]]:
 
 
 async def statements_of_performance(url: str, window: Window) -> Sent:
-    """Those that read aggregates, for a vehicle that shares its meter with one that is mapped."""
+    """Returns the statements that read aggregates, for a vehicle that shares its meter with one that is mapped."""
     async with capturing(url) as (pool, sent):
         found = await fetch_performance(pool, "V1", window, gap_minutes=5, low_efficiency=0.85)
     assert found.coverage.shared > 1000
@@ -79,7 +79,7 @@ async def statements_of_performance(url: str, window: Window) -> Sent:
 
 
 def plan(connection: psycopg.Connection, statement: str, parameters: Any) -> list[Node]:
-    """All nodes of the plan."""
+    """Returns all nodes of the plan."""
     row = connection.execute(f"EXPLAIN (FORMAT JSON) {statement}".encode(), parameters).fetchone()
     assert row
     return list(nodes_below(row[0][0]["Plan"]))
@@ -92,7 +92,7 @@ def nodes_below(node: Node) -> Iterator[Node]:
 
 
 def chunks(connection: psycopg.Connection, *, raw: bool) -> dict[str, datetime]:
-    """The end of each chunk of the readings, or of the aggregates of minutes."""
+    """Returns the end of each chunk of the readings, or of the aggregates of minutes."""
     rows = connection.execute(
         """
         SELECT chunk.chunk_name, chunk.range_end
@@ -134,7 +134,7 @@ async def test_performance_reads_raw_chunks_only_after_the_watermark(
 
 
 def after_watermark(node: Node, materialised: datetime) -> bool:
-    """An index condition begins at the watermark, asked for when the query runs or known when it is planned."""
+    """Returns True when an index condition begins at the watermark, read when the query runs or when it is planned."""
     conditions = " ".join(one["Index Cond"] for one in nodes_below(node) if "Index Cond" in one)
     known = re.findall(r"ts >= '([^']+)'::timestamp with time zone", conditions)
     return bool(re.search(r"ts >= COALESCE\([\w.]+\([\w.]+\.cagg_watermark\(", conditions)) or any(
@@ -149,12 +149,12 @@ async def test_performance_finds_a_device_s_minutes_by_index(filled: psycopg.Con
         scans = [node for node in plan(filled, *sent) if node.get("Relation Name") in materialised]
         assert scans
         for node in scans:
-            # Names of indexes end after 63 characters.
+            # PostgreSQL cuts the names of indexes after 63 characters.
             assert_by_index(node, r"_(meter|vehicle)_id_bucket_", "bucket")
 
 
 def assert_by_index(node: Node, name: str, time_column: str) -> None:
-    """By device and time at once, and by nothing else."""
+    """Checks that the index is searched by device and time at once, and by nothing else."""
     used = [one for one in nodes_below(node) if "Index Name" in one]
     assert used, node
     for one in used:
@@ -246,7 +246,7 @@ def reads_days(node: Node) -> bool:
 
 
 async def statements_of_series(url: str, what: str, buckets: Buckets) -> Sent:
-    """Those that read aggregates, for a vehicle that shares its meter, for that meter, or for the fleet."""
+    """Returns those that read aggregates, for a vehicle that shares its meter, for that meter, or for the fleet."""
     async with capturing(url) as (pool, sent):
         if what == "meter":
             assert (await fetch_meter_series(pool, "M1", buckets)).columns.t
@@ -260,16 +260,16 @@ async def statements_of_series(url: str, what: str, buckets: Buckets) -> Sent:
 
 
 def some_buckets(width: Width) -> Buckets:
-    """Most of the day before yesterday: of a few hours of so small a fleet, an index by time alone is as good.
+    """Returns most of the day before yesterday: for a few hours of this small fleet, an index by time is as good.
 
-    Not all of it, except in days: TimescaleDB drops conditions that the whole chunk meets.
+    It is not the whole day, except in days: TimescaleDB drops conditions that the whole chunk meets.
     """
     hours = timedelta(hours=0 if width == "1d" else 2)
     return Buckets(width, midnight(2) + hours, midnight(1) - hours)
 
 
 def first_minute(what: str, buckets: Buckets) -> datetime:
-    """The hour before the range counts for the efficiency of its first minutes."""
+    """Returns the hour before the range, which counts for the efficiency of its first minutes."""
     return buckets.start - timedelta(hours=1) if what == "vehicle" else buckets.start
 
 
@@ -327,7 +327,7 @@ async def test_a_series_reads_only_the_chunks_of_its_range_by_index_and_raw_ones
                 if node["Relation Name"] in materialised:
                     assert_range_by_index(node, "bucket")
                     if what != "fleet":
-                        # Names of indexes end after 63 characters.
+                        # PostgreSQL cuts the names of indexes after 63 characters.
                         assert_by_index(node, r"_(meter|vehicle)_id_bucke", "bucket")
                 else:
                     assert raw[node["Relation Name"]], node
@@ -337,7 +337,7 @@ async def test_a_series_reads_only_the_chunks_of_its_range_by_index_and_raw_ones
 
 
 def assert_range_by_index(node: Node, time_column: str) -> None:
-    """By time at both ends, and by nothing that knows less."""
+    """Checks that the index is searched by time at both ends, and by nothing less exact."""
     conditions = [one["Index Cond"] for one in nodes_below(node) if "Index Cond" in one]
     assert conditions, node
     for condition in conditions:

@@ -1,4 +1,4 @@
-"""The examples of the earlier systems' documents, posted as printed: only their times are moved."""
+"""The examples of the earlier systems' documents, posted as printed, except that their times are moved."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 
 from tests.fixtures.sending import Reading, map_vehicle, minutes_ago, performance, problem, send, stamp
 
-# Vehicle, kWh DC, state of charge, battery temperature, time.
+# The columns are vehicle, kWh DC, state of charge, battery temperature and time.
 VEHICLE_TABLE = """
     V1  0.4227  20.70  30.10  14:47:24.841
     V1  0.4037  21.38  30.20  14:48:24.843
@@ -21,7 +21,7 @@ VEHICLE_TABLE = """
     V2  0.4371  48.38  30.90  14:55:24.843
     V2  0.5218  49.25  31.00  14:56:24.843
 """
-# kWh AC, voltage, time.
+# The columns are kWh AC, voltage and time.
 METER_TABLE = """
     0.4796  232.00  14:47:24.841
     0.4457  232.34  14:48:24.843
@@ -57,7 +57,7 @@ PRINTED = {
 
 
 def worked_example(*, with_meter_id: bool) -> list[Reading]:
-    """The two tables, moved by whole minutes so that 14:47 lies three hours back."""
+    """Returns the two tables, moved by whole minutes so that 14:47 lies three hours back."""
     moved = minutes_ago(180) - datetime(2026, 2, 10, 14, 47, tzinfo=UTC)
     return [*_vehicle_readings(moved, with_meter_id=with_meter_id), *_meter_readings(moved)]
 

@@ -43,7 +43,7 @@ def path_of(what: str) -> str:
 
 
 async def series(client: httpx.AsyncClient, what: str, **query: Any) -> Series:
-    """An answer; `start` and `end` become from and to."""
+    """Returns an answer; `start` and `end` become from and to."""
     names = {"start": "from", "end": "to"}
     params = {
         names.get(name, name): value.isoformat() if isinstance(value, datetime) else value
@@ -55,7 +55,7 @@ async def series(client: httpx.AsyncClient, what: str, **query: Any) -> Series:
     return document
 
 
-# What the answers must be, from the readings.
+# Expected answers, computed from the readings
 
 
 def seconds(at: datetime) -> float:
@@ -63,14 +63,14 @@ def seconds(at: datetime) -> float:
 
 
 def touched(start: datetime, end: datetime, bucket: str) -> tuple[int, int]:
-    """The first and the last second + 1 of the buckets that [start, end) touches, in seconds since 1970."""
+    """Returns the first second of the buckets that [start, end) touches, and the last + 1, counted from 1970."""
     first, after = (round(at.timestamp() * 1_000_000) for at in (start, end))
     width = SECONDS[bucket] * 1_000_000
     return first // width * SECONDS[bucket], -(-after // width) * SECONDS[bucket]
 
 
 def statistics(values: Iterable[int | None]) -> tuple[float | None, float | None, float | None]:
-    """Average, least and greatest of hundredths."""
+    """Returns the average, least and greatest of hundredths."""
     there = [value for value in values if value is not None]
     return (sum(there) / (100 * len(there)), min(there) / 100, max(there) / 100) if there else (None, None, None)
 
@@ -97,7 +97,7 @@ def fleet_point(readings: list[Any]) -> list[Any]:
 
 
 def fleet_ratio(readings: list[Reading], start: int, bucket: str) -> float | None:
-    """All DC over all AC of the bucket, or of the hour that ends with it, where both streams reported."""
+    """Returns all DC over all AC of the bucket, or of the hour that ends with it, where both streams reported."""
     width = SECONDS[bucket]
     end = start + width
     energies: defaultdict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
@@ -155,12 +155,12 @@ def expected(what: str, readings: list[Reading], start: datetime, end: datetime,
 
 
 def without_evidence(what: str, columns: Columns) -> Columns:
-    """The columns that come from sums alone."""
+    """Returns the columns that come from sums alone."""
     return columns if what != VEHICLE else {name: columns[name] for name in columns if name not in EVIDENCE}
 
 
 async def assert_sums(client: httpx.AsyncClient, readings: list[Reading]) -> None:
-    """Every kind and width over some ranges, against the readings."""
+    """Compares every kind and width, over some ranges, with the readings."""
     first = midnight(4)
     kathmandu, st_johns = (timezone(timedelta(minutes=minutes)) for minutes in (345, -210))
     for start, end in (
@@ -191,10 +191,10 @@ async def test_every_bucket_holds_exactly_the_readings_sent_before_and_after_a_r
         await assert_sums(client, readings)
 
 
-# One database with some history for all tests that only ask.
+# One database with some history, for all tests that only read
 
 DENSE = 1_200
-"""Minutes of midnight(2) in which a meter and a vehicle of the name D report, but for a silence of each."""
+"""The minutes of midnight(2) in which a meter and a vehicle of the name D report; each is silent once."""
 METER_SILENT, VEHICLE_SILENT = range(300, 320), range(130, 132)
 SHARED = [*range(400, 440), *range(600, 660)]
 
@@ -216,7 +216,7 @@ def dense_readings() -> list[Reading]:
 
 PATCHY_MINUTES = 330
 MAPPED = {"P1": ("P0", "P1"), "P2": ("P1", "P0")}
-"""The meters that a vehicle is mapped to: until three hours have passed, and from then on."""
+"""The meters that a vehicle is mapped to, first for three hours, then from there on."""
 
 
 def patchy_start() -> datetime:
@@ -224,7 +224,7 @@ def patchy_start() -> datetime:
 
 
 def patchy_readings() -> list[Reading]:
-    """Devices that report each 1 to 7 minutes, so that gaps lie across the edges of every bucket."""
+    """Returns readings of devices that report each 1 to 7 minutes, so that gaps cross the edges of every bucket."""
     random, first = Random(33), patchy_start()
     readings: list[Reading] = []
     for name in ("P0", "P1", "P2"):
@@ -249,7 +249,7 @@ class History(NamedTuple):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def history(server: Server) -> AsyncIterator[History]:
-    """A service on two days of readings, refreshed."""
+    """Runs a service on two days of readings, refreshed."""
     url, readings = server.clone(), dense_readings() + patchy_readings()
     bare: list[Reading] = [meter_reading(midnight(2), 0, meter_id="zero"), meter_reading(midnight(2), meter_id="lone")]
     bare += [vehicle_reading(midnight(2), vehicle_id=name, meter_id=name) for name in ("zero", "other")]
@@ -265,7 +265,7 @@ async def history(server: Server) -> AsyncIterator[History]:
     server.drop(url)
 
 
-# Efficiency of a vehicle.
+# A vehicle's efficiency
 
 
 def evidence_of(answer: Series) -> dict[int, tuple[int | None, float | None]]:
@@ -325,7 +325,7 @@ async def test_without_ac_energy_or_paired_minutes_there_is_no_ratio(
 
 
 def paired_energy(readings: list[Reading], vehicle: str, window: range) -> dict[int, tuple[int, int]]:
-    """AC and DC of the vehicle's paired minutes, the slow way. Only the readings in the window count."""
+    """Returns AC and DC of the vehicle's paired minutes, the slow way. Only the readings in the window count."""
     change = seconds(patchy_start() + 3 * HOUR) * 1_000_000
     mappings: list[VehicleMeter] = []
     for name, (before, after) in MAPPED.items():
@@ -364,7 +364,7 @@ async def test_gaps_across_the_edges_of_buckets_are_covered_and_those_across_the
             for bucket, width in SECONDS.items():
                 answer = await series(history.client, f"vehicles/{vehicle}", start=start, end=end, bucket=bucket)
                 before, after = (at // 60 for at in touched(start, end, bucket))
-                # A minute shows the hour that ends with it, so the hour before the range is looked at too.
+                # A minute shows the hour that ends with it, so the hour before the range counts too.
                 paired = paired_energy(readings, vehicle, range(before - 60, after))
                 found = evidence_of(answer)
                 assert found
@@ -373,11 +373,11 @@ async def test_gaps_across_the_edges_of_buckets_are_covered_and_those_across_the
                     assert evidence == evidence_over(paired, range(end_minute - max(width // 60, 60), end_minute))
 
 
-# Retention.
+# Retention
 
 
 async def maintained(connection: psycopg.Connection, url: str, engine: str) -> None:
-    """What is too old is dropped, as the jobs and the maintenance loop do."""
+    """Drops what is too old, as the jobs and the maintenance loop do."""
     if engine == "timescale":
         run_policies(connection, RETENTION)
         run_policies(connection, REFRESH)
@@ -391,7 +391,7 @@ async def maintained(connection: psycopg.Connection, url: str, engine: str) -> N
 
 
 def hold_maintenance(connection: psycopg.Connection) -> None:
-    """The service's own loop leaves the database alone until it is released."""
+    """Makes the service's own loop leave the database alone until it is released."""
     connection.execute("SELECT pg_advisory_lock(hashtext('wattline maintenance'))")
 
 
@@ -425,7 +425,7 @@ def points_from(columns: Columns, start: datetime) -> Columns:
 
 
 RAW_GONE, MINUTES_GONE, HOURS_GONE = 41, 200, 1200
-"""Days ago: longer than each is kept, and a chunk more."""
+"""Days ago: each is longer than its aggregate is kept, plus a chunk."""
 
 
 async def test_hours_and_days_outlive_the_readings_and_days_and_the_fleet_s_hours_what_they_are_made_of(
@@ -469,7 +469,7 @@ async def test_where_its_minutes_are_no_longer_kept_a_bucket_has_no_paired_minut
     refresh_while_young(connection, midnight(HOURS_GONE + 1), midnight(0))
     async with service(Settings(database_url=database_url)) as client:
         asked = {"start": midnight(days[0]), "end": midnight(days[1] - 1)}
-        # The same before they are dropped and after.
+        # The answers are the same before they are dropped and after.
         for _ in range(2):
             for bucket in ("1h", "1d"):
                 columns = (await series(client, VEHICLE, bucket=bucket, **asked))["columns"]
@@ -479,7 +479,7 @@ async def test_where_its_minutes_are_no_longer_kept_a_bucket_has_no_paired_minut
             await maintained(connection, database_url, engine)
 
 
-# The choice of the bucket.
+# The choice of the bucket
 
 
 async def test_auto_takes_the_narrowest_bucket_that_gives_at_most_max_points(history: History) -> None:
@@ -588,7 +588,7 @@ async def test_each_answer_says_from_when_on_its_buckets_are_kept(history: Histo
         assert answer["keptFrom"] is None
 
 
-# Errors.
+# Errors
 
 NOON, LATER = "2026-05-01T12:00:00Z", "2026-05-01T13:00:00Z"
 WRONG: list[tuple[dict[str, str], str, str]] = [
@@ -674,7 +674,7 @@ async def test_a_plus_that_is_not_escaped_is_refused_not_taken_for_another_time(
         assert "from" in problem(answer, 400, "invalid_parameter")["detail"]
 
 
-# CSV.
+# CSV
 
 
 async def as_csv(client: httpx.AsyncClient, what: str, accept: str = "text/csv", **query: Any) -> list[list[str]]:
@@ -756,7 +756,7 @@ async def test_accept_chooses_between_json_and_csv(history: History, accept: str
     assert answer.headers["content-type"].partition(";")[0] == media_type
 
 
-# Freshness.
+# Freshness
 
 
 async def instants(client: httpx.AsyncClient, what: str, bucket: str) -> tuple[Any, Any]:
@@ -819,7 +819,7 @@ async def test_after_the_next_refresh_a_late_reading_is_in_and_as_of_says_so(dat
                 assert answer["columns"][count] == [1]
                 as_of, through = await instants(client, what, bucket)
                 assert called - timedelta(seconds=5.5) <= as_of <= datetime.now(UTC)
-                # A vehicle's efficiency is made of minutes, whatever the bucket.
+                # A vehicle's efficiency is made of minutes, whatever the bucket is.
                 assert touched(at, until, "1m")[1] <= seconds(through) <= seconds(datetime.now(UTC))
-                # What is newer than what is materialised is in all the same.
+                # Readings newer than the materialised part are in the answer all the same.
                 assert (await series(client, what, hours=1, bucket=bucket))["columns"]["t"]

@@ -1,4 +1,4 @@
-"""A simulated fleet and the service: what it answers against what truly flowed, and feeding it as the demo does."""
+"""A simulated fleet and the service: its answers against the truth, and feeding it as the demo does."""
 
 import json
 import re
@@ -18,9 +18,9 @@ from tests.fixtures.waiting import DEADLINE_S, eventually
 
 MAPPING = "/v1/ingestion/mapping"
 CHARGERS = 40
-# The same day each time, 2026-01-14, sent as if it were the last 24 hours.
+# It is the same day each time, 2026-01-14, sent as if it were the last 24 hours.
 FROM_US = 20_467 * DAY_US
-# Of efficiency: one percentage point.
+# One percentage point of efficiency.
 POINT = 0.01
 
 
@@ -89,7 +89,7 @@ def test_feeding_leaves_a_vehicle_where_a_visitor_has_mapped_it(
 
 
 def feed_until_told(base_url: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What feeding a fleet of five prints until it has told what to try."""
+    """Feeds a fleet of five until the examples have been shown; returns the output."""
     refreshed = threading.Event()
     told = ""
     with feeding(base_url, 5, refreshed.set):

@@ -14,7 +14,7 @@ from tests.fixtures.engines import on_plain, on_timescale, refresh_while_young
 from tests.fixtures.readings import meter_reading, midnight, store
 from tests.fixtures.waiting import eventually_here
 
-# It waits between its start and its reads, so that a refresh can commit in its middle.
+# The statement waits between its start and its reads, so that a refresh can commit in its middle.
 PAUSED = """
     SELECT minutes.readings, hours.readings
     FROM (SELECT pg_advisory_xact_lock(1)::text AS paused OFFSET 0) AS pause,
@@ -53,7 +53,7 @@ async def test_a_day_that_is_dropped_while_an_answer_waits_for_it_is_in_the_answ
     inserting = await connect(database_url)
     connection.execute("ALTER FUNCTION drop_expired() SET lock_timeout = '60s'")
     async with inserting.transaction():
-        # What an insert holds: the drop waits for it, and then the answer for the drop.
+        # An insert holds this lock: the drop waits for it, and then the answer waits for the drop.
         await inserting.execute("LOCK TABLE ONLY meter_reading IN ROW EXCLUSIVE MODE")
         with psycopg.connect(database_url, autocommit=True) as observer:
             dropping = asyncio.ensure_future(asyncio.to_thread(connection.execute, "SELECT drop_expired()"))

@@ -1,4 +1,4 @@
-"""The SQL functions of both engines: the same names and types, and the same rows of the same readings."""
+"""The SQL functions of both engines: the same names and types, and the same rows from the same readings."""
 
 import asyncio
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ DOCUMENTED = {
     "in_service", "utc_bucket",
 }  # fmt: skip
 FIRST_DAY, DAYS = 6, 5
-# What only one engine needs: triggers, and helpers over continuous aggregates.
+# Objects that only one engine needs are left out: triggers, and helpers over continuous aggregates.
 SIGNATURES = """
     SELECT proname, prokind, provolatile, pg_get_function_arguments(oid), pg_get_function_result(oid)
     FROM pg_proc
@@ -40,7 +40,7 @@ Connections = dict[str, psycopg.Connection]
 
 @pytest.fixture
 def url_of_each(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A migrated, empty database on each engine."""
+    """Makes a migrated, empty database on each engine."""
     servers = _servers(request.config, tmp_path_factory)
     urls = {engine: server.clone() for engine, server in servers.items()}
     yield urls
@@ -79,7 +79,7 @@ def described(connection: psycopg.Connection, name: str) -> list[tuple[str, int]
 
 
 def some_ranges(random: Random, width: timedelta) -> Iterator[tuple[datetime, datetime]]:
-    """All days, then ranges of whole buckets within them."""
+    """Yields the range of all days, then ranges of whole buckets within it."""
     start, buckets = midnight(FIRST_DAY), timedelta(days=DAYS) // width
     yield start, start + timedelta(days=DAYS)
     for _ in range(5):
@@ -120,7 +120,7 @@ async def test_the_same_readings_give_the_same_rows_refreshed_or_not(
     assert_same_rows(connections)
     await refresh(url_of_each)
     assert_same_rows(connections)
-    # These come late for what is materialised.
+    # These are late for the part that is materialised.
     await store_on_each(url_of_each, readings[2000:])
     await refresh(url_of_each)
     assert_same_rows(connections)

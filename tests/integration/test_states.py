@@ -20,7 +20,7 @@ async def states(client: httpx.AsyncClient, path: str, **query: str | int) -> li
 
 
 async def walked(client: httpx.AsyncClient, path: str, limit: int) -> list[list[dict[str, Any]]]:
-    """The pages, by the links from one to the next."""
+    """Returns the pages, by following the links."""
     pages = []
     url = f"{path}?limit={limit}"
     while url:

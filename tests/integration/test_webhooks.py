@@ -39,7 +39,7 @@ def _short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Sender:
-    """One process of several, as far as webhooks go."""
+    """The sending part of one process, of several."""
 
     def __init__(self, connection: psycopg.AsyncConnection, client: httpx.AsyncClient, url: str) -> None:
         self.connection, self.client, self.url = connection, client, url
@@ -51,7 +51,7 @@ class Sender:
 
 @pytest.fixture
 async def senders(database_url: str, connection: psycopg.Connection, receiver: Receiver) -> AsyncIterator[list[Sender]]:
-    """Two of them, in a database with three devices of each stream, to which webhooks are not new."""
+    """Makes two senders, in a database with three devices of each stream that has had webhooks before."""
     connection.execute("INSERT INTO meter (external_id) SELECT 'M' || n FROM generate_series(1, 3) AS n")
     connection.execute("INSERT INTO vehicle (external_id) SELECT 'V' || n FROM generate_series(1, 3) AS n")
     async with httpx.AsyncClient() as client:
@@ -64,7 +64,7 @@ async def senders(database_url: str, connection: psycopg.Connection, receiver: R
 
 
 def log(connection: psycopg.Connection, transition: str, device: int = 1, *, days_ago: int = 0, **other: Any) -> None:
-    """A transition of an alert, as the evaluator notes it."""
+    """Logs a transition of an alert, as the evaluator does."""
     row = {"kind": "low_efficiency", "stream": "vehicle", "evidence": EVIDENCE, "opened": OPENED, **other}
     connection.execute(
         """
@@ -93,7 +93,7 @@ def pass_time(connection: psycopg.Connection, seconds: float) -> None:
 
 
 def waiting(connection: psycopg.Connection) -> list[tuple[int, float]]:
-    """Attempts, and seconds to the next."""
+    """Returns the attempts, and the seconds to the next one."""
     return connection.execute(
         "SELECT attempts, extract(epoch FROM next_at - now())::float FROM webhook ORDER BY transition_id"
     ).fetchall()

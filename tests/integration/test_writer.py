@@ -1,4 +1,4 @@
-"""The writer: what becomes of batches that are in flight together, and of those that something gets in the way of."""
+"""The writer: the fate of batches that are in flight together, and of batches that meet an obstacle."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 class Clock:
-    """The start of the test, in whole seconds: what ages are counted from."""
+    """The start of the test, in whole seconds, from which ages are counted."""
 
     us = 0
 
@@ -45,12 +45,12 @@ async def one(database_url: str) -> AsyncIterator[Writer]:
 
 
 def m(name: str, age_s: float = 0, ac_milliwh: int = 1_000, voltage_centiv: int | None = 23_000) -> MeterReading:
-    """A meter reading of so many seconds ago."""
+    """Returns a meter reading of so many seconds ago."""
     return MeterReading(name, Clock.us - round(age_s * SECOND_US), ac_milliwh, voltage_centiv)
 
 
 def v(name: str, age_s: float = 0, dc_milliwh: int = 900, **others: Any) -> VehicleReading:
-    """A vehicle reading of so many seconds ago."""
+    """Returns a vehicle reading of so many seconds ago."""
     return VehicleReading(name, Clock.us - round(age_s * SECOND_US), dc_milliwh, **others)
 
 
@@ -59,7 +59,7 @@ async def store(to: Writer, *readings: Reading) -> Receipt:
 
 
 async def store_together(to: Writer, batches: Iterable[Batch]) -> list[Receipt]:
-    """The batches in one group: all are queued before the writer gets its turn."""
+    """Stores the batches in one group: all are queued before the writer gets its turn."""
     return await asyncio.gather(*(to.store(one, Source.HTTP) for one in batches))
 
 
@@ -68,7 +68,7 @@ async def try_together(to: Writer, batches: Iterable[Batch]) -> list[Receipt | B
 
 
 def counts(receipt: Receipt) -> tuple[int, int, int, int]:
-    """Inserted, duplicates, conflicts, late."""
+    """Returns inserted, duplicates, conflicts and late."""
     assert receipt.received == receipt.inserted + receipt.duplicates + len(receipt.rejected)
     return receipt.inserted, receipt.duplicates, receipt.conflicts, receipt.late
 
@@ -83,7 +83,7 @@ def value(connection: Connection, query: LiteralString) -> Any:
 
 
 def stored(connection: Connection) -> set[Reading]:
-    """All stored readings; fails when one is there twice."""
+    """Returns all stored readings; fails when one is stored twice."""
     found: list[Reading] = [
         MeterReading(name, round(ts.timestamp() * SECOND_US), ac, voltage)
         for name, ts, ac, voltage in rows(
@@ -121,7 +121,7 @@ def interfere(connection: Connection, body: LiteralString, *, level: LiteralStri
 
 
 def attempts(connection: Connection) -> int:
-    """How often an insert was attempted since the last call."""
+    """Returns how often an insert was attempted since the last call."""
     made: int = value(connection, "SELECT nextval('attempts') - 1")
     connection.execute("SELECT setval('attempts', 0)")
     return made
@@ -201,7 +201,7 @@ async def test_a_conflict_is_a_duplicate_with_other_values(
 
 
 class Model:
-    """What the receipts must say, one reading after the other."""
+    """The expected receipts, computed one reading after another."""
 
     def __init__(self) -> None:
         self.stored: dict[tuple[type, str, int], Reading] = {}
@@ -365,7 +365,7 @@ async def test_a_database_that_was_away(one: Writer, connection: Connection) -> 
 
 
 def allow_connections(connection: Connection, allow: LiteralString) -> None:
-    """Whether the database takes new connections. It has to be said from another one."""
+    """Lets the database take new connections or not; the statement comes from a connection to another database."""
     alter = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
     with psycopg.connect(connection.info.dsn, dbname="postgres", autocommit=True) as other:
         other.execute(alter.format(sql.Identifier(connection.info.dbname), sql.SQL(allow)))
@@ -594,7 +594,7 @@ def touched(connection: Connection) -> dict[tuple[str, int, datetime], datetime]
 async def test_every_reading_is_covered_by_a_note_until_it_is_judged(
     one: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A note may be consumed by whoever reads it after `at`; readings that come then need another one."""
+    """Whoever reads a note after `at` may consume it; readings that come then need another one."""
     monkeypatch.setattr(statements, "NOTED_SECONDS", 1)
     monkeypatch.setattr(statements, "TRANSACTION_SECONDS", 1)
     hour = Clock.us // HOUR_US * HOUR_US

@@ -14,7 +14,7 @@ from app.telemetry.reading import MeterReading, VehicleReading
 MINUTE_US = 60_000_000
 
 VehicleMeter = tuple[str, str, float, float]
-"""Vehicle, meter, from, to: microseconds since 1970 UTC, `to` excluded, -inf and inf without a limit."""
+"""Vehicle, meter, from, to: microseconds since 1970 UTC; `to` is excluded, -inf and inf mean no limit."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Performance:
     status: str
 
     def answer(self) -> dict[str, Any]:
-        """The members of the JSON answer that hold these numbers, each rounded once."""
+        """Returns the members of the JSON answer that hold these numbers, each rounded once."""
         return {
             "totalAcConsumption": float(Fraction(self.paired_ac_milliwh, 1_000_000)),
             "totalDcDelivery": float(Fraction(self.dc_milliwh, 1_000_000)),
@@ -66,7 +66,7 @@ def performance(
     gap_minutes: int = 5,
     low_efficiency: Fraction = Fraction(85, 100),
 ) -> Performance:
-    """The performance of one vehicle over the minutes whose start is in [floor(from), ceil(to))."""
+    """Returns the performance of one vehicle over the minutes whose start is in [floor(from), ceil(to))."""
     window = range(from_us // MINUTE_US, -(-to_us // MINUTE_US))
     fleet = Fleet(window, meter_readings, vehicle_readings, mappings, gap_minutes)
     own = [reading for readings in fleet.vehicles.get(vehicle_id, {}).values() for reading in readings]
@@ -123,7 +123,7 @@ def performance(
 
 
 class Fleet:
-    """The readings in the window by device and minute, and what each device covers."""
+    """The readings in the window by device and minute, and the minutes that each device covers."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class Fleet:
                 by_minute.setdefault(vehicle.ts_us // MINUTE_US, []).append(vehicle)
 
     def meter_of(self, reading: VehicleReading) -> str | None:
-        """The meter that the reading names, else the one mapped at the start of its minute."""
+        """Returns the meter that the reading names, else the one mapped at the start of its minute."""
         if reading.meter_id is not None:
             return reading.meter_id
         start_us = reading.ts_us // MINUTE_US * MINUTE_US
@@ -156,7 +156,7 @@ class Fleet:
         return None
 
     def meters_of(self, vehicle_id: str, minute: int) -> set[str] | None:
-        """The meters at which the vehicle covers the minute; None when it does not cover it."""
+        """Returns the meters at which the vehicle covers the minute; None when it does not cover it."""
         by_minute = self.vehicles.get(vehicle_id, {})
         if minute in by_minute:
             return self.meters_read_in(vehicle_id, minute)
@@ -167,23 +167,23 @@ class Fleet:
         return self.meters_read_in(vehicle_id, before) & self.meters_read_in(vehicle_id, after)
 
     def meters_read_in(self, vehicle_id: str, minute: int) -> set[str]:
-        """The meters of the vehicle's readings in the minute."""
+        """Returns the meters of the vehicle's readings in the minute."""
         meters = {self.meter_of(reading) for reading in self.vehicles[vehicle_id][minute]}
         return {meter for meter in meters if meter is not None}
 
     def meter_covers(self, meter_id: str, minute: int) -> bool:
-        """Whether the meter covers the minute."""
+        """Returns True when the meter covers the minute."""
         by_minute = self.meters.get(meter_id, {})
         return minute in by_minute or self.neighbours(set(by_minute), minute) is not None
 
     def is_shared(self, vehicle_id: str, meter_id: str, minute: int) -> bool:
-        """Whether another vehicle covers that meter in the minute."""
+        """Returns True when another vehicle covers that meter in the minute."""
         return any(
             meter_id in (self.meters_of(other, minute) or set()) for other in self.vehicles if other != vehicle_id
         )
 
     def neighbours(self, with_readings: set[int], minute: int) -> tuple[int, int] | None:
-        """The two consecutive minutes with readings around the minute, when their starts are close enough."""
+        """Returns the two consecutive minutes with readings around the minute, when their starts are close enough."""
         earlier = [other for other in with_readings if other < minute]
         later = [other for other in with_readings if other > minute]
         if not earlier or not later or min(later) - max(earlier) > self.gap_minutes:
@@ -192,6 +192,6 @@ class Fleet:
 
 
 def average_of_hundredths(values: Iterable[int | None]) -> Fraction | None:
-    """The average of the values that are there, in whole units; None when there is none."""
+    """Returns the average, in whole units, of the values that are not None; None when there is none."""
     there = [value for value in values if value is not None]
     return Fraction(sum(there), 100 * len(there)) if there else None

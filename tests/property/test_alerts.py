@@ -47,7 +47,7 @@ def test_hours_add_up_to_the_pairing_of_each_vehicle(
 def test_a_meter_is_frozen_when_its_readings_are_equal_and_not_when_its_minutes_are_multiples(
     steps: list[int], value: int, is_frozen: bool
 ) -> None:
-    """As many readings as steps, or one reading of so many steps of a coarse register."""
+    """The device has as many readings as steps, or one reading of so many steps of a coarse register."""
     at = [60 * FIRST_HOUR + n for n in range(60)]
     vehicle = Minutes(1, 1, at, [150_000 + n for n in range(60)], [1] * 60)
     meter = Minutes(1, None, at, [value * step for step in steps], steps if is_frozen else [1] * 60)
@@ -88,7 +88,7 @@ def test_judging_what_changed_ends_where_judging_all_would(
 
 
 def judged_again(kind: Kind, stored: list[Alert], rows: dict[int, Hour], changed: int) -> list[Alert]:
-    """As the evaluator does it: up to the last window that holds the hour, and only if it must, to the end."""
+    """Judges as the evaluator does: up to the last window that holds the hour, and to the end only if it must."""
     since = end_of(changed)
     ended = [alert for alert in stored if alert.closed is not None and alert.closed < since]
     old = stored[len(ended) :]

@@ -1,4 +1,4 @@
-"""Any bytes give a batch or one of the errors a client may see, and how readings are wrapped changes nothing."""
+"""Any bytes give a batch or one of the errors that a client may see, and wrapping readings changes nothing."""
 
 import gzip
 import json
@@ -75,7 +75,7 @@ def encoded(values: list[Any], media_type: MediaType) -> bytes:
 
 @st.composite
 def nearly_valid(draw: st.DrawFn, media_type: MediaType) -> bytes:
-    """An encoded batch in which a few places were cut, doubled or overwritten."""
+    """Returns an encoded batch in which a few places were cut, doubled or overwritten."""
     values = [value for value in draw(readings) if media_type is not MediaType.MSGPACK or packable(value)]
     body = bytearray(encoded(values, media_type))
     fragments = [
@@ -200,7 +200,7 @@ def test_a_bad_reading_never_changes_its_neighbours(good: list[Any], others: lis
 
 @st.composite
 def decimals(draw: st.DrawFn, high: int, digits: int) -> Decimal:
-    """Numbers as clients write them, every second one exactly between two stored numbers."""
+    """Returns numbers as clients write them, every second one exactly between two stored numbers."""
     if draw(st.booleans()):
         return (draw(st.integers(0, high * 10**digits - 1)) + Decimal("0.5")).scaleb(-digits)
     places = draw(st.integers(0, 12))

@@ -17,7 +17,7 @@ from tests.fixtures.files import FIELDS
 
 FLOATS = ["kwhConsumedAc", "voltage"]
 NOW_US = EPOCH_US + 800_000_000_000_000
-# Of each field of FIELDS: values that are right, and some that are wrong or written otherwise.
+# For each field of FIELDS, some values are right, and some are wrong or written in another form.
 ids = st.sampled_from(["", "M1", "null", "Null", "V.2", "no id", '"M1"', " M1 ", "x" * 65, "a\\b", "é"])
 numbers = st.sampled_from(
     ["", "0.5", "7", "1e2", "-0.0", " 0.5", '"0.5"', "NaN", "1e999", "true", "0x1", ".5", "null", "NULL"]

@@ -1,6 +1,6 @@
 """Order, splitting and repetition change nothing: only the distinct good readings decide what is stored and answered.
 
-Readings that contradict each other are not part of this law: of them the first wins (test_writer.py).
+Readings that contradict each other are not part of this law: the first of them wins (test_writer.py).
 """
 
 import asyncio
@@ -34,7 +34,7 @@ Reading = MeterReading | VehicleReading
 METERS = ["m1", "m2"]
 VEHICLES = ["v1", "v2", "v3"]
 
-# Minutes from now. The eldest are as old as readings may be, less the time that the test takes.
+# Minutes from now. The oldest are as old as readings may be, less the time that the test takes.
 STARTS = {
     "now": -20,
     "across the border of late": -18,
@@ -58,7 +58,7 @@ BAD = [
 
 @dataclass(frozen=True)
 class Mapping:
-    """From the beginning of time, or from so many minutes after the start."""
+    """A mapping from the beginning of time, or from so many minutes after the start."""
 
     vehicle: str
     meter: str
@@ -67,7 +67,7 @@ class Mapping:
 
 @dataclass(frozen=True)
 class Example:
-    """Distinct good readings, instants counted from the start; bad ones; and how they are sent."""
+    """Distinct good readings, with instants counted from the start; bad ones; and the way they are sent."""
 
     start: str
     good: list[Reading]
@@ -79,7 +79,7 @@ class Example:
 
 
 def some_or_many(readings: st.SearchStrategy[Any], device: str) -> st.SearchStrategy[list[Any]]:
-    """A few readings or many: left alone, hypothesis prefers lists so short that hardly a minute is paired."""
+    """Draws a few readings or many: left alone, hypothesis prefers lists so short that hardly a minute is paired."""
 
     def key(reading: Any) -> object:
         return getattr(reading, device), reading.ts_us
@@ -138,7 +138,7 @@ def examples(draw: st.DrawFn) -> Example:
 
 
 class Fleet:
-    """An example's devices under names of their own, and its readings at their real times."""
+    """An example's devices under names of their own, with its readings at their real times."""
 
     def __init__(self, number: int, example: Example) -> None:
         self.prefix = f"e{number}."
@@ -168,7 +168,7 @@ class Fleet:
         return moment(self.start_us - 5 * MINUTE_US), moment(self.start_us + 30 * MINUTE_US)
 
     def batches(self) -> list[list[Any]]:
-        """Every reading as often as the example says, in any order, in batches of any size."""
+        """Returns every reading as often as the example says, in any order, in batches of any size."""
         random = Random(self.example.seed)
         items = [wire(reading) for reading in self.good] + [bad for bad, _ in self.example.bad]
         sent = [item for item, times in zip(items, self.example.times, strict=True) for _ in range(times)]
@@ -210,7 +210,7 @@ def microseconds(instant: datetime) -> int:
 
 
 def wire(reading: Reading) -> dict[str, Any]:
-    """The reading as a client writes it."""
+    """Returns the reading as a client writes it."""
     timestamp = moment(reading.ts_us).isoformat()
     if isinstance(reading, MeterReading):
         voltage = None if reading.voltage_centiv is None else reading.voltage_centiv / 100
@@ -231,7 +231,7 @@ def wire(reading: Reading) -> dict[str, Any]:
 
 
 async def send_all(client: httpx.AsyncClient, fleet: Fleet) -> list[dict[str, Any]]:
-    """The receipts of all batches, sent by several clients at once."""
+    """Sends all batches by several clients at once; returns the receipts."""
     batches = fleet.batches()
 
     async def send(batches: Sequence[list[Any]]) -> list[dict[str, Any]]:
@@ -274,7 +274,7 @@ VEHICLE_ROWS = """
 
 
 class Stored:
-    """What the database holds of a fleet."""
+    """The rows that the database holds of a fleet."""
 
     def __init__(self, connection: psycopg.Connection, fleet: Fleet) -> None:
         self.connection = connection
@@ -290,7 +290,7 @@ class Stored:
 
 
 def same(found: Sequence[object], expected: Sequence[object]) -> bool:
-    """Whether the same things are in both, each as often."""
+    """Returns True when both have the same items, each as often."""
     return Counter(found) == Counter(expected)
 
 
@@ -308,7 +308,7 @@ def check_rows(connection: psycopg.Connection, fleet: Fleet) -> None:
 
 
 def summed(readings: Iterable[Any], key: Callable[[Any], tuple[Any, ...]], *fields: str) -> list[tuple[Any, ...]]:
-    """For each key: the key, then sum and count of each field; the sum of nothing is None."""
+    """Returns for each key: the key, then sum and count of each field; the sum of nothing is None."""
     by_key = defaultdict(list)
     for reading in readings:
         by_key[key(reading)].append(reading)
@@ -395,7 +395,7 @@ async def map_all(client: httpx.AsyncClient, fleet: Fleet) -> None:
 
 @contextmanager
 def serving(url: str) -> Iterator[tuple[asyncio.Runner, httpx.AsyncClient]]:
-    """A client of the service, and the loop that both live in: hypothesis calls functions, not coroutines."""
+    """Yields a client of the service and the loop that both live in: hypothesis calls functions, not coroutines."""
     with asyncio.Runner() as runner:
         running = service(Settings(database_url=url))
         client = runner.run(running.__aenter__())

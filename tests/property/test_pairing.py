@@ -39,12 +39,12 @@ class Fleet:
 def some_or_many(
     readings: st.SearchStrategy[AnyReading], unique_by: Callable[[AnyReading], object]
 ) -> st.SearchStrategy[list[AnyReading]]:
-    """A few readings or many: left alone, hypothesis prefers lists so short that hardly a minute is paired."""
+    """Draws a few readings or many: left alone, hypothesis prefers lists so short that hardly a minute is paired."""
     few = st.lists(readings, unique_by=unique_by, max_size=6)
     return few | st.lists(readings, unique_by=unique_by, min_size=8, max_size=40)
 
 
-# Minutes 0 to 15, with instants on and beside their borders.
+# The minutes are 0 to 15, with instants on and beside their borders.
 instants = st.builds(
     lambda minute, offset_us: minute * MINUTE_US + offset_us,
     st.integers(0, 15),
@@ -70,7 +70,7 @@ vehicle_readings = some_or_many(
 
 @st.composite
 def mappings(draw: st.DrawFn) -> list[VehicleMeter]:
-    """Each vehicle's time, cut into spans at one meter or at none."""
+    """Draws each vehicle's time, cut into spans at one meter or at none."""
     spans: list[VehicleMeter] = []
     for vehicle in VEHICLES:
         cuts = [-math.inf, *sorted(draw(st.sets(instants, max_size=3))), math.inf]
@@ -93,7 +93,7 @@ fleets = st.builds(
 
 
 def dense_fleet(seed: int) -> Fleet:
-    """Devices that report nearly every minute for a while, then fall silent or move on: what a day looks like."""
+    """Returns devices that report nearly every minute for a while, then fall silent or move on, as on a real day."""
     random = Random(seed)
     meters = [
         MeterReading(meter, minute * MINUTE_US + random.randrange(MINUTE_US), random.randrange(ONE_KWH))
@@ -122,7 +122,7 @@ dense_fleets = st.builds(dense_fleet, st.integers(0, 2**32))
 
 
 def rows_of(fleet: Fleet) -> tuple[list[VehicleMinute], list[MeterMinute], list[Mapping]]:
-    """The fleet as the fetch gives it: energy summed by minute, numbers for names, integers for infinities."""
+    """Returns the fleet as the fetch does: energy summed by minute, numbers for names, integers for infinities."""
     window = range(fleet.from_us // MINUTE_US, -(-fleet.to_us // MINUTE_US))
     dc: Counter[tuple[int, int, int | None]] = Counter()
     for vehicle in fleet.vehicle_readings:
@@ -211,7 +211,7 @@ def test_a_vehicle_and_a_meter_elsewhere_change_nothing(fleet: Fleet, minutes: s
 def test_the_sums_never_exceed_what_was_measured(fleet: Fleet) -> None:
     vehicle_rows, meter_rows, _ = rows_of(fleet)
     pairings = [pairing_of(fleet, vehicle) for vehicle in VEHICLES]
-    # A minute of a meter is paired with one vehicle at most, so no AC energy is counted twice in a fleet.
+    # A meter's minute is paired with one vehicle at most, so no AC energy is counted twice in a fleet.
     assert sum(pairing.paired_ac_milliwh for pairing in pairings) <= sum(row.ac_milliwh for row in meter_rows)
     assert sum(pairing.paired_dc_milliwh for pairing in pairings) <= sum(row.dc_milliwh for row in vehicle_rows)
     for pairing in pairings:

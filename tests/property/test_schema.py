@@ -1,4 +1,4 @@
-"""/schema tells the truth: of what may be sent and what is answered; and its examples work."""
+"""/schema tells the truth about what may be sent and what is answered, and its examples work."""
 
 import json
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ ROUTES = {
     ("get", "/health/ready"),
 }
 
-# The engine cannot matter: what differs between them is behind the same functions.
+# The engine cannot matter: both have the same functions in front of their differences.
 pytestmark = on_plain
 
 
@@ -121,7 +121,7 @@ def _moved(value: Any, now: str) -> Any:
 
 
 def without_twins(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with one path for each function of ours that answers several, as three do for a batch."""
+    """Returns the document with one path for each of our functions that answers several, as three do for a batch."""
 
     def declared(methods: dict[str, Any]) -> str:
         return json.dumps([{**operation, "operationId": ""} for operation in methods.values()])

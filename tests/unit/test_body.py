@@ -1,4 +1,4 @@
-"""The request's bytes: content encodings, the limit, and what a hostile stream costs."""
+"""The request's bytes: content encodings, the limit, and the cost of a hostile stream."""
 
 import asyncio
 import gzip
@@ -23,7 +23,7 @@ SKIPPABLE = b"\x50\x2a\x4d\x18"
 
 
 class Request:
-    """The chunks of one request, and how many bytes of it were read."""
+    """The chunks of one request, and the number of bytes read of it."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self.chunks = iter(chunks)
@@ -53,7 +53,7 @@ def compress(body: bytes, encoding: str) -> bytes:
 
 
 def zeros(encoding: str, mebibytes: int) -> bytes:
-    """A bomb: so many MiB of zeros, compressed."""
+    """Returns a bomb: so many MiB of zeros, compressed."""
     block = bytes(MIB)
     if encoding == "gzip":
         deflate = zlib.compressobj(wbits=31)
@@ -209,7 +209,7 @@ async def test_zstd_windows_up_to_8_mib_are_taken_and_larger_ones_are_malformed(
                 await read(sent, "zstd")
 
 
-# The time in it would make the name of the test another in each process.
+# A time in it would give the test another name in each process.
 @pytest.mark.parametrize("frame", [gzip.compress(b"", mtime=0), zstd.compress(b""), SKIPPABLE + bytes(4)])
 async def test_frames_that_hold_nothing_are_counted(frame: bytes) -> None:
     encoding = "gzip" if frame[:1] == b"\x1f" else "zstd"

@@ -1,4 +1,4 @@
-"""Bytes to readings: what is accepted, what is rejected and why, and what a hostile body costs."""
+"""Bytes to readings: the accepted and the rejected ones, the reasons, and the cost of a hostile body."""
 
 import json
 import tracemalloc
@@ -35,7 +35,7 @@ def decode(body: bytes | Any, media_type: MediaType = JSON, stream: Stream | Non
 
 
 def rejection(reading: Any, stream: Stream | None = None) -> tuple[str, str | None]:
-    """Code and field of the only reading; the fast path and the path that takes the body apart must agree."""
+    """Returns code and field of the only reading; the fast path and the path that takes bodies apart must agree."""
     alone = decode([reading], stream=stream).rejected
     beside = decode([reading, 1], stream=stream).rejected[:1]
     assert alone == beside
@@ -243,7 +243,7 @@ def test_every_code_can_happen() -> None:
         VEHICLE | {"soc": -1},
         VEHICLE | {"batteryTemp": -61},
     ]
-    # The registry is asked when the readings are stored.
+    # The registry is asked only when the readings are stored.
     assert {r.code for r in decode(bad).rejected} == set(REJECTIONS) - {"too_many_new_devices"}
 
 

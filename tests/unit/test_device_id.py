@@ -1,4 +1,4 @@
-"""A device's id has one form, everywhere the same."""
+"""A device's id has one form, the same everywhere."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tables and links of the documents under docs/ are those of the code."""
+"""The tables and links of the documents under docs/ agree with the code."""
 
 import json
 import re
@@ -45,7 +45,7 @@ OF_ANY_CALL = {"not_found", "method_not_allowed", "internal_error"}
 
 
 def section(name: str, heading: str) -> str:
-    """The text below a heading, up to the next of its level."""
+    """Returns the text below a heading, up to the next heading of its level."""
     level = heading.partition(" ")[0]
     found = re.search(rf"^{re.escape(heading)}$(.*?)(?=^{level} |\Z)", TEXT[name], flags=re.DOTALL | re.MULTILINE)
     assert found, f"{name} has no {heading}"
@@ -53,7 +53,7 @@ def section(name: str, heading: str) -> str:
 
 
 def table(name: str, heading: str) -> list[list[str]]:
-    """The rows of the first table below a heading, without its head; code marks are taken off cells of one code."""
+    """Returns the rows of the first table below a heading, without its head; a cell that is one code has no marks."""
     rows = [
         [re.sub(r"^`([^`]*)`$", r"\1", cell.strip()) for cell in line.strip("|").split("|")]
         for line in section(name, heading).splitlines()
@@ -64,7 +64,7 @@ def table(name: str, heading: str) -> list[list[str]]:
 
 
 def prose(name: str) -> str:
-    """A document's text, without its line breaks."""
+    """Returns a document's text, without its line breaks."""
     return " ".join(TEXT[name].split())
 
 
@@ -73,7 +73,7 @@ def statuses() -> dict[str, int]:
 
 
 def errors_of(heading: str) -> set[str]:
-    """The codes that api.md says a call may answer; none where it says nothing."""
+    """Returns the codes that api.md says a call may answer; none where it says nothing."""
     sentence = re.search(r"^Errors: (.*?)\n\n", section("api.md", heading), flags=re.DOTALL | re.MULTILINE)
     return set(re.findall(r"`(\w+)`", sentence[1])) if sentence else set()
 
@@ -101,7 +101,7 @@ def test_what_to_do_is_said_of_every_error_that_a_sender_may_get() -> None:
 
 
 async def test_the_errors_of_each_call_are_those_of_the_schema() -> None:
-    """Headings that follow each other share the sentence below the last."""
+    """Headings that follow each other share the sentence below the last one."""
     paths = {shape(path): methods for path, methods in (await schema())["paths"].items()}
     for headings in re.findall(r"((?:^### .*\n\n)+)", TEXT["api.md"], flags=re.MULTILINE):
         calls = re.findall(r"`(\w+) (\S+)`", headings)
@@ -211,7 +211,7 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
 
 
 def days(name: Literal["meter_reading", "meter_minute", "alert", "alert_transition"]) -> int:
-    """For how many days the file keeps it."""
+    """Returns for how many days the file keeps it."""
     return int(RETENTION[name].removesuffix(" days"))
 
 
@@ -225,7 +225,7 @@ async def test_sentences_of_the_schema_and_the_rejections_hold_the_limits_of_the
 
 
 def example() -> dict[str, dict[int, float]]:
-    """Energy by device and minute of the readings that efficiency.md sends."""
+    """Returns the energy, by device and minute, of the readings that efficiency.md sends."""
     energy: dict[str, dict[int, float]] = {}
     for device, minute, kwh in re.findall(r"^  (meter|vehicle V\d) (\d\d):\d\d ([\d.]+)$", TEXT["efficiency.md"], re.M):
         energy.setdefault("M7" if device == "meter" else device[-2:], {})[int(minute)] = float(kwh)
@@ -265,7 +265,7 @@ def test_what_simpler_ways_would_say_is_so() -> None:
 
 
 def shape(path: str) -> str:
-    """A path without the names of its parameters."""
+    """Returns a path without the names of its parameters."""
     return re.sub(r"{\w+}", "{}", path)
 
 
@@ -298,7 +298,7 @@ async def test_every_query_parameter_is_documented() -> None:
 
 
 def slug(heading: str) -> str:
-    """The anchor of a heading, as Git hosts make it."""
+    """Returns the anchor of a heading, as Git hosts make it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -323,6 +323,6 @@ def test_files_that_are_named_exist(name: str) -> None:
 
 @pytest.mark.parametrize("path", ["README.md", *(f"docs/{name}" for name in NAMES)])
 def test_lines_can_be_read_in_a_terminal(path: str) -> None:
-    """But for tables, whose rows cannot be broken."""
+    """The limit is not for tables, whose rows cannot be broken."""
     lines = (ROOT / path).read_text().splitlines()
     assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []

@@ -1,4 +1,4 @@
-"""Which PostgreSQL is chosen, what a data directory demands of it, and what the configuration file must hold."""
+"""The choice of a PostgreSQL, the demands of a data directory, and the content of the configuration file."""
 
 import json
 from itertools import pairwise
@@ -12,7 +12,7 @@ from app.postgres.embedded import CONFIGURATION, Binaries, find_binaries
 
 
 def installation(place: Path, version: str, *, community: bool = False, apache: bool = False) -> Path:
-    """Programs that only know their version, and the files by which TimescaleDB is recognised."""
+    """Makes programs that only know their version, and the files by which TimescaleDB is recognised."""
     programs = {"postgres": version, "initdb": version}
     (place / "bin").mkdir(parents=True)
     for program in programs:

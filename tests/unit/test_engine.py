@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Policies are the engine's own, a data directory is made for one; the last three only report which one is recorded.
+# Policies are the engine's own, and a data directory is made for one; the last three only report the recorded one.
 MAY_ASK = ("app/policies/", "app/postgres/", "app/ops/doctor/", "app/ops/health.py", "app/migrate.py")
 FILES = [
     file
@@ -20,7 +20,7 @@ SQL = ("engine FROM installation", "pg_extension", "timescaledb_information")
 
 
 def questions(source: str) -> list[int]:
-    """The lines that decide by the engine, or ask the database for it."""
+    """Returns the lines that decide by the engine, or ask the database for it."""
     return sorted({line for node in ast.walk(ast.parse(source)) for line in _asked(node)})
 
 

@@ -24,7 +24,7 @@ LEAVES = [error for error in ALL if issubclass(error, ServiceError) and error is
 
 
 def used_names(tree: ast.AST) -> Iterator[str]:
-    """What is raised, returned as an error to be raised, or constructed for a problem document."""
+    """Yields the names that are raised, returned as an error, or constructed for a problem document."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Name):
             yield node.exc.id

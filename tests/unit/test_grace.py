@@ -1,4 +1,4 @@
-"""When devices may be called silent: not before they had the time to send what they could not."""
+"""Devices may be called silent only after they have had the time to send what they could not."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Files of history: which are read, and how much of one is ever in memory."""
+"""Files of history: the ones that can be read, and how much of one is ever in memory."""
 
 import gzip
 import tracemalloc
@@ -46,7 +46,7 @@ BAD = {
 
 
 def read(path: Path, mapping: Mapping[str, str] | None = None) -> list[bytes]:
-    """All lines, decoded too."""
+    """Returns all lines, and decodes them too."""
     file = HistoryFile(str(path))
     with closing(file):
         rows = rows_of_file(file.name, file.head, mapping or {})

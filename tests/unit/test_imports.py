@@ -44,13 +44,13 @@ ALLOWED["cli"] = set(ALLOWED)
 
 
 def part(module: str) -> str | None:
-    """The part of app/ that a dotted name lies in: `app.ingest.store.writer` -> `ingest`, `httpx` -> None."""
+    """Returns the part of app/ that contains a dotted name: `app.ingest.store.writer` -> `ingest`, `httpx` -> None."""
     package, _, rest = module.partition(".")
     return rest.partition(".")[0] or None if package == "app" else None
 
 
 def imported(source: str, file: str) -> list[tuple[int, str]]:
-    """Line and full name of everything that the source imports, inside functions too."""
+    """Returns line and full name of everything that the source imports, inside functions too."""
     package = file.removesuffix(".py").split("/")[:-1]
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -64,7 +64,7 @@ def imported(source: str, file: str) -> list[tuple[int, str]]:
 
 
 def forbidden(source: str, file: str) -> list[str]:
-    """One sentence for each import that the table does not allow."""
+    """Returns one sentence for each import that the table does not allow."""
     here = part(file.removesuffix(".py").replace("/", "."))
     if here is None or here == "__init__":  # app/__init__.py comes before everything
         here, allowed = "app/__init__.py", set[str]()

@@ -1,4 +1,4 @@
-"""Load tests: what is sent and when, what is counted, and how latencies are summed up."""
+"""Load tests: their readings and times, their counts, and the summary of their latencies."""
 
 import asyncio
 import time

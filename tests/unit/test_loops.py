@@ -117,5 +117,5 @@ def test_a_process_ends_with_its_parent() -> None:
         grandchild = int(parent.stdout.readline())
         os.kill(grandchild, 0)
         parent.kill()
-        # It holds the other end of the pipe as long as it lives.
+        # The process holds the other end of the pipe as long as it lives.
         assert parent.stdout.read() == ""

@@ -1,4 +1,4 @@
-"""What a topic says about its readings, and how batches become one."""
+"""The meaning of topics for their readings, and the merging of batches into one."""
 
 import pytest
 

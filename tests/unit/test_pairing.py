@@ -1,4 +1,4 @@
-"""What pairs, what is shared and what is left out; and the verdict on the ratio that comes of it."""
+"""Paired, shared and unpaired minutes, and the verdict on the ratio that they give."""
 
 import math
 from collections import Counter
@@ -31,7 +31,7 @@ def mapped(vehicle_id: int, meter_id: int, from_us: int = -FOREVER_US, to_us: in
 def paired(
     vehicles: list[VehicleMinute], meters: list[MeterMinute], mappings: Iterable[Mapping] = (), gap_minutes: int = 5
 ) -> Pairing:
-    """The pairing of V1."""
+    """Returns the pairing of V1."""
     return pair(V1, sides_of(vehicles, meters, mappings), gap_minutes=gap_minutes).total()
 
 
@@ -298,7 +298,7 @@ class TestVerdict:
 
 TRUE_RATIO = 0.83
 DAY_S = 24 * 3600
-# Seconds between the meter's readings, between the vehicle's, and by how much either clock jitters.
+# The columns are the seconds between the meter's readings, between the vehicle's, and the jitter of either clock.
 CLOCKS = [
     (60, 65, 0),
     (60, 65, 10),
@@ -314,7 +314,7 @@ CLOCKS = [
 
 
 def minutes_of_a_clock(random: Random, interval_s: int, jitter_s: int, share: float) -> Iterator[tuple[int, int]]:
-    """Minute and energy of each reading in a day of charging at 7 kW, swinging by 4 kW within half an hour."""
+    """Yields minute and energy of each reading in a day of charging at 7 kW, which swings by 4 kW in half an hour."""
 
     def ac_milliwh(time_s: float) -> float:
         swing_s = 4 / 7 * 1800 / math.tau * (1 - math.cos(math.tau * time_s / 1800))
@@ -351,7 +351,7 @@ class TestClocks:
         assert 0.82 <= ratio <= 0.84
 
     def test_without_gaps_filled_the_same_clocks_do_move_it(self) -> None:
-        """The control: were these clocks harmless, the test above would prove nothing."""
+        """This is the control: if these clocks were harmless, the test above would prove nothing."""
         ratios = [efficiency_ratio(paired(*simulated_day(*clocks, seed=0), gap_minutes=1)) for clocks in CLOCKS]
         # Two clocks of the same pace may happen to fit; most do not.
         assert sum(ratio is None or not 0.82 <= ratio <= 0.84 for ratio in ratios) >= 8, ratios

@@ -1,4 +1,4 @@
-"""What the project's own files promise: locked packages, a closed compose file, an image that finds its tree."""
+"""The promises of the project's own files: locked packages, a closed compose file, an image that finds its tree."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ def git(*arguments: str, root: Path = ROOT) -> str:
 
 
 def dockerfile() -> list[list[str]]:
-    """The instructions of the Dockerfile, each split into words."""
+    """Returns the instructions of the Dockerfile, each split into words."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
     return [line.split() for line in text.splitlines() if line and not line.startswith("#")]
 
@@ -40,7 +40,7 @@ def copied() -> list[str]:
 
 
 def locked(lock: str) -> dict[str, Requirement]:
-    """Each package of a lock file. Its hashes stand on lines of their own, joined by backslashes."""
+    """Returns each package of a lock file. Its hashes stand on lines of their own, joined by backslashes."""
     text = (ROOT / lock).read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line.split(" --hash=")[0] for line in text.splitlines() if line and not line.lstrip().startswith("#")]
     return {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}

@@ -1,4 +1,4 @@
-"""The README says what the code says."""
+"""The README agrees with the code."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which buckets a series has, and how columns become CSV."""
+"""The buckets of a series, and columns as CSV."""
 
 import csv
 from datetime import UTC, datetime, timedelta, timezone
@@ -31,7 +31,7 @@ WIDTHS: dict[Width, timedelta] = {
     "1d": timedelta(days=1),
 }
 SOURCES = {"meter": METER, "vehicle": VEHICLE, "fleet": FLEET}
-# The aggregates that hold a kind's buckets. The days of the fleet are computed from its hours.
+# These aggregates hold a kind's buckets. The fleet's days are computed from its hours.
 HELD = {
     "meter": {"1m": {"meter_minute"}, "1h": {"meter_hour"}, "1d": {"meter_day"}},
     "vehicle": {"1m": {"vehicle_minute"}, "1h": {"vehicle_hour"}, "1d": {"vehicle_day"}},
@@ -67,7 +67,7 @@ windows = st.builds(
 
 
 def touched(window: Window, step: timedelta) -> int:
-    """The number of buckets, counted by whole microseconds."""
+    """Returns the number of buckets, counted by whole microseconds."""
     first, after = ((at - EPOCH) // timedelta(microseconds=1) for at in window)
     width = step // timedelta(microseconds=1)
     return -(-after // width) - first // width
@@ -130,7 +130,7 @@ def test_buckets_are_of_utc_and_begin_with_those_before_1970_too() -> None:
     assert buckets == Buckets("1d", EPOCH - timedelta(days=1), EPOCH)
 
 
-# CSV.
+# CSV
 
 
 def parsed(columns: MeterColumns | FleetColumns) -> list[list[str]]:

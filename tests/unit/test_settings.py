@@ -1,4 +1,4 @@
-"""Which environment gives which settings, and what a wrong one is told."""
+"""The settings that each environment gives, and the messages for wrong ones."""
 
 from base64 import b64encode
 from pathlib import Path

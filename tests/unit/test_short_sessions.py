@@ -1,4 +1,4 @@
-"""How far an efficiency is off after a short charge: what docs/efficiency.md says of it, simulated again."""
+"""The error of an efficiency after a short charge: the figures of docs/efficiency.md, simulated again."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ MINUTES = {"ten minutes": 10, "an hour": 60, "six hours": 360}
 
 
 def energies(random: Random, start_s: float, end_s: float, power_kw: float) -> list[tuple[int, int]]:
-    """Minute and energy of each reading of a device with a clock of its own, of a charge at constant power."""
+    """Returns minute and energy of each reading in a charge at constant power, by a device with its own clock."""
     interval_s = random.uniform(30, 120)
     at_s = start_s - random.uniform(0, interval_s)
     previous_s = at_s - interval_s

@@ -18,7 +18,7 @@ from app.simulator.feed import feeding
 from app.simulator.fleet import Fleet
 from tests.fixtures.service import free_port
 
-# 2026-01-14, a Wednesday; but any time is like any other.
+# It is 2026-01-14, a Wednesday; but any time is like any other.
 START_US = 20_467 * DAY_US
 SLICE_US = 2 * MINUTE_US
 MILLIWH = 1e-6
@@ -165,13 +165,13 @@ def fleet() -> Fleet:
 
 @pytest.fixture(scope="module")
 def measured(fleet: Fleet) -> list[Reading]:
-    """What a fleet of 50 measures in a day."""
+    """Returns what a fleet of 50 measures in a day."""
     return list(fleet.measured(START_US, START_US + DAY_US))
 
 
 @pytest.fixture(scope="module")
 def delivered(fleet: Fleet) -> list[tuple[int, Reading]]:
-    """What arrives of it on that day, with the start of the two minutes in which it does."""
+    """Returns the deliveries of that day, each with the start of the two minutes in which it arrives."""
     slices = pairwise(range(START_US, START_US + DAY_US + SLICE_US, SLICE_US))
     return [(start_us, reading) for start_us, end_us in slices for reading in fleet.deliveries(start_us, end_us)]
 
@@ -194,7 +194,7 @@ def test_nothing_arrives_before_it_is_measured_and_most_at_once(delivered: list[
 
 def test_some_readings_arrive_late_and_some_again(delivered: list[tuple[int, Reading]]) -> None:
     late = {device(reading) for start_us, reading in delivered if start_us - measured_us(reading) > 10 * MINUTE_US}
-    # Of a charger, all that use its network.
+    # All devices that use a charger's network are late together.
     assert any(f"meter-{number:04d}" in late and f"vehicle-{number:04d}" in late for number in range(1, 51))
     times = Counter(counted([reading for _, reading in delivered]).values())
     assert times.keys() == {1, 2}
@@ -204,7 +204,7 @@ def test_some_readings_arrive_late_and_some_again(delivered: list[tuple[int, Rea
 def test_some_devices_are_silent_for_a_while_and_their_energy_is_lost(
     measured: list[Reading], delivered: list[tuple[int, Reading]]
 ) -> None:
-    # Of the first 20 hours, all that is held back has arrived by the end.
+    # Everything held back in the first 20 hours has arrived by the end.
     sent = counted([reading for _, reading in delivered])
     lost = [reading for reading in measured if msgspec.json.encode(reading) not in sent]
     lost = [reading for reading in lost if measured_us(reading) < START_US + 20 * HOUR_US]

@@ -1,4 +1,4 @@
-"""split() takes a group apart into transactions: no row is lost, and old rows stand apart from new ones."""
+"""split() takes a group apart into transactions: no row is lost, and old rows are kept apart from new ones."""
 
 import asyncio
 from contextlib import closing
@@ -12,7 +12,7 @@ from app.ingest.store.transactions import LATE_US, Pending, Transaction, split
 from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US
 from app.telemetry.reading import Stream
 
-# 2026-03-01 00:04:56.789 UTC, in microseconds since 2000: the last 10 minutes are of two days.
+# 2026-03-01 00:04:56.789 UTC, in microseconds since 2000: the last 10 minutes lie in two days.
 NOW = 825_638_696_789_000
 BORDER = NOW - LATE_US
 
@@ -32,12 +32,12 @@ groups = st.lists(
 
 
 def pendings(group: list[dict[Stream, list[int]]]) -> list[Pending]:
-    """Batches in flight with such instants; every row says where it stood."""
+    """Returns batches in flight with these instants; every row says where it stood."""
 
     async def make() -> list[Pending]:
         return [Pending(Batch(0, [], [], []), Source.HTTP) for _ in group]
 
-    # Each holds a future, which belongs to a loop.
+    # Each batch holds a future, which belongs to a loop.
     with closing(asyncio.new_event_loop()) as loop:
         made = loop.run_until_complete(make())
     for number, (pending, instants_of) in enumerate(zip(made, group, strict=True)):

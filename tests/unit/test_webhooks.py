@@ -7,7 +7,7 @@ from app.webhooks.queue import GIVE_UP_DAYS, LEASE_SECONDS
 
 
 def test_the_signature_is_that_of_the_specification() -> None:
-    """The example that the libraries of Standard Webhooks are tested with."""
+    """The libraries of Standard Webhooks are tested with this example."""
     signed = signature(
         base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
         "msg_p5jXN8AQM9LWM0D4loKWxJek",

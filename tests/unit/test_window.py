@@ -1,4 +1,4 @@
-"""Which window a question is about."""
+"""The window of a request."""
 
 from datetime import UTC, datetime, timedelta, timezone
 

@@ -45,7 +45,7 @@ export function change(changes, { replace = false } = {}) {
   else location.hash = hash;
 }
 
-// The range in seconds since 1970. A named range moves along with the clock. `wrong` says what is wrong with the address.
+// The range in seconds since 1970. A named range moves along with the clock. `wrong` says what is wrong with it.
 export function range() {
   const { parameters } = read();
   const now = Date.now() / 1000;
