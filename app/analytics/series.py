@@ -140,7 +140,7 @@ class Buckets(NamedTuple):
 
 
 async def fetch_retained(pool: AsyncEngine, window: Window, bucket: WidthOrAuto) -> set[str]:
-    """Returns the aggregates that still hold whole buckets at the window's start; only `auto` needs them."""
+    """Returns the names of aggregates that still hold whole buckets at the window's start; only `auto` needs them."""
     if bucket != "auto":
         return set()
     async with pool.connect() as connection:

@@ -36,7 +36,7 @@ def run_server(url: str, host: str, port: int, *, mqtt: bool = False) -> None:
 
 
 def follow_parent() -> None:
-    """Makes this worker stop, in good order, when its parent says so or is gone, and on no other signal.
+    """Makes this worker stop, in good order, when its parent says so or is gone, and for no other reason.
 
     A terminal sends Ctrl-C to both. When the parent's SIGTERM came as well, one stop in five hung for STOP_SECONDS and
     cut off a request. Without its parent, a worker would go on for ever and keep the port.
@@ -46,7 +46,7 @@ def follow_parent() -> None:
 
 
 def before_stop(close: Callable[[], None]) -> None:
-    """Calls `close` when this worker is to stop: the server waits for the end of each answer, and some have no end.
+    """Has `close` called when this worker is to stop: the server waits for the end of each answer; some have none.
 
     The event loop learns of signals from a file descriptor, so our handler replaces none of the server's.
     """

@@ -81,7 +81,7 @@ def words(rule: Rule) -> str:
         case RefreshRule(every, start, end, buckets):
             first = "over all there is" if start is None else f"over the last {words(start)}"
             last = "up to the newest reading" if end is None else f"up to {words(end)} ago"
-            # 10 is TimescaleDB's own default, and 0 means all to it.
+            # TimescaleDB's own default is 10, and it takes 0 for all.
             batch = {None: "10", 0: "all"}.get(buckets, buckets)
             return f"each {words(every)}, {first}, {last}, {batch} buckets at a time"
     for unit, name in _UNITS:

@@ -1,4 +1,4 @@
-"""The verdict on a UTC hour of a vehicle at a meter: a row of efficiency_hour. Pure; hours and minutes since 1970."""
+"""A UTC hour's evidence on a vehicle at a meter: a row of efficiency_hour. Pure; hours and minutes since 1970."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

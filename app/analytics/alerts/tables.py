@@ -139,7 +139,7 @@ async def fetch_rows(
 
 
 async def meters_that_froze(connection: Connection, meters: Collection[int], first: int) -> set[int]:
-    """Returns those of the meters that were frozen since that hour, or were by an alert."""
+    """Returns those of the meters that were frozen since that hour, or had a `frozen_meter` alert then."""
     cursor = connection.cursor(row_factory=scalar_row)
     await cursor.execute(
         """

@@ -174,7 +174,7 @@ def _rows(connection: Connection, of: type[Row], statement: str) -> list[Row]:
 
 
 def disk_bytes(directory: Path) -> tuple[int, int] | None:
-    """Returns the disk's free and total bytes; None if this machine has no such directory."""
+    """Returns the free and total bytes of the directory's disk; None if this machine has no such directory."""
     try:
         disk = os.statvfs(directory)
     except OSError:

@@ -19,7 +19,7 @@ DISK_FREE_SHARE = 0.05
 LEAST_IN_FLIGHT = 1_000
 # One is for the scheduler, the other for a job.
 LEAST_WORKERS = 2
-# Ranges of server_version_num, without their ends (timescale/timescaledb pull 11015).
+# Each range of server_version_num excludes its end (timescale/timescaledb pull 11015).
 JOBS_BREAK = ((160016, 170000), (170012, 180000), (180007, 190000))
 
 
