@@ -179,7 +179,7 @@ async def fetch_meter_series(pool: AsyncEngine, meter_id: str, buckets: Buckets)
         device = await device_id_of(connection, meter, meter_id)
         instants = await fetch_instants(connection, *METER.aggregates[buckets.width])
         async with snapshot(connection):
-            columns = MeterColumns(*await _fetch(connection, METER, buckets, device=device))
+            columns = MeterColumns(*await _fetch(connection, METER, buckets, [device]))
     return MeterSeries(meter_id, *buckets, *instants, columns)
 
 
@@ -202,7 +202,7 @@ async def fetch_vehicle_series(
                 sums = minute_columns(own, buckets.start)
                 own = minutes_between(own, *bounds) if sums[0] else []
             else:
-                sums = await _fetch(connection, VEHICLE, buckets, device=device)
+                sums = await _fetch(connection, VEHICLE, buckets, [device])
                 own = await fetch_minutes(connection, VEHICLE_MINUTES, [device], *bounds) if sums[0] else []
             if own:
                 with suppress(InvalidTimeRange):  # too many vehicles share its meters, so there is no efficiency
@@ -247,10 +247,12 @@ def efficiency_bounds(buckets: Buckets, kept_from: datetime | None, now: datetim
     return start, end
 
 
-async def _fetch(connection: AsyncConnection, source: Source, buckets: Buckets, **device: int) -> list[list[Any]]:
+async def _fetch(
+    connection: AsyncConnection, source: Source, buckets: Buckets, devices: list[int] | None = None
+) -> list[list[Any]]:
     """Fetches each column as one array: no object per point is made between the database and the encoder."""
-    bounds = {"range_from": buckets.start, "range_to": buckets.end}
-    rows = await connection.execute(source.statements[buckets.width], {**bounds, **device})
+    parameters = {"range_from": buckets.start, "range_to": buckets.end, "devices": devices}
+    rows = await connection.execute(source.statements[buckets.width], parameters)
     return [column or [] for column in rows.one()]
 
 

@@ -6,7 +6,7 @@ from itertools import chain, compress, groupby
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from sqlalchemy import BigInteger, ColumnElement, Double, Select, TableValuedAlias, bindparam, cast, func, select
+from sqlalchemy import BigInteger, ColumnElement, Double, Select, TableValuedAlias, cast, func, select
 
 from app.analytics.efficiency.evidence import vehicle_minutes
 from app.analytics.efficiency.pairing import Minutes
@@ -34,65 +34,45 @@ class Source(NamedTuple):
     statements: dict[Width, Select[Any]]
 
 
-# The statements yield arrays over the buckets in [:range_from, :range_to), in order. They group by bucket, since a
-# vehicle has a row for each meter.
+# The statements: arrays over the buckets in [:range_from, :range_to) of :devices, in order. A device has one row in a
+# bucket, but for a vehicle's minutes.
 
 
-def _arrays(source: TableValuedAlias, *values: ColumnElement[Any], device: ColumnElement[int] | None) -> Select[Any]:
+def _arrays(source: TableValuedAlias, *values: ColumnElement[Any]) -> Select[Any]:
     start = cast(func.date_part("epoch", source.c.bucket), BigInteger).label("t")
     named = (value.label(f"column_{position}") for position, value in enumerate(values))
-    points = select(start, *named).group_by(source.c.bucket).order_by(source.c.bucket)
-    if device is not None:
-        points = points.where(device == bindparam("device"))
-    arrays: list[ColumnElement[Any]] = [func.array_agg(column) for column in points.subquery().c]
+    points = select(start, *named).order_by(source.c.bucket).subquery()
+    arrays: list[ColumnElement[Any]] = [func.array_agg(column) for column in points.c]
     return select(*arrays)
 
 
-def _sum(values: ColumnElement[int]) -> ColumnElement[int]:
-    return cast(func.sum(values), BigInteger)
-
-
 def _kwh(milliwh: ColumnElement[int]) -> ColumnElement[Any]:
-    return cast(_sum(milliwh), Double) / 1_000_000
+    return cast(milliwh, Double) / 1_000_000
 
 
 def _hundredths(source: TableValuedAlias, quantity: str, readings: str) -> Iterator[ColumnElement[Any]]:
-    """Yields the average, least and greatest of a quantity that is stored in hundredths."""
+    """The average, least and greatest value of a quantity that is stored in hundredths."""
     column = source.c
-    yield cast(_sum(column[f"{quantity}_sum"]), Double) / func.nullif(100 * _sum(column[readings]), 0)
-    yield cast(func.min(column[f"{quantity}_min"]), Double) / 100
-    yield cast(func.max(column[f"{quantity}_max"]), Double) / 100
+    yield cast(column[f"{quantity}_sum"], Double) / func.nullif(100 * column[readings], 0)
+    yield cast(column[f"{quantity}_min"], Double) / 100
+    yield cast(column[f"{quantity}_max"], Double) / 100
 
 
 def _meter_arrays(source: TableValuedAlias) -> Select[Any]:
-    return _arrays(
-        source,
-        _kwh(source.c.ac_milliwh),
-        _sum(source.c.readings),
-        *_hundredths(source, "voltage_centiv", "voltage_readings"),
-        device=source.c.meter_id,
-    )
+    voltage = _hundredths(source, "voltage_centiv", "voltage_readings")
+    return _arrays(source, _kwh(source.c.ac_milliwh), source.c.readings, *voltage)
 
 
 def _vehicle_arrays(source: TableValuedAlias) -> Select[Any]:
-    return _arrays(
-        source,
-        _kwh(source.c.dc_milliwh),
-        _sum(source.c.readings),
-        *_hundredths(source, "soc_centipercent", "soc_readings"),
-        *_hundredths(source, "battery_temp_centic", "battery_temp_readings"),
-        device=source.c.vehicle_id,
-    )
+    soc = _hundredths(source, "soc_centipercent", "soc_readings")
+    temperature = _hundredths(source, "battery_temp_centic", "battery_temp_readings")
+    return _arrays(source, _kwh(source.c.dc_milliwh), source.c.readings, *soc, *temperature)
 
 
 def _fleet_arrays(source: TableValuedAlias) -> Select[Any]:
-    """Selects energies in whole units, because ratios are computed from them."""
+    """Energies stay in whole units, since ratios are computed from them."""
     column = source.c
-    return _arrays(
-        source,
-        *map(_sum, (column.ac_milliwh, column.dc_milliwh, column.meter_readings, column.vehicle_readings)),
-        device=None,
-    )
+    return _arrays(source, column.ac_milliwh, column.dc_milliwh, column.meter_readings, column.vehicle_readings)
 
 
 METER = Source(

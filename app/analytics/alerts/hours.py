@@ -63,7 +63,9 @@ Counts = defaultdict[int, dict[int, int]]
 def _counts(devices: Iterable[Minutes]) -> Counts:
     counts = Counts(dict)
     for at in devices:
-        counts[at.device_id].update(pair for pair in zip(at.minutes, at.readings, strict=True) if pair[1] != 1)
+        # Most devices have one reading in each minute.
+        if sum(at.readings) > len(at.readings):
+            counts[at.device_id].update(pair for pair in zip(at.minutes, at.readings, strict=True) if pair[1] > 1)
     return counts
 
 

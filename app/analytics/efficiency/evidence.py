@@ -76,8 +76,8 @@ async def fetch_sides(
     if not meters:
         return Sides(own, [], [])
     consumed = await fetch_minutes(connection, METER_MINUTES, meters, **bounds)
-    at_meters = await connection.execute(_VEHICLES_AT, {"meters": [*meters], **bounds})
-    sharers = {vehicle_id for vehicle_id, _ in at_meters} - vehicles
+    others = await connection.execute(_OTHERS_AT, {"meters": [*meters], "known": [*vehicles], **bounds})
+    sharers = {vehicle_id for vehicle_id, _ in others}
     if len(sharers) * ((range_to - range_from) / _MINUTE) > max_shared_minutes:
         raise InvalidTimeRange(f"{len(sharers):,} other vehicles charge at its meters: ask for a shorter window.")
     if sharers:
@@ -91,9 +91,10 @@ async def fetch_concerned(
 ) -> list[int]:
     """Returns the vehicles whose pairs may change with a reading of these devices. Vehicles of a meter are adjacent."""
     bounds = {"range_from": range_from, "range_to": range_to}
-    found = {(*row,) for row in await connection.execute(_METERS_OF, {"devices": [*vehicles], **bounds})}
-    near = meters | {meter_id for _, meter_id in found}
-    found |= {(*row,) for row in await connection.execute(_VEHICLES_AT, {"meters": [*near], **bounds})}
+    found = [(*row,) for row in await connection.execute(_METERS_OF, {"devices": [*vehicles], **bounds})]
+    near = meters.union(meter_id for _, meter_id in found)
+    others = {"meters": [*near], "known": [*vehicles], **bounds}
+    found += [(*row,) for row in await connection.execute(_OTHERS_AT, others)]
     # A vehicle at several meters counts at the one with the least id.
     meter_of = dict(sorted(found, reverse=True))
     return sorted(vehicles | meter_of.keys(), key=lambda vehicle_id: (meter_of.get(vehicle_id, 0), vehicle_id))
@@ -122,11 +123,7 @@ def _us(instant: datetime | None, unlimited: int) -> int:
     return unlimited if instant is None else round(instant.timestamp() * 1_000_000)
 
 
-# The statements, all over [:range_from, :range_to):
-
-
-def _one_of(column: ColumnElement[int], name: str) -> ColumnElement[bool]:
-    return column == any_(bindparam(name, type_=ARRAY(Integer)))
+# The statements, all over [:range_from, :range_to) and of :devices where these are given.
 
 
 def _arrays(source: TableValuedAlias, milliwh: ColumnElement[int]) -> Iterator[ColumnElement[Any]]:
@@ -137,20 +134,22 @@ def _arrays(source: TableValuedAlias, milliwh: ColumnElement[int]) -> Iterator[C
 
 
 def vehicle_minutes(*others: ColumnElement[Any]) -> Select[Any]:
-    """Selects the minutes of the vehicles :devices; `others` are aggregates over a vehicle's minutes at a meter."""
+    """Selects the minutes of vehicles; `others` are aggregates over a vehicle's minutes at a meter."""
     key = vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id
-    columns = *_arrays(vehicle_minute, vehicle_minute.c.dc_milliwh), *others
-    return select(*key, *columns).where(_one_of(vehicle_minute.c.vehicle_id, "devices")).group_by(*key)
+    return select(*key, *_arrays(vehicle_minute, vehicle_minute.c.dc_milliwh), *others).group_by(*key)
 
 
 VEHICLE_MINUTES = vehicle_minutes()
 
-# The minutes of the meters :devices.
-METER_MINUTES = (
-    select(meter_minute.c.meter_id, null(), *_arrays(meter_minute, meter_minute.c.ac_milliwh))
-    .where(_one_of(meter_minute.c.meter_id, "devices"))
-    .group_by(meter_minute.c.meter_id)
+# The minutes of meters.
+METER_MINUTES = select(meter_minute.c.meter_id, null(), *_arrays(meter_minute, meter_minute.c.ac_milliwh)).group_by(
+    meter_minute.c.meter_id
 )
+
+
+def _one_of(column: ColumnElement[int], ids: str) -> ColumnElement[bool]:
+    return column == any_(bindparam(ids, type_=ARRAY(Integer)))
+
 
 _VALID = vehicle_meter.c.valid.op("&&")(func.tstzrange(bindparam("range_from"), bindparam("range_to")))
 
@@ -163,14 +162,16 @@ def _charging(named: ColumnElement[bool], mapped: ColumnElement[bool]) -> Compou
     )
 
 
-# The meters of some vehicles, and the vehicles at some meters.
-_METERS_OF = _charging(
-    _one_of(vehicle_minute.c.vehicle_id, "devices") & vehicle_minute.c.meter_id.is_not(None),
-    _one_of(vehicle_meter.c.vehicle_id, "devices"),
+# The vehicles :devices with their meters, and the vehicles at :meters other than :known.
+_METERS_OF = _charging(vehicle_minute.c.meter_id.is_not(None), _one_of(vehicle_meter.c.vehicle_id, "devices"))
+_OTHERS_AT = _charging(
+    *(
+        _one_of(table.c.meter_id, "meters") & ~_one_of(table.c.vehicle_id, "known")
+        for table in (vehicle_minute, vehicle_meter)
+    )
 )
-_VEHICLES_AT = _charging(_one_of(vehicle_minute.c.meter_id, "meters"), _one_of(vehicle_meter.c.meter_id, "meters"))
 
-# The mappings of some vehicles.
+# The mappings of :devices.
 _MAPPINGS = select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id, vehicle_meter.c.valid).where(
     _one_of(vehicle_meter.c.vehicle_id, "devices"), _VALID
 )
