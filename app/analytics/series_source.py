@@ -51,7 +51,7 @@ def _kwh(milliwh: ColumnElement[int]) -> ColumnElement[Any]:
 
 
 def _hundredths(source: TableValuedAlias, quantity: str, readings: str) -> Iterator[ColumnElement[Any]]:
-    """The average, least and greatest value of a quantity that is stored in hundredths."""
+    """Yields the average, least and greatest value of a quantity that is stored in hundredths."""
     column = source.c
     yield cast(column[f"{quantity}_sum"], Double) / func.nullif(100 * column[readings], 0)
     yield cast(column[f"{quantity}_min"], Double) / 100
