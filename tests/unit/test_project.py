@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 
 from app.broker import RECEIVE_MAXIMUM
 from app.database import TRANSACTION_SECONDS
+from app.fleet.states import REPORTING_MINUTES
 from app.ingest.history.importer import QUARANTINED_ROWS
 from app.ingest.http.body import MAX_BODY_BYTES
 from app.ingest.store.writer import GROUP_READINGS
@@ -153,6 +154,8 @@ def test_the_image_installs_by_hash_and_drops_root() -> None:
 
 
 def test_numbers_agree_that_the_parts_may_not_take_from_each_other() -> None:
+    devices = (ROOT / "app" / "dashboard" / "static" / "devices.js").read_text(encoding="utf-8")
+    assert f"export const SILENT_MINUTES = {REPORTING_MINUTES};" in devices
     assert RECEIVE_MAXIMUM == 2 * GROUP_READINGS
     assert QUARANTINED_ROWS == QUARANTINE_ROWS // 10
 
