@@ -133,6 +133,7 @@ def test_only_what_is_committed_is_acknowledged(
         assert consumer.stop() == 0
 
 
+@on_plain
 def test_two_consumers_share_the_work_and_what_a_killed_one_had_waits_for_it(
     database_url: str, connection: psycopg.Connection, broker: Broker
 ) -> None:
@@ -156,6 +157,7 @@ def test_two_consumers_share_the_work_and_what_a_killed_one_had_waits_for_it(
         assert (one.stop(), two.stop()) == (0, 0)
 
 
+@on_plain
 def test_a_consumer_without_its_broker_waits_for_it(database_url: str, broker: Broker) -> None:
     with consuming(database_url, broker) as consumer:
         broker.stop()
@@ -186,6 +188,7 @@ def test_a_consumer_stopped_without_its_database_leaves_all_to_the_broker(
         await_stored(own_database.url, 4_000)
 
 
+@on_plain
 def test_serve_takes_readings_from_the_broker_too(database_url: str, broker: Broker) -> None:
     session = ConsumerProcess(database_url, broker)
     session.kill()  # the broker keeps what comes for its name

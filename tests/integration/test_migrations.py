@@ -195,12 +195,12 @@ WAITS_FOR_LONG = """
 
 @on_plain
 def test_a_migration_waits_for_another_that_takes_longer_than_any_lock_may(database_url: str) -> None:
-    with psycopg.connect(database_url) as other, ExitStack() as stack:
+    with ExitStack() as stack:
+        other = psycopg.connect(database_url, autocommit=True)
         other.execute("SELECT pg_advisory_lock(hashtext('wattline migrate'))")
         process = migrating(stack, database_url)
-        observer = stack.enter_context(psycopg.connect(database_url, autocommit=True))
-        eventually(lambda: observer.execute(WAITS_FOR_LONG).fetchone() or process.poll())
-        other.close()
+        with other:
+            eventually(lambda: process.poll() is not None or other.execute(WAITS_FOR_LONG).fetchall())
         output = process.communicate()
     assert process.returncode == 0, output
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -314,12 +315,13 @@ async def test_tls_with_client_certificate_and_password(
         "mqtt_cert_file": certificates / "client.pem",
         "mqtt_key_file": certificates / "client.key",
     }
-    for minute, (user, more) in enumerate([("user:p%40ss%2Fw%3Ard", {}), ("user", {"mqtt_password": "p@ss/w:rd"})], 1):
+    at = minutes_ago(1)
+    for number, (user, more) in enumerate([("user:p%40ss%2Fw%3Ard", {}), ("user", {"mqtt_password": "p@ss/w:rd"})], 1):
         async with consuming_here(database_url, mqtt_url=f"mqtts://{user}@127.0.0.1:{port}", **files, **more):
-            messages = [("telemetry/meter/M1", json.dumps(meter(minutes_ago(minute))).encode())]
+            messages = [("telemetry/meter/M1", json.dumps(meter(at - timedelta(minutes=number))).encode())]
             # There are many at once, since nothing else reports what TLS has already read from the socket.
             await asyncio.to_thread(publish_all, broker.port, 2_000 * messages)
-            await await_rows(connection, meter_reading=minute)
+            await await_rows(connection, meter_reading=number)
     right: dict[str, Any] = {"mqtt_url": f"mqtts://user@127.0.0.1:{port}", "mqtt_password": "p@ss/w:rd", **files}
     wrongs: list[dict[str, Any]] = [{"mqtt_password": "wrong"}, {"mqtt_ca_file": certificates / "client.pem"}]
     for wrong in wrongs:
