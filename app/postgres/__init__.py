@@ -1,1 +1,1 @@
-"""Wattline's own PostgreSQL: finds its programs, starts and stops the server."""
+"""Wattline's own PostgreSQL: finding its programs, starting and stopping the server."""

@@ -30,7 +30,7 @@ class Outage(NamedTuple):
 
 
 class Outages:
-    """The outages of a device or a network; no UTC day begins more than one, and most begin none."""
+    """The outages of a device or a network; on most UTC days none begins, and on none more than one."""
 
     def __init__(self, seed: str, kinds: tuple[tuple[float, int, int], ...]) -> None:
         self._seed = seed
@@ -71,7 +71,7 @@ class Clock:
         self._network = network
 
     def moments(self, from_us: int, to_us: int) -> list[Moment]:
-        """Returns the instants in [from_us, to_us), and the one before: a reading holds the energy since that."""
+        """Returns the instant before `from_us` and those in [from_us, to_us): readings hold the energy in between."""
         # Jitter adds a tenth of the interval at most, so the one before `first` lies before `from_us`.
         first, last = ((at_us - self._phase_us) // self._interval_us for at_us in (from_us, to_us))
         moments = [self._moment(number) for number in range(first - 1, last + 1)]

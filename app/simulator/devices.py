@@ -1,4 +1,4 @@
-"""A fleet's devices, which are chargers with their meters and vehicles, and their readings in the form of the API."""
+"""A fleet's chargers (each with a meter) and vehicles, and their readings in the form of the API."""
 
 from datetime import UTC, datetime
 from itertools import pairwise

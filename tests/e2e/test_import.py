@@ -137,7 +137,7 @@ async def test_without_its_decoder_an_import_ends_with_one_line_and_goes_on_late
                 os.kill(int(pid), signal.SIGKILL)
 
     importer = Importer(database_url, on_progress=kill_decoder, on_pause=lambda _: None, on_rejected=None)
-    with pytest.raises(SetupError, match="process that decodes has ended"):
+    with pytest.raises(SetupError, match="decoding process has ended"):
         await importer.run(str(tmp_path / "h.csv"), {})
     await importer.close()
     ((before,),) = connection.execute("SELECT read FROM import_journal").fetchall()

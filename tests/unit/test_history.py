@@ -34,10 +34,7 @@ BAD = {
     "tabs": (HEADER.replace(",", "\t").encode(), "is separated by tabs"),
     "decimal commas": (f'{HEADER}{NOW},M1,"0,48"\n'.encode(), "decimal commas: '0,48' must be 0.48."),
     "duplicate names": (b"ts,meter,kwh_ac,meter\n", "has two columns named 'meter'"),
-    "two for a field": (
-        b"ts,time,meter,kwh_ac\n",
-        "two columns for timestamp: 'ts' and 'time'; choose one with --map time=timestamp",
-    ),
+    "two for a field": (b"ts,time,meter,kwh_ac\n", "'ts' and 'time'; choose one with --map time=timestamp"),
     "two in objects": (b'{"ts": 1, "time": 2}\n', "two columns for timestamp"),
     "endless header": (b"x" * 3_000_000, "has a first line of more than 64 KiB"),
     "bad gzip": (b"\x1f\x8b\x08 no gzip at all", "cannot be read"),
