@@ -167,7 +167,7 @@ async def test_silence_is_told_while_it_lasts(
     assert [(one["kind"], one["deviceId"]) for one in told] == [("no_data", "M1"), ("no_data", "V1")]
     assert datetime.fromisoformat(told[0]["openedAt"]) == at + 10 * MINUTE
     assert datetime.fromisoformat(told[0]["evidence"]["lastSeen"]) == at
-    assert told[0]["text"] == f"Nothing from the meter M1 since {stamp(at.replace(microsecond=0))}."
+    assert told[0]["text"] == f"The meter M1 has sent nothing since {stamp(at.replace(microsecond=0))}."
 
     await send(client, {"meterId": "M1", "timestamp": stamp(datetime.now().astimezone()), "kwhConsumedAc": 0.1})
     await judge_all(database_url)
