@@ -1,5 +1,6 @@
 """The migration of a database to this version of Wattline: the revisions, then the policies."""
 
+from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -27,11 +28,16 @@ OTHER_SQL = (
 )
 
 
-def migrate(url: str, *, engine: Literal["auto", "timescale", "plain"] = "auto") -> list[str]:
+def migrate(
+    url: str,
+    *,
+    engine: Literal["auto", "timescale", "plain"] = "auto",
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[str]:
     """Migrates to the newest revision and applies timescale/policies.toml; returns one line per changed policy.
 
-    Raises SetupError when a migration fails, when other SQL made the database, and when the requested engine is
-    unavailable or not the database's own.
+    `progress` is called with a line that names the engine and the reason for it. Raises SetupError when a migration
+    fails, when other SQL made the database, and when the requested engine is unavailable or not the database's own.
     """
     policies = read_policies()
     with command_connection(url) as connection:
@@ -42,6 +48,9 @@ def migrate(url: str, *, engine: Literal["auto", "timescale", "plain"] = "auto")
         connection.commit()
         try:
             command.upgrade(config, "head")
+            reason = config.attributes.get("engine_reason", "as recorded when the database was first migrated")
+            progress(f"The engine is {migrated(connection).engine}, {reason}.")
+            connection.rollback()
             with connection.begin():
                 return apply_policies(connection, policies)
         except (CommandError, DBAPIError) as error:

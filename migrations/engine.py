@@ -36,33 +36,49 @@ def refuse_foreign(connection: Connection, setting: EngineSetting) -> None:
 def choose_engine(connection: Connection, setting: EngineSetting) -> Engine:
     """The engine for a new database: the one that the setting asks for, else TimescaleDB if the server has Community.
 
-    Raises SetupError when the server lacks the engine that the setting asks for.
+    The reason is left for `migrate`. Raises SetupError when the server lacks the engine that the setting asks for, and
+    when it has TimescaleDB, but not for this role: nobody gets plain without being told so.
     """
-    if setting == "plain":
-        return "plain"
-    if _create_extension(connection):
-        return "timescale"
-    if setting == "timescale":
-        raise SetupError("WATTLINE_ENGINE asks for 'timescale', but this server does not offer TimescaleDB Community.")
-    return "plain"
+    lack = None if setting == "plain" else _create_extension(connection)
+    if lack and setting == "timescale":
+        raise SetupError(f"WATTLINE_ENGINE asks for 'timescale', but {lack}.")
+    reason = f"since {lack or 'this server offers TimescaleDB Community'}"
+    context.config.attributes["engine_reason"] = reason if setting == "auto" else "as WATTLINE_ENGINE asks"
+    return "plain" if lack or setting == "plain" else "timescale"
 
 
-def _create_extension(connection: Connection) -> bool:
-    """Whether the server has TimescaleDB Community, created if so; the licence is known only once it is loaded."""
-    preloaded = text("SELECT 1 FROM pg_settings WHERE name = 'timescaledb.max_background_workers'")
-    if connection.scalar(preloaded) is None:
-        return False
+def _create_extension(connection: Connection) -> str | None:
+    """Creates the extension, else returns why the server lacks it. Its licence is known only once it is loaded."""
+    available, preloaded = connection.execute(_OFFERED).one()
+    if not available:
+        return "this server does not offer TimescaleDB Community"
+    if not preloaded:
+        raise SetupError(
+            "This server has TimescaleDB, but does not load it: add timescaledb to shared_preload_libraries in "
+            f"postgresql.conf and restart the server. {_WITHOUT}"
+        )
     savepoint = connection.begin_nested()
     try:
         connection.execute(text("CREATE EXTENSION IF NOT EXISTS timescaledb"))
         licence = connection.scalar(text("SELECT current_setting('timescaledb.license', true)"))
-    except DBAPIError:
-        licence = None
+    except DBAPIError as error:
+        savepoint.rollback()
+        raise SetupError(
+            f"This server has TimescaleDB, but the extension cannot be created ({error.orig}): as a superuser, run "
+            f"CREATE EXTENSION timescaledb; in this database, then migrate again. {_WITHOUT}"
+        ) from error
     if licence == "timescale":
         savepoint.commit()
-        return True
+        return None
     savepoint.rollback()
-    return False
+    return f"this server does not offer TimescaleDB Community: timescaledb.license is '{licence}'"
+
+
+_WITHOUT = "To do without TimescaleDB for good, set WATTLINE_ENGINE=plain."
+_OFFERED = text("""
+    SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb'),
+           EXISTS (SELECT FROM pg_settings WHERE name = 'timescaledb.max_background_workers')
+""")
 
 
 def run_sql(name: str) -> None:

@@ -18,7 +18,7 @@ def migrate() -> None:
     """Bring the database to this version; apply the policies."""
     settings = Settings.from_environ(os.environ)
     with open_database(settings, migrated=False) as url:
-        for change in migrate_database(url, engine=settings.engine):
+        for change in migrate_database(url, engine=settings.engine, progress=click.echo):
             click.echo(change)
     click.echo("The database is migrated.")
 

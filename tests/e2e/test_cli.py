@@ -172,7 +172,9 @@ def test_a_database_is_migrated_before_it_is_served_or_refreshed(empty_database_
         migrated = commands.command("migrate", DATABASE_URL=empty_database_url)
         assert (migrated.returncode, migrated.stderr) == (0, "")
         assert migrated.stdout.endswith("The database is migrated.\n")
-    assert migrated.stdout == "The database is migrated.\n"
+    assert migrated.stdout == (
+        f"The engine is {engine}, as recorded when the database was first migrated.\nThe database is migrated.\n"
+    )
     with psycopg.connect(empty_database_url) as connection:
         assert connection.execute("SELECT engine FROM installation").fetchone() == (engine,)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -27,7 +28,9 @@ from app.migrate import (
     refuse_unmigrated,
     sql_checksum,
 )
-from tests.fixtures.engines import on_plain, on_timescale
+from app.postgres.embedded import running
+from tests.fixtures.database import available_engines
+from tests.fixtures.engines import needs_timescale, on_plain, on_timescale
 from tests.fixtures.readings import Rows, answers, midnight, random_readings, store
 from tests.fixtures.waiting import eventually
 
@@ -175,15 +178,21 @@ def migrating(stack: ExitStack, url: str) -> subprocess.Popen[str]:
     )
 
 
-def test_of_two_migrations_at_once_one_does_the_work_and_both_end_well(empty_database_url: str) -> None:
+def test_of_two_migrations_at_once_one_does_the_work_and_both_end_well(empty_database_url: str, engine: str) -> None:
     with ExitStack() as stack:
         processes = [migrating(stack, empty_database_url) for _ in range(2)]
         outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert state(empty_database_url).revision == newest_revision()
-    applied = sorted(output.splitlines() for output, _ in outputs)
-    assert applied[0] == ["The database is migrated."]
-    assert len(applied[1]) > 1
+    applied = [output.splitlines() for output, _ in outputs]
+    (first, second) = sorted(applied, key=len)
+    assert first == [
+        f"The engine is {engine}, as recorded when the database was first migrated.",
+        "The database is migrated.",
+    ]
+    offers = {"plain": "does not offer", "timescale": "offers"}[engine]
+    assert second[0] == f"The engine is {engine}, since this server {offers} TimescaleDB Community."
+    assert len(second) > len(first)
 
 
 # It holds longer than the 5 s that a migration waits for any other lock.
@@ -257,6 +266,36 @@ def test_timescale_where_the_server_lacks_it_is_refused_and_leaves_nothing(empty
     assert state(empty_database_url).revision is None
     migrate(empty_database_url, engine="auto")
     assert state(empty_database_url).engine == "plain"
+
+
+@on_timescale
+def test_a_role_that_may_not_create_the_extension_does_not_end_on_plain_unawares(empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS tenant")
+        connection.execute("CREATE ROLE tenant LOGIN")
+        connection.execute("GRANT CREATE ON SCHEMA public TO tenant")
+        connection.execute("CREATE EXTENSION btree_gist")
+        url = empty_database_url.replace("wattline@", "tenant@")
+        lines: list[str] = []
+        try:
+            for engine in ("auto", "timescale"):
+                with pytest.raises(SetupError, match=r"CREATE EXTENSION timescaledb; .*WATTLINE_ENGINE=plain"):
+                    migrate(url, engine=engine, progress=lines.append)
+                assert state(url).engine is None
+            migrate(url, engine="plain", progress=lines.append)
+            assert lines == ["The engine is plain, as WATTLINE_ENGINE asks."]
+        finally:
+            connection.execute("DROP OWNED BY tenant CASCADE")
+            connection.execute("DROP ROLE tenant")
+
+
+@needs_timescale
+def test_a_server_that_has_timescale_but_does_not_load_it_is_refused(tmp_path: Path) -> None:
+    pg_bin = available_engines()["timescale"].bin
+    with running(tmp_path, pg_bin=pg_bin, settings={"shared_preload_libraries": ""}) as url:
+        with pytest.raises(SetupError, match="shared_preload_libraries"):
+            migrate(url)
+        migrate(url, engine="plain")
 
 
 def test_an_engine_that_contradicts_the_record_is_refused(database_url: str, engine: str) -> None:
