@@ -27,6 +27,56 @@ UNAVAILABLE = (
     psycopg.errors.ReadOnlySqlTransaction,
 )
 
+# The causes for which no batch can be stored, each with the sentence for the operator. They are the values of `status`
+# in /health/ready.
+STORE_FAULTS = {
+    "standby": "The server is a standby: nothing can be stored. Point DATABASE_URL to the primary.",
+    "read_only": (
+        "default_transaction_read_only is on: nothing can be stored. Turn it off for this database and role "
+        "(ALTER DATABASE ... RESET, ALTER ROLE ... RESET)."
+    ),
+    "not_preloaded": (
+        "The server does not load TimescaleDB: nothing can be stored, and most answers fail. Add timescaledb to "
+        "shared_preload_libraries in postgresql.conf, and restart the server."
+    ),
+    "not_hypertables": (
+        "meter_reading or vehicle_reading is no hypertable, as after an incomplete restore: nothing is stored. Restore "
+        "into an empty database, with SELECT timescaledb_pre_restore(); before and SELECT timescaledb_post_restore(); "
+        "after."
+    ),
+    "keys_missing": (
+        "The primary key of meter_reading or vehicle_reading is missing, as after an incomplete restore: nothing is "
+        "stored, since each reading could be stored twice. Restore into an empty database without an error; with "
+        "TimescaleDB, SELECT timescaledb_pre_restore(); before and SELECT timescaledb_post_restore(); after."
+    ),
+    "not_permitted": (
+        "The role may not write what a batch needs: nothing can be stored. As the owner of the database, GRANT SELECT, "
+        "INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public to the role of DATABASE_URL."
+    ),
+    "policies_missing": "The policies were never applied, so nothing is refreshed or dropped: run `wattline migrate`.",
+}
+
+
+class CannotStore(psycopg.OperationalError):
+    """The database answers, but one of STORE_FAULTS holds, whose sentence is the message."""
+
+
+# Those that hold now, as one array; only for a database that is migrated.
+FIND_STORE_FAULTS = """
+    SELECT array_remove(ARRAY[
+        CASE WHEN pg_is_in_recovery() THEN 'standby'
+             WHEN current_setting('default_transaction_read_only')::boolean THEN 'read_only' END,
+        engine_fault(),
+        CASE WHEN (SELECT count(*) FROM pg_constraint
+                   WHERE contype = 'p' AND conrelid IN ('meter_reading'::regclass, 'vehicle_reading'::regclass)) < 2
+             THEN 'keys_missing' END,
+        CASE WHEN NOT (SELECT bool_and(has_table_privilege(name, 'INSERT'))
+                       FROM unnest(ARRAY['meter', 'vehicle', 'meter_reading', 'vehicle_reading', 'meter_state',
+                                         'vehicle_state', 'touched_hour', 'quarantine']) AS name)
+             THEN 'not_permitted' END,
+        CASE WHEN (SELECT policies_applied_at FROM installation) IS NULL THEN 'policies_missing' END], NULL)
+"""
+
 # These are the options that libpq itself would hide in a dialogue.
 _SECRETS = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.dispchar in (b"*", b"D")}
 

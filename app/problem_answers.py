@@ -13,7 +13,7 @@ from litestar.types.internal_types import PathParameterDefinition
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app.database import UNAVAILABLE
+from app.database import STORE_FAULTS, UNAVAILABLE, CannotStore
 from app.errors import (
     BodyTooLarge,
     InternalError,
@@ -58,6 +58,10 @@ def translated(error: Exception) -> ServiceError | None:
             return InvalidParameter("A text holds a character that no id has.")
         case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedFunction():
             return StoreUnavailable("The database is not migrated: run `wattline migrate`.")
+        case psycopg.errors.InternalError_() as refused if "must be preloaded" in str(refused):
+            return StoreUnavailable(STORE_FAULTS["not_preloaded"])
+        case CannotStore():
+            return StoreUnavailable(str(error))
         case away if isinstance(away, UNAVAILABLE):
             return StoreUnavailable()
         case PoolTimeout():

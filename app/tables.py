@@ -244,6 +244,7 @@ installation = Table(
     Column("engine", Text, nullable=False),
     Column("sql_checksum", Text),
     Column("installed_at", Moment, nullable=False, server_default=func.now()),
+    Column("policies_applied_at", Moment),
     Column("quarantine_dropped", BigInteger, nullable=False, server_default="0"),
     Column("judged_as_of", Moment),
     Column("webhooks_queued", BigInteger),
@@ -289,7 +290,6 @@ _FLEET_COLUMNS = (
     Column("dc_milliwh", BigInteger),
     Column("vehicle_readings", BigInteger),
 )
-
 
 _RANGE = (bindparam("range_from", type_=Moment), bindparam("range_to", type_=Moment))
 _DEVICES = bindparam("devices", None, type_=ARRAY(Integer))

@@ -83,6 +83,17 @@ LANGUAGE sql STABLE AS $$
     GROUP BY stored.name, stored.relation
 $$;
 
+-- Why this engine stores no reading; NULL when it does. Where the library is not loaded, a reading would go into the
+-- hypertable's own table, which no answer reads.
+CREATE FUNCTION engine_fault() RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT CASE
+        WHEN NOT EXISTS (SELECT FROM pg_settings WHERE name = 'timescaledb.max_background_workers') THEN 'not_preloaded'
+        WHEN (SELECT count(*) FROM _timescaledb_catalog.hypertable
+              WHERE format('%I.%I', schema_name, table_name)::regclass
+                  IN ('meter_reading'::regclass, 'vehicle_reading'::regclass)) < 2 THEN 'not_hypertables'
+    END
+$$;
+
 -- Returns until when partitions exist for new readings; NULL here, since TimescaleDB makes a chunk when an insert
 -- needs it.
 CREATE FUNCTION prepared_until() RETURNS timestamptz LANGUAGE sql STABLE AS $$ SELECT NULL::timestamptz $$;

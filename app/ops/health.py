@@ -1,14 +1,16 @@
 """The health calls: one tells that the process is alive, the other that the service can serve."""
 
 import msgspec
+import psycopg
 from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import __version__
+from app.database import FIND_STORE_FAULTS
 from app.migrate import migrated, newest_revision
 from app.problem_answers import translated
 
@@ -21,7 +23,7 @@ class Live(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True, rename="camel"):
-    """The service can serve: its database answers and is migrated to the revision that this version needs."""
+    """The service can serve: its database answers, is migrated to the revision that this version needs, and stores."""
 
     status: str
     version: str
@@ -57,11 +59,16 @@ async def _look(pool: AsyncEngine) -> Ready:
         async with pool.connect() as connection:
             postgresql, timescaledb = (await connection.execute(_VERSIONS)).one()
             found = await connection.run_sync(migrated)
+            if found.by_other_sql or found.revision != needed:
+                status = "other_sql" if found.by_other_sql else "not_migrated"
+            else:
+                status = next(iter(await connection.scalar(text(FIND_STORE_FAULTS)) or ()), "ok")
     except SQLAlchemyError as error:
+        if isinstance(error, DBAPIError) and isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+            return Ready("not_permitted", __version__, needed)
         if translated(error) is None:
             raise
         return Ready("database_away", __version__, needed)
-    status = "other_sql" if found.by_other_sql else "ok" if found.revision == needed else "not_migrated"
     return Ready(status, __version__, needed, found.revision, found.engine, postgresql, timescaledb)
 
 

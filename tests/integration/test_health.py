@@ -1,13 +1,24 @@
 """The health calls: is the service alive, can it serve, and on what?"""
 
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
 import httpx
 import psycopg
+import pytest
 
 from app import __version__
-from app.migrate import newest_revision
+from app.database import STORE_FAULTS
+from app.migrate import migrate, newest_revision
+from app.postgres.embedded import running
 from app.settings import Settings
+from tests.fixtures.database import available_engines
+from tests.fixtures.engines import needs_timescale, on_timescale
+from tests.fixtures.readings import meter_reading, store
 from tests.fixtures.sending import meter, minutes_ago, problem
 from tests.fixtures.service import service
+from tests.integration.test_doctor import complaints
 
 
 async def test_a_service_that_can_serve_names_engine_and_versions(
@@ -39,6 +50,76 @@ async def test_a_database_of_other_sql_is_not_ready(client: httpx.AsyncClient, c
         "other_sql",
         newest_revision(),
     )
+
+
+FAULTS = {
+    "read_only": "ALTER DATABASE {name} SET default_transaction_read_only = on",
+    "keys_missing": "ALTER TABLE vehicle_reading DROP CONSTRAINT vehicle_reading_pkey",
+    "policies_missing": "UPDATE installation SET policies_applied_at = NULL",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_database_that_cannot_store_is_not_ready_and_stores_nothing(
+    database_url: str, connection: psycopg.Connection, fault: str
+) -> None:
+    connection.execute(FAULTS[fault].format(name=connection.info.dbname).encode())
+    await refuses_batches(database_url, fault)
+    assert connection.execute("SELECT count(*) FROM meter_reading").fetchone() == (0,)
+
+
+async def refuses_batches(url: str, fault: str) -> None:
+    """Ready names the fault, a batch is answered with its sentence, and the doctor says the same once."""
+    async with service(Settings(database_url=url)) as client:
+        answer = await client.get("/health/ready")
+        assert (answer.status_code, answer.json()["status"]) == (503, fault)
+        refused = problem(await client.post("/v1/telemetry", json=meter(minutes_ago(1))), 503, "store_unavailable")
+        assert refused["detail"] == STORE_FAULTS[fault]
+    assert complaints(url).count(STORE_FAULTS[fault]) == 1
+
+
+@pytest.mark.parametrize("rights", ["", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader"], ids=["none", "read"])
+async def test_a_role_that_may_not_write_is_not_ready(
+    database_url: str, connection: psycopg.Connection, rights: str
+) -> None:
+    connection.execute("DROP ROLE IF EXISTS reader")
+    connection.execute("CREATE ROLE reader LOGIN")
+    try:
+        connection.execute(rights.encode())
+        async with service(Settings(database_url=database_url.replace("wattline@", "reader@"))) as client:
+            answer = await client.get("/health/ready")
+            assert (answer.status_code, answer.json()["status"]) == (503, "not_permitted")
+    finally:
+        connection.execute("DROP OWNED BY reader")
+        connection.execute("DROP ROLE reader")
+
+
+def restore_without_preparation(url: str, into: str) -> None:
+    """As an operator does who reads neither the manual nor the three errors."""
+    pg_bin = available_engines()["timescale"].bin
+    dump = subprocess.run([pg_bin / "pg_dump", "-Fc", url], capture_output=True, check=True).stdout
+    command = [str(pg_bin / "pg_restore"), "--no-owner", "-d", into]
+    assert subprocess.run(command, input=dump, capture_output=True).returncode == 1
+
+
+@needs_timescale
+async def test_a_server_that_does_not_load_timescale_is_not_ready(tmp_path: Path) -> None:
+    pg_bin = available_engines()["timescale"].bin
+    with running(tmp_path, pg_bin=pg_bin) as url:
+        migrate(url)
+    with running(tmp_path, pg_bin=pg_bin, settings={"shared_preload_libraries": ""}) as url:
+        await refuses_batches(url, "not_preloaded")
+        async with service(Settings(database_url=url)) as client:
+            answer = problem(await client.get("/v1/analytics/freshness"), 503, "store_unavailable")
+            assert answer["detail"] == STORE_FAULTS["not_preloaded"]
+
+
+@on_timescale
+async def test_a_restore_without_preparation_stores_nothing(database_url: str, empty_database_url: str) -> None:
+    await store(database_url, meter_reading(datetime.now(UTC)))
+    restore_without_preparation(database_url, empty_database_url)
+    migrate(empty_database_url)
+    await refuses_batches(empty_database_url, "keys_missing")
 
 
 async def test_a_database_without_tables_is_not_ready_and_stores_nothing(empty_database_url: str) -> None:

@@ -114,8 +114,14 @@ class Session:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = await connect(self._url)
-            statements.prepare_connection(self._connection)
+            connection = await connect(self._url)
+            try:
+                await statements.refuse_store_faults(connection)
+            except psycopg.Error:
+                await connection.close()
+                raise
+            statements.prepare_connection(connection)
+            self._connection = connection
         return self._connection
 
     async def _commit(self, connection: Connection, rows: StreamRows, also: Also | None, *, staged: bool) -> Stored:

@@ -10,13 +10,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import NamedTuple
 
 import psycopg
+import structlog
 from psycopg.rows import scalar_row
 from psycopg.types.numeric import Int8BinaryLoader
 
-from app.database import TRANSACTION_SECONDS
+from app.database import FIND_STORE_FAULTS, STORE_FAULTS, TRANSACTION_SECONDS, CannotStore
 from app.ingest.batch import Row
 from app.telemetry.instant import DAY_US, HOUR_US, instant
 from app.telemetry.reading import Stream
+
+_log = structlog.get_logger()
 
 Connection = psycopg.AsyncConnection[Row]
 #: Devices by stream and hour since 2000-01-01.
@@ -133,6 +136,14 @@ _MERGE_TOUCHED = """
     ON CONFLICT (stream, device_id, hour) DO UPDATE SET at = excluded.at
     WHERE known.at < excluded.at
 """
+
+
+async def refuse_store_faults(connection: Connection) -> None:
+    """Raises CannotStore when one of STORE_FAULTS holds."""
+    found = await (await connection.execute(FIND_STORE_FAULTS)).fetchone()
+    if faults := found and found[0]:
+        _log.warning("store_unavailable", faults=faults)
+        raise CannotStore(STORE_FAULTS[faults[0]])
 
 
 def prepare_connection(connection: Connection) -> None:

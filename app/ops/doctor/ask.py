@@ -12,7 +12,7 @@ import psycopg
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from app.database import command_connection, shown_url
+from app.database import FIND_STORE_FAULTS, command_connection, shown_url
 from app.errors import SetupError
 from app.fleet.states import DEVICES_IN_SERVICE
 from app.migrate import migrated, newest_revision
@@ -53,6 +53,8 @@ def _ask(subject: str, question: Callable[[Connection, Facts], None], connection
             connection.execute(text("SET LOCAL statement_timeout = '5s'"))
             question(connection, facts)
     except DBAPIError as error:
+        if "not_preloaded" in facts.store_faults:
+            return  # the cause is a finding already
         missing = isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction)
         # A database of another revision, or of other SQL, lacks parts: its migration state says so already.
         if not missing or (facts.revision == facts.needed_revision and not facts.by_other_sql):
@@ -76,8 +78,6 @@ def _server(connection: Connection, facts: Facts) -> None:
                current_setting('server_version_num')::integer AS postgresql_number,
                (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb') AS timescaledb,
                pg_postmaster_start_time() AS started_at,
-               pg_is_in_recovery() AS standby,
-               current_setting('default_transaction_read_only')::boolean AS read_only,
                ARRAY(SELECT name FROM unnest(ARRAY['fsync', 'full_page_writes', 'synchronous_commit']) AS name
                      WHERE current_setting(name) = 'off') AS unsafe_settings,
                (SELECT least(current_setting('max_connections')::integer
@@ -111,6 +111,10 @@ def _disk(_: Connection, facts: Facts) -> None:
 def _migration(connection: Connection, facts: Facts) -> None:
     found = migrated(connection)
     facts.engine, facts.revision, facts.by_other_sql = found.engine, found.revision or "", found.by_other_sql
+
+
+def _storing(connection: Connection, facts: Facts) -> None:
+    facts.store_faults = connection.scalars(text(FIND_STORE_FAULTS)).one()
 
 
 def _policies(connection: Connection, facts: Facts) -> None:
@@ -154,6 +158,7 @@ _QUESTIONS: tuple[tuple[str, Callable[[Connection, Facts], None]], ...] = (
     ("clock", _clock),
     ("disk", _disk),
     ("migration state", _migration),
+    ("ability to store readings", _storing),
     ("policies", _policies),
     ("jobs", _jobs),
     ("freshness of the aggregates", _freshness),

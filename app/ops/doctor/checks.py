@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, timedelta
 
-from app.database import most_connections
+from app.database import STORE_FAULTS, most_connections
 from app.fleet.states import REPORTING_MINUTES
 from app.migrate import OTHER_SQL
 from app.ops.doctor.facts import Facts, Server
@@ -67,13 +67,7 @@ def _engine(facts: Facts) -> Iterator[str]:
 
 
 def _writable(facts: Facts) -> Iterator[str]:
-    if facts.server and facts.server.standby:
-        yield "The server is a standby: nothing can be stored. Point DATABASE_URL to the primary."
-    elif facts.server and facts.server.read_only:
-        yield (
-            "default_transaction_read_only is on: nothing can be stored. Turn it off for this database and role "
-            "(ALTER DATABASE ... RESET, ALTER ROLE ... RESET)."
-        )
+    yield from map(STORE_FAULTS.__getitem__, facts.store_faults)
 
 
 def _durability(facts: Facts) -> Iterator[str]:

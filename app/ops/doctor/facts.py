@@ -16,8 +16,6 @@ class Server(msgspec.Struct, frozen=True):
     postgresql_number: int
     timescaledb: str | None
     started_at: datetime
-    standby: bool
-    read_only: bool
     unsafe_settings: list[str]
     connections_allowed: int
     service_connections: int
@@ -106,6 +104,7 @@ class Facts(msgspec.Struct, kw_only=True):
     revision: str | None = None
     by_other_sql: bool = False
     engine: str | None = None
+    store_faults: list[str] = []
     plan: Plan | None = None
     jobs: list[Job] = []
     scheduler: Scheduler | None = None
