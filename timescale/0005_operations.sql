@@ -15,11 +15,12 @@ LANGUAGE sql STABLE AS $$
            END,
            coalesce(job.config ->> 'aggregate', regexp_replace(job.hypertable_name, '_cagg$', '')),
            job.schedule_interval,
-           NOT job.scheduled,
-           nullif(stats.last_run_started_at, '-infinity'),
+           NOT job.scheduled OR coalesce(job.next_start = 'infinity', false),
+           -- A pause until 'infinity', and a job that never ran, have no time that a driver could load.
+           CASE WHEN isfinite(stats.last_run_started_at) THEN stats.last_run_started_at END,
            -- NULL before the first run has ended.
            lower(stats.last_run_status),
-           nullif(job.next_start, '-infinity'),
+           CASE WHEN isfinite(job.next_start) THEN job.next_start END,
            CASE stats.last_run_status WHEN 'Failed' THEN (
                SELECT failed.err_message FROM timescaledb_information.job_errors AS failed
                WHERE failed.job_id = job.job_id

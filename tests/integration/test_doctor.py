@@ -386,12 +386,16 @@ def test_a_policies_file_that_is_broken(database_url: str, monkeypatch: pytest.M
 
 
 @on_timescale
-def test_a_paused_job(database_url: str, connection: psycopg.Connection) -> None:
+@pytest.mark.parametrize("pause", ["scheduled => false", "next_start => 'infinity'"])
+def test_a_paused_job(database_url: str, connection: psycopg.Connection, pause: str) -> None:
     job = job_id(connection, "policy_compression", "meter_reading")
-    connection.execute("SELECT alter_job(%s, scheduled => false)", [job])
-    assert complaints(database_url) == [
-        f"The job {job} (compress meter_reading) is paused: SELECT alter_job({job}, scheduled => true);"
-    ]
+    connection.execute(f"SELECT alter_job(%s, {pause})".encode(), [job])
+    resume = f"SELECT alter_job({job}, scheduled => true, next_start => now());"
+    assert complaints(database_url) == [f"The job {job} (compress meter_reading) is paused: {resume}"]
+    (line,) = [line for line in lines(examined(database_url)[0], "Jobs") if line.startswith("compress  meter_reading ")]
+    assert line.endswith(" paused")
+    connection.execute(resume.encode())
+    assert complaints(database_url) == []
 
 
 # Readings

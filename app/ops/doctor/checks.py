@@ -147,7 +147,7 @@ def _jobs(facts: Facts) -> Iterator[str]:
     for job in facts.jobs:
         name = f"{job.job_id} ({job.work} {job.target})"
         if job.paused:
-            yield f"The job {name} is paused: SELECT alter_job({job.job_id}, scheduled => true);"
+            yield f"The job {name} is paused: SELECT alter_job({job.job_id}, scheduled => true, next_start => now());"
         if job.last_status == "failed":
             failed[job.last_error or "see the log of the server"].append(name)
     for error, names in failed.items():
