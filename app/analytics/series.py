@@ -263,11 +263,11 @@ def _efficiency(
     ac, dc = evidence.paired_ac_milliwh, evidence.paired_dc_milliwh
     paired, ratios = _trailing(starts, buckets, [(minute, ac[minute], dc[minute]) for minute in sorted(ac)])
     span_s = max(_SECONDS[buckets.width], 60 * _EFFICIENCY_MINUTES)
-    first_kept = kept_from.timestamp() + span_s - _SECONDS[buckets.width]
-    kept = [start >= first_kept for start in starts]
+    first = kept_from.timestamp() + span_s - _SECONDS[buckets.width]
+    whole = [start >= first for start in starts]
     return (
-        [count if is_kept else None for count, is_kept in zip(paired, kept, strict=True)],
-        [ratio if is_kept else None for ratio, is_kept in zip(ratios, kept, strict=True)],
+        [count if is_whole else None for count, is_whole in zip(paired, whole, strict=True)],
+        [ratio if is_whole else None for ratio, is_whole in zip(ratios, whole, strict=True)],
     )
 
 

@@ -176,8 +176,7 @@ async def _judge_devices(
     meters = {meter for _, _, meter in changed} - {NO_METER}
     froze = await tables.meters_that_froze(connection, meters, first - TRAILING_HOURS + 1)
     for stream, devices in ((Stream.VEHICLE, {vehicle for vehicle, _, _ in changed}), (Stream.METER, froze)):
-        # Outside the windows that changed, the states differ at most for devices whose alert is open now and was not,
-        # or was open and is not now.
+        # After `last`, alerts can differ only where one is open at `last` that was not, or one that was open is not.
         further = await _judge_stream(connection, stream, devices, first, last, settings)
         await _judge_stream(connection, stream, further, first, None, settings)
 

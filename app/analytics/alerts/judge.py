@@ -1,4 +1,4 @@
-"""A device's hours to its alerts. Pure; hours since 1970.
+"""The alerts of a device, judged by its hours. Pure; hours since 1970.
 
 Each hour in which the device has a row is judged over the 24 hours before its end. Nothing is known of other hours, so
 an open alert stays open in them.

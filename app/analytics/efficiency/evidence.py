@@ -89,7 +89,10 @@ async def fetch_sides(
 async def fetch_concerned(
     connection: AsyncConnection, vehicles: set[int], meters: set[int], range_from: datetime, range_to: datetime
 ) -> list[int]:
-    """Returns the vehicles whose pairs may change with a reading of these devices. Vehicles of a meter are adjacent."""
+    """Returns the vehicles whose pairs may change with readings of these devices, those of a meter side by side.
+
+    They are these vehicles, and all vehicles at their meters and at these meters.
+    """
     bounds = {"range_from": range_from, "range_to": range_to}
     found = [(*row,) for row in await connection.execute(_METERS_OF, {"devices": [*vehicles], **bounds})]
     near = meters.union(meter_id for _, meter_id in found)

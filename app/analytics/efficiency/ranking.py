@@ -1,4 +1,4 @@
-"""The efficiency of the fleet's vehicles or meters, worst first, from the hours that the evaluator keeps."""
+"""The efficiency of the fleet's vehicles or meters, worst first, from the hours that the evaluator has judged."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from app.settings import Settings
 
 By: TypeAlias = Literal["vehicle", "meter"]
 _HOUR, _TICK = timedelta(hours=1), timedelta(microseconds=1)
-# While hours wait to be judged, nothing reports that some have been.
+# During a long round of the evaluator, `judged_as_of` stands still although hours are judged.
 _CACHE_SECONDS = 60
 Connection: TypeAlias = AsyncConnection[tuple[Any, ...]]
 
@@ -60,7 +60,7 @@ class EfficiencyRanking(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Rankings:
-    """The rankings of the fleet. Those of the last 24 hours are kept for about a minute, until hours are judged anew.
+    """The rankings of the fleet. Those of the last 24 hours are cached for about a minute, until hours are judged anew.
 
     They sum 24 rows of every device, 120,000 with 5,000 vehicles: this takes 25 ms, and each open dashboard asks.
     """
