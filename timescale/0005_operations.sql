@@ -84,7 +84,7 @@ LANGUAGE sql STABLE AS $$
     GROUP BY stored.name, stored.relation
 $$;
 
--- Why this engine stores no reading; NULL when it does. Where the library is not loaded, a reading would go into the
+-- Returns why this engine stores no reading; NULL when it does. If the library is not loaded, a reading goes into the
 -- hypertable's own table, which no answer reads.
 CREATE FUNCTION engine_fault() RETURNS text LANGUAGE sql STABLE AS $$
     SELECT CASE

@@ -40,7 +40,7 @@ LANGUAGE sql STABLE AS $$
     GROUP BY stored
 $$;
 
--- Why this engine stores no reading: none but what holds for both engines.
+-- Returns why this engine stores no reading; NULL here, since all causes hold for both engines.
 CREATE FUNCTION engine_fault() RETURNS text LANGUAGE sql STABLE AS $$ SELECT NULL $$;
 
 -- Returns until when partitions exist for new readings. The maintenance loop makes those of the next two days.
