@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.database import command_connection
 from app.errors import SetupError
-from app.policies.apply import apply_policies
+from app.policies.apply import migrate_policies
 from app.policies.invariants import read_policies
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +36,7 @@ def migrate(
 ) -> list[str]:
     """Migrates to the newest revision and applies timescale/policies.toml; returns one line per changed policy.
 
+    After the first installation, changes that could lose something are left, and one more line names them.
     `progress` is called with a line that names the engine and the reason for it. Raises SetupError when a migration
     fails, when other SQL made the database, and when the requested engine is unavailable or not the database's own.
     """
@@ -55,7 +56,7 @@ def migrate(
                 connection.execute(
                     text("UPDATE installation SET policies_applied_at = coalesce(policies_applied_at, now())")
                 )
-                return apply_policies(connection, policies)
+                return migrate_policies(connection, policies)
         except (CommandError, DBAPIError) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
             raise SetupError(f"The database cannot be migrated: {reason}") from error

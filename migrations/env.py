@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 from app.database import create_sync_engine
 from app.migrate import sql_checksum
-from app.tables import metadata
+from app.policies.record import policy_change
 from migrations.engine import engine_setting, refuse_foreign
 
 # The SQL files of an engine make partitions, and tables that only this engine has. The metadata does not know them.
@@ -51,7 +51,7 @@ def run_migrations(connection: Connection) -> None:
     connection.commit()
     context.configure(
         connection=connection,
-        target_metadata=metadata,
+        target_metadata=policy_change.metadata,
         include_object=include_object,
         # A table of Wattline's own, so that another application may migrate the same database by Alembic.
         version_table="wattline_version",

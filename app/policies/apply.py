@@ -1,15 +1,85 @@
-"""The application of the plan, which brings the database's policies to the desired state."""
+"""Brings the database's policies to the desired state, or back to the former one, and records each change."""
 
-from sqlalchemy import Connection, text
+import getpass
+import os
 
+import msgspec
+from sqlalchemy import Connection, insert, select, text
+
+from app.errors import SetupError
 from app.policies.desired import Policies
-from app.policies.plan import plan_policies
+from app.policies.live import Kind, Rule, live_state
+from app.policies.plan import Change, Plan, compare, loses_nothing, plan_policies
+from app.policies.record import policy_change
 
 
-def apply_policies(connection: Connection, policies: Policies) -> list[str]:
-    """Executes the plan in the connection's transaction; returns one line per change."""
+class Recorded(msgspec.Struct, frozen=True):
+    """The rules of one policy, as they stand in the table `policy_change`; none where there was no policy."""
+
+    kind: Kind
+    name: str
+    rules: list[Rule]
+
+
+def migrate_policies(connection: Connection, policies: Policies) -> list[str]:
+    """Applies all changes at the first installation, later those that lose nothing; returns a line for each.
+
+    One more line names the changes that are left.
+    """
     changes = plan_policies(connection, policies).changes
+    first = connection.execute(select(policy_change.c.id).limit(1)).first() is None
+    applied = [change for change in changes if first or loses_nothing(change)]
+    if first or applied:
+        apply_changes(connection, applied, "first installation" if first else "wattline migrate")
+    left = [change.words for change in changes if change not in applied]
+    note = f"Left for `wattline policy apply`, which shows what each would do: {'; '.join(left)}."
+    return [change.words for change in applied] + ([note] if left else [])
+
+
+def apply_policies(connection: Connection, policies: Policies, reason: str | None = None) -> list[str]:
+    """Applies all changes in the connection's transaction; returns a line for each."""
+    changes = plan_policies(connection, policies).changes
+    apply_changes(connection, changes, reason)
+    return [change.words for change in changes]
+
+
+def apply_changes(connection: Connection, changes: list[Change], reason: str | None) -> None:
+    """Makes the changes in the connection's transaction, and records them with who asks and why."""
     for change in changes:
         for statement in change.statements:
             connection.execute(text(statement), change.parameters)
-    return [change.words for change in changes]
+    connection.execute(
+        insert(policy_change).values(
+            os_user=_os_user(),
+            reason=reason,
+            changes=[change.words for change in changes],
+            former=msgspec.to_builtins([Recorded(change.kind, change.name, change.live) for change in changes]),
+            new=msgspec.to_builtins([Recorded(change.kind, change.name, change.desired) for change in changes]),
+        )
+    )
+
+
+def plan_revert(connection: Connection) -> Plan:
+    """The changes that bring the state before the last recorded change back. It only reads.
+
+    Raises SetupError when nothing was changed since the installation.
+    """
+    newest = select(policy_change.c.former).order_by(policy_change.c.id.desc()).limit(2)
+    records = connection.scalars(newest).all()
+    if len(records) < 2:
+        raise SetupError("There is nothing to revert: no policy was changed since the installation.")
+    former = msgspec.convert(records[0], list[Recorded])
+    engine = connection.scalars(text("SELECT engine FROM installation")).one()
+    live = live_state(connection, engine)
+    foreign = [policy for policy in former if None in policy.rules]
+    back = {(policy.kind, policy.name): policy.rules for policy in former if policy not in foreign}
+    desired = {key: rules for key, rules in (live | back).items() if rules}
+    notes = [f"The {policy.kind} of {policy.name} was no rule of Wattline's and stays as it is." for policy in foreign]
+    return Plan(compare(desired, live, engine), notes)
+
+
+def _os_user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user without a name
+        return f"uid {os.getuid()}"

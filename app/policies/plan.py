@@ -6,13 +6,20 @@ from typing import Any, get_args
 import msgspec
 from sqlalchemy import Connection, text
 
-from app.policies.desired import Policies, Table
+from app.policies.desired import Aggregate, Policies, Table
 from app.policies.live import Kind, RefreshRule, Rule, State, desired_state, live_state, relation_of
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A change of one policy: a sentence for the operator, and the statements with their parameters."""
+    """One policy that is to change: a sentence for the operator, and the statements with their parameters.
 
+    `desired` and `live` are its rules afterwards and before; without one, the database has no such policy.
+    """
+
+    kind: Kind
+    name: str
+    desired: list[Rule]
+    live: list[Rule]
     words: str
     statements: tuple[str, ...]
     parameters: dict[str, Any]
@@ -35,18 +42,51 @@ def plan_policies(connection: Connection, policies: Policies) -> Plan:
 def compare(desired: State, live: State, engine: str) -> list[Change]:
     """Returns a change for each policy that differs; one that does not is left alone, with its history."""
     # Refreshes are 5 s apart, lower levels first: each finds the level below it done, and no two start together.
-    refreshed = [name for kind, name in desired if kind == "refresh"]
-    start_second = {name: 5 * position for position, name in enumerate(refreshed)}
+    start_second = {name: 5 * position for position, name in enumerate(get_args(Aggregate))}
     changed = [key for key in desired if live.get(key, []) != desired[key]]
     ended = [key for key in live if key not in desired and key[0] != "chunk_interval"]
     return [
         Change(
+            *key,
+            desired.get(key, []),
+            live.get(key, []),
             _sentence(*key, desired.get(key, []), live.get(key, [])),
             _statements(engine, *key, ends=key in ended),
             _parameters(key[1], desired.get(key, [])) | {"start_second": start_second.get(key[1])},
         )
         for key in changed + ended
     ]
+
+
+def loses_nothing(change: Change) -> bool:
+    """Whether `wattline migrate` may make the change: no row is dropped or compressed earlier, and no policy ends.
+
+    Nor is anything refreshed further back. A retention that counts from something else than a reading's time cannot be
+    compared, and neither can such a columnstore policy: each is left to who reads the plan.
+    """
+    if not change.desired:
+        return False
+    match change.kind:
+        case "chunk_interval":
+            return True
+        case "refresh":
+            wanted, rules = change.desired[0], [rule for rule in change.live if isinstance(rule, RefreshRule)]
+            return not rules or any(_reaches_back(rule, wanted) for rule in rules)
+        case "columnstore" if not change.live:
+            return True
+    ages = [rule for rule in change.live if isinstance(rule, timedelta)]
+    return bool(ages) and isinstance(change.desired[0], timedelta) and change.desired[0] >= min(ages)
+
+
+def drops(change: Change) -> bool:
+    """Whether rows may be dropped for the change that would have been kept without it."""
+    return change.kind == "retention" and bool(change.desired) and not loses_nothing(change)
+
+
+def _reaches_back(rule: RefreshRule, wanted: Rule) -> bool:
+    """Whether the rule covers the start of the wanted one."""
+    start = wanted.start if isinstance(wanted, RefreshRule) else None
+    return rule.start is None or (start is not None and start <= rule.start)
 
 
 def _parameters(name: str, rules: list[Rule]) -> dict[str, Any]:

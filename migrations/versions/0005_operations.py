@@ -1,4 +1,8 @@
-"""The SQL functions that tell an operator about jobs, their scheduler and sizes."""
+"""The SQL functions that tell an operator about jobs, their scheduler and sizes; and the record of changed policies."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
 
 from migrations.engine import run_sql
 
@@ -8,7 +12,20 @@ down_revision = "0004"
 
 def upgrade() -> None:
     run_sql("0005_operations.sql")
+    # Here and not with the installation: where aggregates were made anew, their policies are applied as at first.
+    op.create_table(
+        "policy_change",
+        sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+        sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("database_role", sa.Text, nullable=False, server_default=sa.text("SESSION_USER")),
+        sa.Column("os_user", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text),
+        sa.Column("changes", postgresql.ARRAY(sa.Text), nullable=False),
+        sa.Column("former", postgresql.JSONB, nullable=False),
+        sa.Column("new", postgresql.JSONB, nullable=False),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("policy_change")
     run_sql("0005_operations.down.sql")

@@ -8,7 +8,7 @@ from app.database import STORE_FAULTS, most_connections
 from app.fleet.states import REPORTING_MINUTES
 from app.migrate import OTHER_SQL
 from app.ops.doctor.facts import Facts, Server
-from app.policies.plan import words
+from app.policies.plan import loses_nothing, words
 
 LAG = timedelta(minutes=10)
 CLOCK_SECONDS = 5
@@ -102,15 +102,18 @@ def _disk(facts: Facts) -> Iterator[str]:
         if free < max(DISK_FREE_BYTES, total * DISK_FREE_SHARE):
             yield (
                 f"The disk under the data directory has {free / 2**30:.1f} GB free of {total / 2**30:.0f} GB: make "
-                "room, or shorten retention in timescale/policies.toml and run `wattline migrate`."
+                "room, or shorten retention in timescale/policies.toml and run `wattline policy apply`."
             )
 
 
 def _policies(facts: Facts) -> Iterator[str]:
-    if facts.plan and facts.plan.changes:
+    if facts.plan and (changes := facts.plan.changes):
+        command = (
+            "migrate" if all(map(loses_nothing, changes)) else "policy plan` to see more, and `wattline policy apply"
+        )
         yield (
-            f"The policies differ from timescale/policies.toml in what is listed above ({len(facts.plan.changes)} to "
-            "come): run `wattline migrate` to apply the file."
+            f"The policies differ from timescale/policies.toml in what is listed above ({len(changes)} to come): run "
+            f"`wattline {command}` to apply the file."
         )
 
 
