@@ -21,6 +21,7 @@ _COMMANDS = {
     "seed": "app.cli.fleet:seed",
     "device": "app.cli.fleet:device",
     "alerts": "app.cli.alerts:alerts",
+    "policy": "app.cli.policy:policy",
 }
 
 
