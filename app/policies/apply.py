@@ -32,7 +32,7 @@ def migrate_policies(connection: Connection, policies: Policies) -> list[str]:
     if first or applied:
         apply_changes(connection, applied, "first installation" if first else "wattline migrate")
     left = [change.words for change in changes if change not in applied]
-    note = f"Left for `wattline policy apply`, which shows what each would do: {'; '.join(left)}."
+    note = f"Left for `wattline policy apply`: {'; '.join(left)}."
     return [change.words for change in applied] + ([note] if left else [])
 
 

@@ -188,7 +188,7 @@ def test_a_refresh_that_the_file_no_longer_names_ends(connection: psycopg.Connec
 
 def left(changes: str) -> str:
     """The line of `wattline migrate` about changes that it does not make."""
-    return f"Left for `wattline policy apply`, which shows what each would do: {changes}."
+    return f"Left for `wattline policy apply`: {changes}."
 
 
 def apply(url: str, policies: Policies) -> list[str]:

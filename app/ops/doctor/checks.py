@@ -108,9 +108,7 @@ def _disk(facts: Facts) -> Iterator[str]:
 
 def _policies(facts: Facts) -> Iterator[str]:
     if facts.plan and (changes := facts.plan.changes):
-        command = (
-            "migrate" if all(map(loses_nothing, changes)) else "policy plan` to see more, and `wattline policy apply"
-        )
+        command = "migrate" if all(map(loses_nothing, changes)) else "policy plan`, then `wattline policy apply"
         yield (
             f"The policies differ from timescale/policies.toml in what is listed above ({len(changes)} to come): run "
             f"`wattline {command}` to apply the file."
