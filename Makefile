@@ -18,7 +18,7 @@ test: .venv/.installed ## Run the tests, on every engine that this machine has
 	@$(BIN)/pytest -n 2 --dist worksteal
 
 check: lint ## Check style, format and types, and run the unit tests: within a minute
-	@$(BIN)/pytest tests/unit -n 2 --dist worksteal
+	@$(BIN)/pytest tests/unit -n 2 --dist loadfile
 
 # Coverage includes the processes that tests start, except those that a test kills.
 coverage: .venv/.installed ## Run the tests and show how much of app/ they run: in total, and the files with the least
