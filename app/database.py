@@ -74,7 +74,7 @@ FIND_STORE_FAULTS = """
                        FROM unnest(ARRAY['meter', 'vehicle', 'meter_reading', 'vehicle_reading', 'meter_state',
                                          'vehicle_state', 'touched_hour', 'quarantine']) AS name)
              THEN 'not_permitted' END,
-        CASE WHEN (SELECT policies_applied_at FROM installation) IS NULL THEN 'policies_missing' END], NULL)
+        CASE WHEN NOT EXISTS (SELECT FROM policy_change) THEN 'policies_missing' END], NULL)
 """
 
 # These are the options that libpq itself would hide in a dialogue.

@@ -42,6 +42,7 @@ from app.ops.maintenance import maintain_forever
 from app.ops.metrics import get_metrics
 from app.ops.server import before_stop, follow_parent
 from app.parameters import refuse_unknown_parameters
+from app.policies.routes import get_storage
 from app.problem_answers import answer_problem, operation_id
 from app.settings import Settings
 from app.webhooks.deliver import deliver_forever
@@ -67,6 +68,7 @@ ROUTES = [
     get_vehicle_coverage,
     get_fleet_live,
     get_freshness,
+    get_storage,
     get_live,
     get_ready,
     get_metrics,

@@ -53,9 +53,6 @@ def migrate(
             progress(f"The engine is {migrated(connection).engine}, {reason}.")
             connection.rollback()
             with connection.begin():
-                connection.execute(
-                    text("UPDATE installation SET policies_applied_at = coalesce(policies_applied_at, now())")
-                )
                 return migrate_policies(connection, policies)
         except (CommandError, DBAPIError) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error

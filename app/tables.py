@@ -244,7 +244,6 @@ installation = Table(
     Column("engine", Text, nullable=False),
     Column("sql_checksum", Text),
     Column("installed_at", Moment, nullable=False, server_default=func.now()),
-    Column("policies_applied_at", Moment),
     Column("quarantine_dropped", BigInteger, nullable=False, server_default="0"),
     Column("judged_as_of", Moment),
     Column("webhooks_queued", BigInteger),

@@ -20,7 +20,7 @@ from migrations.engine import engine_setting, refuse_foreign
 # The SQL files of an engine make partitions, and tables that only this engine has. The metadata does not know them.
 ENGINE_OWNED = re.compile(
     r"(meter|vehicle)_reading_\d{8}|fleet_(meter|vehicle)_minute|(fleet_)?(meter|vehicle)_(hour|day)_kept"
-    r"|full_refresh|source_chunk"
+    r"|cagg_refreshed|source_chunk"
 )
 
 

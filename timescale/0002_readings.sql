@@ -27,13 +27,6 @@ CREATE TABLE vehicle_reading (
 SELECT create_hypertable('meter_reading', by_range('ts', INTERVAL '1 day'), create_default_indexes => false);
 SELECT create_hypertable('vehicle_reading', by_range('ts', INTERVAL '1 day'), create_default_indexes => false);
 
--- Segments and order are the unique key, so that TimescaleDB finds a reading that was sent again in its batch without
--- decompressing others.
-ALTER TABLE meter_reading SET (
-    timescaledb.enable_columnstore, timescaledb.segmentby = 'meter_id', timescaledb.orderby = 'ts DESC');
-ALTER TABLE vehicle_reading SET (
-    timescaledb.enable_columnstore, timescaledb.segmentby = 'vehicle_id', timescaledb.orderby = 'ts DESC');
-
 -- It does nothing here: TimescaleDB makes a chunk when an insert needs it.
 CREATE FUNCTION prepare_days(range_from timestamptz, range_to timestamptz) RETURNS void
 LANGUAGE sql AS $$ SELECT $$;

@@ -1,10 +1,10 @@
 -- The aggregates of each device (minutes, hours, days) and of the fleet (minutes, hours) are continuous aggregates.
 -- They hold what adds up (sums, counts, extremes), never averages. Their buckets have fixed UTC widths: in
 -- TimescaleDB 2.29, buckets of a time zone or of months lose the last one (timescale/timescaledb issue 10296). The
--- aggregates of devices are read in real time: TimescaleDB adds what is not yet materialised from the level below.
+-- policies have those of devices read in real time: TimescaleDB adds what is not yet materialised from the level below.
 -- Sums of sums are cast, since sum(bigint) is numeric.
 
-CREATE MATERIALIZED VIEW meter_minute_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+CREATE MATERIALIZED VIEW meter_minute_cagg WITH (timescaledb.continuous) AS
 SELECT
     meter_id,
     time_bucket(INTERVAL '1 minute', ts) AS bucket,
@@ -19,7 +19,7 @@ GROUP BY meter_id, time_bucket(INTERVAL '1 minute', ts)
 WITH NO DATA;
 
 CREATE MATERIALIZED VIEW vehicle_minute_cagg WITH (
-    timescaledb.continuous, timescaledb.materialized_only = false, timescaledb.create_group_indexes = false) AS
+    timescaledb.continuous, timescaledb.create_group_indexes = false) AS
 SELECT
     vehicle_id,
     time_bucket(INTERVAL '1 minute', ts) AS bucket,
@@ -46,8 +46,7 @@ CREATE INDEX vehicle_minute_meter_id_vehicle_id_bucket_idx ON vehicle_minute_cag
 -- materialised only, and fleet_minute() and fleet_hour() add what is newer. That takes a fifth of the time of
 -- real-time reads: 20 against 100 ms with three minutes of 1,000 readings/s. Above the device minutes, real-time
 -- reads would ask for the watermark once a row, which takes 700 ms.
-CREATE MATERIALIZED VIEW fleet_meter_minute_cagg
-WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
+CREATE MATERIALIZED VIEW fleet_meter_minute_cagg WITH (timescaledb.continuous) AS
 SELECT
     sum(ac_milliwh) AS ac_milliwh,
     time_bucket(INTERVAL '1 minute', ts) AS bucket,
@@ -56,8 +55,7 @@ FROM meter_reading
 GROUP BY time_bucket(INTERVAL '1 minute', ts)
 WITH NO DATA;
 
-CREATE MATERIALIZED VIEW fleet_vehicle_minute_cagg
-WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
+CREATE MATERIALIZED VIEW fleet_vehicle_minute_cagg WITH (timescaledb.continuous) AS
 SELECT
     sum(dc_milliwh) AS dc_milliwh,
     time_bucket(INTERVAL '1 minute', ts) AS bucket,
@@ -66,7 +64,7 @@ FROM vehicle_reading
 GROUP BY time_bucket(INTERVAL '1 minute', ts)
 WITH NO DATA;
 
-CREATE MATERIALIZED VIEW fleet_meter_hour_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
+CREATE MATERIALIZED VIEW fleet_meter_hour_cagg WITH (timescaledb.continuous) AS
 SELECT
     sum(ac_milliwh)::bigint AS ac_milliwh,
     time_bucket(INTERVAL '1 hour', bucket) AS bucket,
@@ -75,7 +73,7 @@ FROM fleet_meter_minute_cagg
 GROUP BY time_bucket(INTERVAL '1 hour', bucket)
 WITH NO DATA;
 
-CREATE MATERIALIZED VIEW fleet_vehicle_hour_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = true) AS
+CREATE MATERIALIZED VIEW fleet_vehicle_hour_cagg WITH (timescaledb.continuous) AS
 SELECT
     sum(dc_milliwh)::bigint AS dc_milliwh,
     time_bucket(INTERVAL '1 hour', bucket) AS bucket,
@@ -84,7 +82,7 @@ FROM fleet_vehicle_minute_cagg
 GROUP BY time_bucket(INTERVAL '1 hour', bucket)
 WITH NO DATA;
 
-CREATE MATERIALIZED VIEW meter_hour_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+CREATE MATERIALIZED VIEW meter_hour_cagg WITH (timescaledb.continuous) AS
 SELECT
     meter_id,
     time_bucket(INTERVAL '1 hour', bucket) AS bucket,
@@ -98,7 +96,7 @@ FROM meter_minute_cagg
 GROUP BY meter_id, time_bucket(INTERVAL '1 hour', bucket)
 WITH NO DATA;
 
-CREATE MATERIALIZED VIEW vehicle_hour_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+CREATE MATERIALIZED VIEW vehicle_hour_cagg WITH (timescaledb.continuous) AS
 SELECT
     vehicle_id,
     time_bucket(INTERVAL '1 hour', bucket) AS bucket,
@@ -116,7 +114,7 @@ FROM vehicle_minute_cagg
 GROUP BY vehicle_id, time_bucket(INTERVAL '1 hour', bucket)
 WITH NO DATA;
 
-CREATE MATERIALIZED VIEW meter_day_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+CREATE MATERIALIZED VIEW meter_day_cagg WITH (timescaledb.continuous) AS
 SELECT
     meter_id,
     time_bucket(INTERVAL '1 day', bucket) AS bucket,
@@ -130,7 +128,7 @@ FROM meter_hour_cagg
 GROUP BY meter_id, time_bucket(INTERVAL '1 day', bucket)
 WITH NO DATA;
 
-CREATE MATERIALIZED VIEW vehicle_day_cagg WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+CREATE MATERIALIZED VIEW vehicle_day_cagg WITH (timescaledb.continuous) AS
 SELECT
     vehicle_id,
     time_bucket(INTERVAL '1 day', bucket) AS bucket,
@@ -147,13 +145,6 @@ SELECT
 FROM vehicle_hour_cagg
 GROUP BY vehicle_id, time_bucket(INTERVAL '1 day', bucket)
 WITH NO DATA;
-
--- The columnstore policies compress these. Their segments are devices, since old buckets are read as the series of
--- one device.
-ALTER MATERIALIZED VIEW meter_minute_cagg SET (timescaledb.enable_columnstore, timescaledb.segmentby = 'meter_id');
-ALTER MATERIALIZED VIEW vehicle_minute_cagg SET (timescaledb.enable_columnstore, timescaledb.segmentby = 'vehicle_id');
-ALTER MATERIALIZED VIEW meter_hour_cagg SET (timescaledb.enable_columnstore, timescaledb.segmentby = 'meter_id');
-ALTER MATERIALIZED VIEW vehicle_hour_cagg SET (timescaledb.enable_columnstore, timescaledb.segmentby = 'vehicle_id');
 
 -- This lists every aggregate after the one that it is made of.
 CREATE VIEW cagg_level (name, source, width) AS VALUES

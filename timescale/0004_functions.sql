@@ -139,129 +139,159 @@ LANGUAGE sql STABLE AS $$
     GROUP BY utc_bucket('1 day', bucket)
 $$;
 
--- This table records when refresh_aggregates() last refreshed everything.
-CREATE TABLE full_refresh (
-    name        text        PRIMARY KEY,
-    started_at  timestamptz NOT NULL
+-- Every reading that was committed before as_of is in the aggregate: its last refresh, or the level below, says so.
+CREATE TABLE cagg_refreshed (
+    name   text        PRIMARY KEY,
+    as_of  timestamptz NOT NULL
 );
 
--- The chunks that each source of an aggregate had at its last refresh, and the last of those that were dropped since.
+-- The chunks that each source of an aggregate had at a refresh. Of those dropped since, the table keeps the last one.
 CREATE TABLE source_chunk (
     source     text        NOT NULL,
     chunk      text        NOT NULL,
     range_end  timestamptz NOT NULL,
-    dropped    boolean     NOT NULL DEFAULT false,
     PRIMARY KEY (source, chunk)
 );
 
--- Returns the instant from which on the aggregates of a source may be refreshed; NULL means not at all. A refresh
--- erases buckets whose rows are gone, since dropping a chunk invalidates its range for good. So no refresh begins
--- before the oldest chunk, nor within a chunk that retention may drop meanwhile, nor before the end of any chunk that
--- was ever dropped: a late reading makes a new chunk in its place, which holds nothing else. Neither a setting nor a
--- chunk that is dropped by hand changes that.
-CREATE FUNCTION cagg_refreshable_from(of_source text) RETURNS timestamptz
-LANGUAGE plpgsql AS $$
-DECLARE
-    first  timestamptz;
-BEGIN
-    -- Two aggregates of one source may be refreshed at once.
-    PERFORM pg_advisory_xact_lock(hashtext('wattline refresh'), hashtext(of_source));
-    WITH present AS MATERIALIZED (
-        SELECT chunk.chunk_name AS chunk, chunk.range_start, chunk.range_end
-        FROM timescaledb_information.chunks AS chunk
-        LEFT JOIN timescaledb_information.continuous_aggregates AS cagg
-            ON cagg.materialization_hypertable_name = chunk.hypertable_name
-        WHERE coalesce(cagg.view_name, chunk.hypertable_name) = of_source
-    ), gone AS (
-        UPDATE source_chunk SET dropped = true
-        WHERE source = of_source AND NOT dropped AND chunk NOT IN (SELECT chunk FROM present)
-    ), come AS (
-        INSERT INTO source_chunk (source, chunk, range_end)
-        SELECT of_source, chunk, range_end FROM present
-        ON CONFLICT DO NOTHING
-    )
-    SELECT min(range_start) INTO first
-    FROM present
-    LEFT JOIN timescaledb_information.jobs AS retention
-        ON retention.proc_name = 'policy_retention' AND retention.hypertable_name = of_source
-    WHERE range_end > now() + INTERVAL '1 day'
-        - coalesce((retention.config ->> 'drop_after')::interval, INTERVAL '1000 years');
+CREATE VIEW present_chunk AS
+SELECT coalesce(cagg.view_name, chunk.hypertable_name) AS source, chunk.chunk_name AS chunk,
+       chunk.range_start, chunk.range_end
+FROM timescaledb_information.chunks AS chunk
+LEFT JOIN timescaledb_information.continuous_aggregates AS cagg
+    ON cagg.materialization_hypertable_name = chunk.hypertable_name;
 
-    -- Of those that were dropped, the last one is enough.
-    DELETE FROM source_chunk AS earlier
-    WHERE source = of_source AND dropped
-        AND EXISTS (SELECT FROM source_chunk AS later
-                    WHERE later.source = of_source AND later.dropped
-                        AND (later.range_end, later.chunk) > (earlier.range_end, earlier.chunk));
-    IF first IS NOT NULL THEN
-        first := greatest(first, (SELECT range_end FROM source_chunk WHERE source = of_source AND dropped));
-    END IF;
-    RETURN first;
+-- Returns the instant from which on the aggregates of a source may be refreshed; NULL means not at all. Dropping a
+-- chunk invalidates its range for good, and a refresh of it would erase the buckets. So no refresh begins before the
+-- oldest chunk, nor within a chunk that retention may drop meanwhile, nor before the end of any chunk that was ever
+-- dropped: a late reading makes a new chunk in its place, which holds nothing else. Neither a setting nor a chunk that
+-- is dropped by hand changes that.
+CREATE FUNCTION cagg_refreshable_from(of_source text) RETURNS timestamptz
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (
+        WITH present AS MATERIALIZED (
+            SELECT chunk, range_start, range_end FROM present_chunk WHERE source = of_source
+        ), oldest AS (
+            SELECT min(range_start) AS range_start
+            FROM present
+            LEFT JOIN timescaledb_information.jobs AS retention
+                ON retention.proc_name = 'policy_retention' AND retention.hypertable_name = of_source
+            WHERE range_end > now() + INTERVAL '1 day'
+                - coalesce((retention.config ->> 'drop_after')::interval, INTERVAL '1000 years')
+        )
+        -- Without a chunk, greatest() would return the end of the last one.
+        SELECT CASE WHEN range_start IS NOT NULL THEN
+            greatest(range_start, (SELECT max(range_end) FROM source_chunk
+                                   WHERE source = of_source AND chunk NOT IN (SELECT chunk FROM present)))
+        END
+        FROM oldest);
 END
 $$;
 
--- The job that refreshes one aggregate, as its `config` from policies.toml says. TimescaleDB's own refresh policy would
--- erase what lies within its start_offset and was dropped.
+-- Notes the chunks that a source has now, so that cagg_refreshable_from() knows later which of them were dropped.
+CREATE PROCEDURE cagg_note_chunks(of_source text)
+LANGUAGE sql AS $$
+    -- Two aggregates of one source may be refreshed at once.
+    SELECT pg_advisory_xact_lock(hashtext('wattline refresh'), hashtext(of_source));
+
+    INSERT INTO source_chunk (source, chunk, range_end)
+    SELECT source, chunk, range_end FROM present_chunk WHERE source = of_source
+    ON CONFLICT DO NOTHING;
+
+    WITH dropped AS (
+        SELECT chunk, range_end FROM source_chunk
+        WHERE source = of_source AND chunk NOT IN (SELECT chunk FROM present_chunk WHERE source = of_source)
+    )
+    DELETE FROM source_chunk
+    WHERE source = of_source
+        AND chunk IN (SELECT chunk FROM dropped ORDER BY range_end DESC, chunk DESC OFFSET 1);
+$$;
+
+-- Whoever refreshes an aggregate by another way than Wattline's (a policy of TimescaleDB's own, or a CALL of
+-- refresh_continuous_aggregate), these triggers leave each bucket as it is that may not be refreshed: a refresh deletes
+-- the buckets of its range, and inserts those that its source still has. The first one looks once for each statement.
+CREATE FUNCTION cagg_find_history() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path FROM CURRENT -- a refresh has one that finds no function of ours
+SET datestyle = 'ISO'
+SET timezone = 'UTC'
+AS $$
+BEGIN
+    PERFORM set_config('wattline.history_before', coalesce(cagg_refreshable_from(TG_ARGV[0]), 'infinity')::text, true);
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION cagg_leave_history() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN NULL;
+END
+$$;
+
+DO $$
+DECLARE
+    aggregate  record;
+BEGIN
+    FOR aggregate IN
+        SELECT level.source,
+               format('%I.%I', materialization_hypertable_schema, materialization_hypertable_name) AS stored
+        FROM cagg_level AS level
+        JOIN timescaledb_information.continuous_aggregates ON view_name = level.name || '_cagg'
+    LOOP
+        EXECUTE format(
+            'CREATE TRIGGER find_history BEFORE INSERT OR DELETE ON %s EXECUTE FUNCTION cagg_find_history(%L)',
+            aggregate.stored, aggregate.source);
+        EXECUTE format(
+            'CREATE TRIGGER keep_history BEFORE DELETE ON %s FOR EACH ROW
+             WHEN (OLD.bucket < current_setting(''wattline.history_before'')::timestamptz)
+             EXECUTE FUNCTION cagg_leave_history()', aggregate.stored);
+        EXECUTE format(
+            'CREATE TRIGGER keep_history_out BEFORE INSERT ON %s FOR EACH ROW
+             WHEN (NEW.bucket < current_setting(''wattline.history_before'')::timestamptz)
+             EXECUTE FUNCTION cagg_leave_history()', aggregate.stored);
+    END LOOP;
+END
+$$;
+
+-- The job that refreshes one aggregate, as its `config` from policies.toml says. It records what its refresh has seen:
+-- no store transaction runs for more than 5 s, so a refresh has seen each commit of 5 s before its start; an aggregate
+-- of an aggregate is as fresh as the level below was then.
 CREATE PROCEDURE cagg_refresh(job_id integer, config jsonb)
 LANGUAGE plpgsql AS $$
 DECLARE
     aggregate  CONSTANT text := config ->> 'aggregate';
+    level      record;
+    seen       timestamptz := clock_timestamp() - INTERVAL '5 seconds';
+    oldest     timestamptz;
     first      timestamptz;
     last       timestamptz;
 BEGIN
-    first := cagg_refreshable_from((SELECT source FROM cagg_level WHERE name = aggregate));
-    COMMIT;
-    IF first IS NULL THEN
-        RETURN;  -- no chunk of the level below is left
+    SELECT source, right(source, 5) = '_cagg' AS of_aggregate INTO STRICT level FROM cagg_level WHERE name = aggregate;
+    IF level.of_aggregate THEN
+        seen := (SELECT as_of FROM cagg_refreshed WHERE name || '_cagg' = level.source);
     END IF;
-    first := greatest(first, now() - (config ->> 'start_offset')::interval);
+    CALL cagg_note_chunks(level.source);
+    COMMIT;
+    oldest := cagg_refreshable_from(level.source);
+    first := greatest(oldest, now() - (config ->> 'start_offset')::interval);
     last := now() - (config ->> 'end_offset')::interval;
-    IF first < last THEN
+    IF oldest IS NOT NULL AND first < last THEN
         CALL refresh_continuous_aggregate(
             (aggregate || '_cagg')::regclass, first, last,
             options => jsonb_build_object('buckets_per_batch', config -> 'buckets_per_batch'));
     END IF;
+    INSERT INTO cagg_refreshed (name, as_of)
+    SELECT aggregate, seen WHERE seen IS NOT NULL
+    ON CONFLICT (name) DO UPDATE SET as_of = greatest(cagg_refreshed.as_of, excluded.as_of);
 END
 $$;
 
--- Returns the start of the newest successful refresh that had ended by seen_at. For an aggregate of an aggregate it
--- returns the start of the newest refresh of the level below that this one could see, and so on down to the readings.
--- The job statistics know the last run only, and forget its start while the next one runs; the job history knows all
--- runs if the server records successful ones. The function is in plpgsql, which keeps its plan: planning these views
--- takes 5 ms, and running them 1 ms.
-CREATE FUNCTION cagg_refreshed(cagg text, seen_at timestamptz DEFAULT 'infinity') RETURNS timestamptz
-LANGUAGE plpgsql STABLE AS $$
-DECLARE
-    source   CONSTANT text := (SELECT level.source FROM cagg_level AS level WHERE level.name || '_cagg' = cagg);
-    started  timestamptz;
-BEGIN
-    SELECT greatest(
-        (SELECT max(history.start_time) FROM timescaledb_information.job_history AS history
-         WHERE history.job_id = job.job_id AND history.succeeded AND history.finish_time <= seen_at
-             -- The history goes back a month, and searching all of it takes 40 ms.
-             AND history.start_time > now() - INTERVAL '1 day'),
-        (SELECT stats.last_run_started_at FROM timescaledb_information.job_stats AS stats
-         WHERE stats.job_id = job.job_id AND stats.last_run_status = 'Success'
-             AND stats.last_successful_finish <= seen_at))
-    INTO started
-    FROM timescaledb_information.jobs AS job
-    WHERE job.proc_name = 'cagg_refresh' AND job.config ->> 'aggregate' || '_cagg' = cagg;
-
-    IF source LIKE '%\_cagg' THEN
-        started := cagg_refreshed(source, started);
-    END IF;
-    RETURN greatest(started, (SELECT started_at FROM full_refresh WHERE name = cagg AND started_at <= seen_at));
-END
-$$;
-
--- Returns how far each aggregate is materialised, and as_of: it holds every reading that was committed before as_of,
--- since no store transaction runs for more than 5 s.
+-- Returns how far each aggregate is materialised, and as_of: it holds every reading that was committed before as_of.
 CREATE FUNCTION aggregate_freshness() RETURNS TABLE (name text, materialized_through timestamptz, as_of timestamptz)
 LANGUAGE sql STABLE AS $$
-    SELECT name,
-           cagg_materialized_through(name || '_cagg'),
-           cagg_refreshed(name || '_cagg') - INTERVAL '5 seconds'
+    SELECT name, cagg_materialized_through(name || '_cagg'), as_of
     FROM cagg_level
+    LEFT JOIN cagg_refreshed USING (name)
 $$;
 
 -- Returns from when on each aggregate is whole; NULL if nothing of it is ever dropped. What is older is dropped chunk
@@ -308,8 +338,9 @@ DECLARE
     last     timestamptz;
 BEGIN
     FOR level IN SELECT name || '_cagg' AS cagg, source, width FROM cagg_level LOOP
-        first := cagg_refreshable_from(level.source);
+        CALL cagg_note_chunks(level.source);
         COMMIT;
+        first := cagg_refreshable_from(level.source);
         -- Without a chunk, every row of the level below was dropped.
         CONTINUE WHEN first IS NULL;
 
@@ -325,9 +356,9 @@ BEGIN
     END LOOP;
 
     IF range_from IS NULL AND range_to IS NULL THEN
-        INSERT INTO full_refresh (name, started_at)
-        SELECT view_name, started FROM timescaledb_information.continuous_aggregates
-        ON CONFLICT (name) DO UPDATE SET started_at = excluded.started_at;
+        INSERT INTO cagg_refreshed (name, as_of)
+        SELECT name, started - INTERVAL '5 seconds' FROM cagg_level
+        ON CONFLICT (name) DO UPDATE SET as_of = greatest(cagg_refreshed.as_of, excluded.as_of);
     END IF;
 END
 $$;

@@ -1,5 +1,6 @@
 DROP FUNCTION prepared_until();
 DROP FUNCTION engine_fault();
-DROP FUNCTION storage_sizes();
+DROP PROCEDURE set_materialized_only, set_columnstore;
+DROP FUNCTION engine_parts();
 DROP FUNCTION job_scheduler();
 DROP FUNCTION background_jobs();

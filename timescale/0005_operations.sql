@@ -38,7 +38,7 @@ $$;
 -- Returns what the jobs need to run. `workers` is the number that the server can give them at most. `running` is NULL
 -- for a role that may not see the server's processes.
 CREATE FUNCTION job_scheduler() RETURNS TABLE (
-    licence text, workers integer, running boolean, restoring boolean, logs_runs boolean)
+    licence text, workers integer, running boolean, restoring boolean)
 LANGUAGE sql STABLE AS $$
     SELECT current_setting('timescaledb.license'),
            least(current_setting('timescaledb.max_background_workers')::integer,
@@ -48,40 +48,59 @@ LANGUAGE sql STABLE AS $$
                EXISTS (SELECT FROM pg_stat_activity
                        WHERE datname = current_database() AND backend_type = 'TimescaleDB Background Worker Scheduler')
            END,
-           current_setting('timescaledb.restoring')::boolean,
-           coalesce(current_setting('timescaledb.enable_job_execution_logging', true)::boolean, false)
+           current_setting('timescaledb.restoring')::boolean
 $$;
 
--- Returns the sizes of the readings and of each stored aggregate. A part is a chunk; `oldest` and `newest` are the
--- starts of the first and the last chunk.
-CREATE FUNCTION storage_sizes() RETURNS TABLE (
-    name text, rows_estimated bigint, bytes bigint, parts bigint, compressed_parts bigint,
-    oldest timestamptz, newest timestamptz)
+-- Returns the chunks of the readings and of each aggregate; one row without a part for what has none. `bytes_before` is
+-- the size of a compressed chunk before it was compressed.
+CREATE FUNCTION engine_parts() RETURNS TABLE (
+    name text, part text, range_start timestamptz, range_end timestamptz, compressed boolean, rows_estimated bigint,
+    bytes bigint, bytes_before bigint)
 LANGUAGE sql STABLE AS $$
-    WITH stored (name, relation) AS (
+    SELECT stored.name, chunk_name, chunk.range_start, chunk.range_end, chunk.is_compressed,
+           -- Before the first ANALYZE of a chunk, only the statistics of its activity count its rows. They still count
+           -- those that were compressed since.
+           greatest(of_chunk.reltuples::bigint,
+                    CASE WHEN NOT chunk.is_compressed THEN pg_stat_get_live_tuples(of_chunk.oid) ELSE 0 END)
+               + coalesce(compression.numrows_pre_compression, 0),
+           size.total_bytes, stats.before_compression_total_bytes
+    FROM (
         SELECT reading, reading::regclass FROM unnest(ARRAY['meter_reading', 'vehicle_reading']) AS reading
         UNION ALL
-        SELECT freshness.name,
+        SELECT level.name,
                format('%I.%I', materialization_hypertable_schema, materialization_hypertable_name)::regclass
-        FROM aggregate_freshness() AS freshness
-        JOIN timescaledb_information.continuous_aggregates ON view_name = freshness.name || '_cagg'
-    )
-    SELECT stored.name,
-           -- The first estimate includes compressed rows, but misses a chunk's rows before its first ANALYZE.
-           greatest(approximate_row_count(stored.relation),
-                    sum(pg_stat_get_live_tuples(chunk.relation)) FILTER (WHERE NOT chunk.is_compressed))::bigint,
-           hypertable_approximate_size(stored.relation),
-           count(chunk.range_start),
-           count(*) FILTER (WHERE chunk.is_compressed),
-           min(chunk.range_start),
-           max(chunk.range_start)
-    FROM stored
+        FROM cagg_level AS level
+        JOIN timescaledb_information.continuous_aggregates ON view_name = level.name || '_cagg'
+    ) AS stored (name, hypertable)
     LEFT JOIN (
-        SELECT format('%I.%I', hypertable_schema, hypertable_name)::regclass AS hypertable,
-               format('%I.%I', chunk_schema, chunk_name)::regclass AS relation, range_start, is_compressed
+        SELECT *, to_regclass(format('%I.%I', hypertable_schema, hypertable_name)) AS hypertable,
+               to_regclass(format('%I.%I', chunk_schema, chunk_name)) AS relation
         FROM timescaledb_information.chunks
-    ) AS chunk ON chunk.hypertable = stored.relation
-    GROUP BY stored.name, stored.relation
+    ) AS chunk USING (hypertable)
+    LEFT JOIN pg_class AS of_chunk ON of_chunk.oid = chunk.relation
+    LEFT JOIN _timescaledb_catalog.chunk AS entry ON entry.relid = chunk.relation
+    LEFT JOIN _timescaledb_catalog.compression_chunk_size AS compression ON compression.chunk_id = entry.id
+    LEFT JOIN LATERAL (SELECT * FROM chunks_detailed_size(hypertable)) AS size USING (chunk_name)
+    LEFT JOIN LATERAL (SELECT * FROM chunk_columnstore_stats(hypertable)) AS stats USING (chunk_name)
+$$;
+
+-- Sets how the chunks that are compressed from now on are laid out: a segment for each value of segmentby.
+CREATE PROCEDURE set_columnstore(relation regclass, segmentby text, orderby text)
+LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format('ALTER %s %s SET (timescaledb.enable_columnstore, timescaledb.segmentby = %L, '
+                   'timescaledb.orderby = %L)',
+                   CASE WHEN relation::text LIKE '%\_cagg' THEN 'MATERIALIZED VIEW' ELSE 'TABLE' END,
+                   relation, segmentby, orderby);
+END
+$$;
+
+-- Sets whether an aggregate answers what is materialised only, or adds what is newer from the level below.
+CREATE PROCEDURE set_materialized_only(cagg regclass, materialized_only boolean)
+LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format('ALTER MATERIALIZED VIEW %s SET (timescaledb.materialized_only = %L)', cagg, materialized_only);
+END
 $$;
 
 -- Returns why this engine stores no reading; NULL when it does. If the library is not loaded, a reading goes into the

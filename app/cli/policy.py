@@ -3,34 +3,69 @@
 import os
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import click
+import msgspec
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from app.cli.common import open_database
+from app.cli.policy_text import effect_lines, plan_json, storage_lines
 from app.database import command_connection
 from app.errors import SetupError
 from app.migrate import refuse_unmigrated
 from app.policies.apply import apply_changes, plan_revert
 from app.policies.invariants import read_policies
 from app.policies.plan import Plan, drops, plan_policies
+from app.policies.storage import fetch_parts, fetch_storage
 from app.settings import Settings
 
 YES = click.option("--yes", is_flag=True, help="Do not ask.")
 REASON = click.option("--reason", metavar="TEXT", help="Why, for the record.")
 
 
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
 @click.group()
 def policy() -> None:
-    """Policies of timescale/policies.toml: what would change; apply it; go back. The database must be running."""
+    """Policies of timescale/policies.toml: show them; what would change; apply it; go back.
+
+    The database must be running.
+    """
+
+
+@policy.command()
+@JSON
+def show(*, as_json: bool) -> None:
+    """Show what is stored, its size, and its policies as they are in force.
+
+    Below a policy that differs from the file stands what the file says.
+    """
+    storage = _on_database(lambda connection: fetch_storage(connection, read_policies()))
+    click.echo(_json(storage) if as_json else "\n".join(storage_lines(storage)))
 
 
 @policy.command("plan")
-def plan_() -> None:
-    """Show what would change. Exit status 2 when there are changes."""
-    if _on_database(lambda connection: _show(_of_file(connection))).changes:
+@JSON
+def plan_(*, as_json: bool) -> None:
+    """Show what would change, and what it would drop or compress. Exit status 2 when there are changes."""
+
+    def of_file(connection: Connection) -> Plan:
+        plan = _of_file(connection)
+        if as_json:
+            click.echo(_json(plan_json(plan, fetch_parts(connection))))
+        else:
+            _show(connection, plan)
+        return plan
+
+    if _on_database(of_file).changes:
         sys.exit(2)
+
+
+def _json(shown: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(shown)).decode()
 
 
 @policy.command("apply")
@@ -53,16 +88,22 @@ def _of_file(connection: Connection) -> Plan:
     return plan_policies(connection, read_policies())
 
 
-def _show(plan: Plan) -> Plan:
-    for line in [change.words for change in plan.changes] + plan.notes:
-        click.echo(line)
+def _show(connection: Connection, plan: Plan) -> None:
+    parts = fetch_parts(connection) if plan.changes else []
+    now = connection.scalars(text("SELECT clock_timestamp()")).one()
+    for change in plan.changes:
+        click.echo(change.words)
+        for line in effect_lines(change, parts, plan, now):
+            click.echo(f"    {line}")
+    for note in plan.notes:
+        click.echo(note)
     if not plan.changes:
         click.echo("Nothing is to change.")
-    return plan
 
 
 def _change(connection: Connection, make: Callable[[Connection], Plan], reason: str | None, *, yes: bool) -> Plan:
-    shown = _show(make(connection))
+    shown = make(connection)
+    _show(connection, shown)
     connection.rollback()
     if not shown.changes:
         return shown
@@ -78,7 +119,10 @@ def _change(connection: Connection, make: Callable[[Connection], Plan], reason: 
     return shown
 
 
-def _on_database(work: Callable[[Connection], Plan]) -> Plan:
+Result = TypeVar("Result")
+
+
+def _on_database(work: Callable[[Connection], Result]) -> Result:
     with open_database(Settings.from_environ(os.environ), migrated=False, start=False) as url:
         refuse_unmigrated(url)
         try:

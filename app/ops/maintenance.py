@@ -71,6 +71,12 @@ _STEPS = [
     "DELETE FROM efficiency_hour WHERE hour < now() - %(efficiency_hour)s::interval",
     "DELETE FROM alert WHERE closed < now() - %(alert)s::interval",
     """
+    INSERT INTO storage_size (at, name, bytes)
+    SELECT date_trunc('hour', now()), name, bytes FROM storage_sizes()
+    WHERE NOT EXISTS (SELECT FROM storage_size WHERE at = date_trunc('hour', now()))
+    """,
+    "DELETE FROM storage_size WHERE at < now() - %(storage_size)s::interval",
+    """
     DELETE FROM alert_transition
     WHERE at < now() - %(alert_transition)s::interval
         AND NOT EXISTS (SELECT FROM webhook WHERE transition_id = alert_transition.id)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, insert, select, text
 from app.errors import SetupError
 from app.policies.desired import Policies
 from app.policies.live import Kind, Rule, live_state
-from app.policies.plan import Change, Plan, compare, loses_nothing, plan_policies
+from app.policies.plan import Change, Plan, compare, kept, loses_nothing, plan_policies
 from app.policies.record import policy_change
 
 
@@ -75,7 +75,7 @@ def plan_revert(connection: Connection) -> Plan:
     back = {(policy.kind, policy.name): policy.rules for policy in former if policy not in foreign}
     desired = {key: rules for key, rules in (live | back).items() if rules}
     notes = [f"The {policy.kind} of {policy.name} was no rule of Wattline's and stays as it is." for policy in foreign]
-    return Plan(compare(desired, live, engine), notes)
+    return Plan(compare(desired, live, engine), notes, kept(desired, engine))
 
 
 def _os_user() -> str:

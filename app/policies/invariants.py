@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.errors import SetupError
 from app.policies.desired import POLICIES_FILE, Policies, parse_policies, span
-from app.policies.plan import words
+from app.policies.words import interval_words as words
 from app.telemetry.instant import MAX_AGE
 
 SOURCES: dict[str, str] = {

@@ -1,4 +1,4 @@
-"""The table in which each change of the policies is recorded."""
+"""The tables in which each change of the policies, and the growth of what is stored, are recorded."""
 
 from sqlalchemy import BigInteger, Column, Identity, Table, Text, func, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -17,4 +17,13 @@ policy_change = Table(
     Column("changes", ARRAY(Text), nullable=False),
     Column("former", JSONB, nullable=False),
     Column("new", JSONB, nullable=False),
+)
+
+# The size of each table and aggregate, once an hour.
+storage_size = Table(
+    "storage_size",
+    metadata,
+    Column("at", Moment, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("bytes", BigInteger, nullable=False),
 )

@@ -19,7 +19,6 @@ def upgrade() -> None:
         sa.Column("sql_checksum", sa.Text),
         sa.Column("installed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
         # When the policies were first applied, whole; NULL before.
-        sa.Column("policies_applied_at", sa.DateTime(timezone=True)),
         # How many rejected readings the bounds of the quarantine have dropped so far.
         sa.Column("quarantine_dropped", sa.BigInteger, nullable=False, server_default="0"),
         sa.CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),

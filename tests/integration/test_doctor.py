@@ -184,7 +184,6 @@ def test_a_server_that_is_set_up_badly(tmp_path: Path) -> None:
         migrate(url)
     settings = {
         "timescaledb.license": "apache",
-        "timescaledb.enable_job_execution_logging": "off",
         "max_worker_processes": "3",
         "max_connections": "11",
         "full_page_writes": "off",
@@ -199,7 +198,6 @@ def test_a_server_that_is_set_up_badly(tmp_path: Path) -> None:
             "The service may open 12 connections",
             "TimescaleDB runs with the licence 'apache'",
             "The server has 1 background workers for TimescaleDB",
-            "Successful runs of jobs are not recorded",
         ]
 
 

@@ -55,7 +55,7 @@ async def test_a_database_of_other_sql_is_not_ready(client: httpx.AsyncClient, c
 FAULTS = {
     "read_only": "ALTER DATABASE {name} SET default_transaction_read_only = on",
     "keys_missing": "ALTER TABLE vehicle_reading DROP CONSTRAINT vehicle_reading_pkey",
-    "policies_missing": "UPDATE installation SET policies_applied_at = NULL",
+    "policies_missing": "TRUNCATE policy_change",
 }
 
 

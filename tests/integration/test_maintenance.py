@@ -395,6 +395,23 @@ async def test_minutes_dropped_below_the_reach_of_the_hours_leave_hours_and_days
     assert days_and_hours(connection) == before
 
 
+@on_timescale
+async def test_no_refresh_of_others_erases_what_was_dropped(connection: psycopg.Connection, database_url: str) -> None:
+    await store(database_url, *(each for day in range(1, 26) for each in random_readings(day, midnight(day), 2, 40)))
+    refresh_while_young(connection, midnight(26), midnight(0))
+    run_policies(connection, REFRESH)
+    run_policies(connection, COLUMNSTORE)
+    before = answers(connection, midnight(26), midnight(-1))
+    for reading in ("meter_reading", "vehicle_reading"):
+        connection.execute("SELECT drop_chunks(%s::regclass, older_than => %s)", [reading, midnight(5)])
+    await store(database_url, *both_at(midnight(6) + timedelta(hours=12, seconds=1)))
+    for (name,) in connection.execute("SELECT name || '_cagg' FROM cagg_level").fetchall():
+        connection.execute("SELECT add_continuous_aggregate_policy(%s, NULL, NULL, INTERVAL '1 hour')", [name])
+        connection.execute("CALL refresh_continuous_aggregate(%s::regclass, NULL, NULL, force => true)", [name])
+    run_policies(connection, "policy_refresh_continuous_aggregate")
+    assert answers(connection, midnight(26), midnight(-1)) == before
+
+
 CONFIGURE = """
     SELECT alter_job(job_id, config => jsonb_set(config, ARRAY[change.key], to_jsonb(change.value)))
     FROM timescaledb_information.jobs, (VALUES (%s, %s, %s, %s)) AS change (key, value, procedure, name)

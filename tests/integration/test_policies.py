@@ -15,7 +15,8 @@ from app.migrate import migrate
 from app.policies.apply import apply_policies
 from app.policies.desired import POLICIES_FILE, Policies, Table
 from app.policies.invariants import read_policies
-from app.policies.plan import plan_policies, words
+from app.policies.plan import plan_policies
+from app.policies.words import words
 from app.telemetry.instant import MAX_AGE
 from app.webhooks.queue import GIVE_UP_DAYS
 from tests.fixtures.engines import on_plain, on_timescale
@@ -309,6 +310,77 @@ def test_rows_of_the_retention_table_are_brought_back(connection: psycopg.Connec
     assert [row[:2] for row in after] == [row[:2] for row in before]
     assert {name for name, _, _ in set(before) - set(after)} == {"meter_reading", "vehicle_hour"}
     assert migrate(database_url) == []
+
+
+@on_timescale
+def test_each_property_that_was_changed_by_hand_is_seen_and_brought_back(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    before = fetched(connection, PROPERTIES)
+    connection.execute("DROP ROLE IF EXISTS somebody")
+    connection.execute("CREATE ROLE somebody SUPERUSER LOGIN")
+    try:
+        for (statement, procedure, name), said in BY_HAND.items():
+            connection.execute(statement.encode(), [job_id(connection, procedure, name)] if procedure else [])
+            with command_connection(database_url) as reading:
+                assert [change.words for change in plan_policies(reading, read_policies()).changes] == [said]
+            assert apply(database_url, read_policies()) == [said]
+            assert fetched(connection, PROPERTIES) == before
+    finally:
+        connection.execute("SELECT delete_job(job_id) FROM timescaledb_information.jobs WHERE owner::text = 'somebody'")
+        connection.execute("DROP ROLE somebody")
+
+
+# Everything about the jobs but their numbers and times, and all that else is a policy's.
+PROPERTIES = """
+    SELECT (to_jsonb(job) - 'job_id' - 'next_start' - 'initial_start' - 'application_name')::text
+    FROM timescaledb_information.jobs AS job WHERE job_id >= 1000
+    UNION ALL
+    SELECT view_name || materialized_only FROM timescaledb_information.continuous_aggregates
+    UNION ALL
+    SELECT concat(segmentby, orderby) FROM timescaledb_information.hypertable_columnstore_settings
+    ORDER BY 1
+"""
+HOUR_REFRESH = "refresh meter_hour each 1 minute, over the last 9 days, up to 1 hour ago, 168 buckets at a time"
+BY_HAND = {
+    ("SELECT alter_job(%s, schedule_interval => '2 hours')", RETENTION, "meter_reading"): (
+        "keep meter_reading for 30 days, with a run each 1 day (was 30 days, with a run each 2 hours)"
+    ),
+    ("SELECT alter_job(%s, max_runtime => '1 minute')", COLUMNSTORE, "meter_minute"): (
+        "compress meter_minute after 10 days, without a limit of time (was 10 days, of 1 minute at most)"
+    ),
+    (
+        """SELECT alter_job(job_id, config => config || '{"maxchunks_to_compress": 1}')
+           FROM timescaledb_information.jobs WHERE job_id = %s""",
+        COLUMNSTORE,
+        "meter_minute",
+    ): ('compress meter_minute after 10 days, with no other entries (was 10 days, with {"maxchunks_to_compress": 1})'),
+    ("SELECT alter_job(%s, scheduled => false)", REFRESH, "meter_hour"): (
+        f"{HOUR_REFRESH}, not paused (was {HOUR_REFRESH.removeprefix('refresh meter_hour ')}, paused)"
+    ),
+    ("SELECT alter_job(%s, next_start => 'infinity')", RETENTION, "vehicle_hour"): (
+        "keep vehicle_hour for 1095 days, not paused (was 1095 days, paused)"
+    ),
+    ("ALTER TABLE meter_reading SET (timescaledb.segmentby = '', timescaledb.orderby = 'meter_id, ts')", "", ""): (
+        "compress meter_reading after 10 days, in segments of meter_id by ts DESC"
+        " (was 10 days, in one segment by meter_id,ts)"
+    ),
+    ("ALTER MATERIALIZED VIEW meter_hour_cagg SET (timescaledb.materialized_only)", "", ""): (
+        f"{HOUR_REFRESH}, in real time (was {HOUR_REFRESH.removeprefix('refresh meter_hour ')}, materialised only)"
+    ),
+    (
+        """
+        WITH gone AS (SELECT job.*, delete_job(job_id) FROM timescaledb_information.jobs AS job WHERE job_id = %s)
+        SELECT set_config('role', 'somebody', true),
+               add_job('cagg_refresh', schedule_interval, config => config) FROM gone
+        """,
+        REFRESH,
+        "meter_hour",
+    ): (
+        f"{HOUR_REFRESH}, as the table's owner"
+        f" (was {HOUR_REFRESH.removeprefix('refresh meter_hour ')}, as the role somebody)"
+    ),
+}
 
 
 def start_offsets(connection: psycopg.Connection) -> dict[str, Any]:

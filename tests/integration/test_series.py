@@ -784,7 +784,18 @@ async def test_before_the_first_refresh_of_all_that_it_is_made_of_a_series_claim
             "fleet_vehicle_hour": {(METER, "1m"), (METER, "1h"), (METER, "1d"), (VEHICLE, "1m"), (VEHICLE, "1h"),
                                    (VEHICLE, "1d"), (FLEET, "1m")},
         }.items():  # fmt: skip
-            connection.execute("DELETE FROM full_refresh WHERE name = %s", [f"{source}_cagg"])
+            # As if this aggregate, and those above it, had never been refreshed.
+            connection.execute(
+                """
+                WITH RECURSIVE above (name) AS (
+                    SELECT %s
+                    UNION ALL
+                    SELECT level.name FROM cagg_level AS level JOIN above ON source = above.name || '_cagg'
+                )
+                DELETE FROM cagg_refreshed WHERE name IN (TABLE above)
+                """,
+                [source],
+            )
             known = {
                 (what, bucket)
                 for what in KINDS

@@ -1,5 +1,5 @@
 DROP FUNCTION prepared_until();
 DROP FUNCTION engine_fault();
-DROP FUNCTION storage_sizes();
+DROP FUNCTION engine_parts();
 DROP FUNCTION job_scheduler();
 DROP FUNCTION background_jobs();

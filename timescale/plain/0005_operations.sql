@@ -12,32 +12,33 @@ $$;
 
 -- Without jobs there is no scheduler.
 CREATE FUNCTION job_scheduler() RETURNS TABLE (
-    licence text, workers integer, running boolean, restoring boolean, logs_runs boolean)
+    licence text, workers integer, running boolean, restoring boolean)
 LANGUAGE sql STABLE AS $$
-    SELECT NULL, NULL::integer, NULL::boolean, NULL::boolean, NULL::boolean WHERE false
+    SELECT NULL, NULL::integer, NULL::boolean, NULL::boolean WHERE false
 $$;
 
--- Returns the sizes of the readings and of each stored aggregate; stored hours and days are those of dropped rows. A
--- part is a day; `oldest` and `newest` are the starts of the first and the last day, NULL for a table without parts.
-CREATE FUNCTION storage_sizes() RETURNS TABLE (
-    name text, rows_estimated bigint, bytes bigint, parts bigint, compressed_parts bigint,
-    oldest timestamptz, newest timestamptz)
+-- Returns the days of the readings, and one row for each stored aggregate, whose hours and days are those of dropped
+-- rows.
+CREATE FUNCTION engine_parts() RETURNS TABLE (
+    name text, part text, range_start timestamptz, range_end timestamptz, compressed boolean, rows_estimated bigint,
+    bytes bigint, bytes_before bigint)
 LANGUAGE sql STABLE AS $$
-    SELECT regexp_replace(stored, '_kept$', ''),
+    SELECT regexp_replace(stored, '_kept$', ''), part.relname,
+           day::timestamp AT TIME ZONE 'UTC', (day + 1)::timestamp AT TIME ZONE 'UTC', false,
            -- reltuples is as of the last ANALYZE, and -1 before the first one.
-           sum(greatest(part.reltuples::bigint, pg_stat_get_live_tuples(part.oid)))::bigint,
-           sum(pg_total_relation_size(part.oid))::bigint,
-           count(*) FILTER (WHERE part.relispartition),
-           0::bigint,
-           min(to_date(substring(part.relname FROM '_(\d{8})$'), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC'),
-           max(to_date(substring(part.relname FROM '_(\d{8})$'), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC')
+           greatest(part.reltuples::bigint, pg_stat_get_live_tuples(part.oid)),
+           pg_total_relation_size(part.oid), NULL::bigint
     FROM unnest(ARRAY['meter_reading', 'vehicle_reading', 'fleet_meter_minute', 'fleet_vehicle_minute',
                       'fleet_meter_hour_kept', 'fleet_vehicle_hour_kept', 'meter_hour_kept', 'vehicle_hour_kept',
                       'meter_day_kept', 'vehicle_day_kept'])
         AS stored
-    JOIN pg_class AS part
-        ON part.oid = stored::regclass OR part.oid IN (SELECT relid FROM pg_partition_tree(stored::regclass))
-    GROUP BY stored
+    LEFT JOIN pg_inherits ON inhparent = stored::regclass
+    JOIN pg_class AS part ON part.oid = coalesce(inhrelid, stored::regclass)
+    CROSS JOIN LATERAL (
+        SELECT to_date(substring(part.relname FROM '_(\d{8})$'), 'YYYYMMDD') WHERE part.relispartition
+        UNION ALL
+        SELECT NULL WHERE NOT part.relispartition
+    ) AS of_part (day)
 $$;
 
 -- Returns why this engine stores no reading; NULL here, since all causes hold for both engines.

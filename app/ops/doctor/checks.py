@@ -8,7 +8,8 @@ from app.database import STORE_FAULTS, most_connections
 from app.fleet.states import REPORTING_MINUTES
 from app.migrate import OTHER_SQL
 from app.ops.doctor.facts import Facts, Server
-from app.policies.plan import loses_nothing, words
+from app.policies.plan import loses_nothing
+from app.policies.words import interval_words
 
 LAG = timedelta(minutes=10)
 CLOCK_SECONDS = 5
@@ -136,11 +137,6 @@ def _scheduler(facts: Facts) -> Iterator[str]:
             "The scheduler of TimescaleDB does not run in this database, so no job does: "
             "SELECT _timescaledb_functions.start_background_workers();"
         )
-    if not scheduler.logs_runs:
-        yield (
-            "Successful runs of jobs are not recorded, so asOf is null while a refresh runs: set "
-            "timescaledb.enable_job_execution_logging = on in postgresql.conf, and reload the server."
-        )
 
 
 def _jobs(facts: Facts) -> Iterator[str]:
@@ -177,8 +173,8 @@ def _lag(facts: Facts) -> Iterator[str]:
     ]
     if behind:
         yield (
-            f"Not refreshed for more than {words(LAG)}: {', '.join(behind)}. Late readings are missing there. See that "
-            "the jobs run; `wattline refresh` brings the aggregates up to date meanwhile."
+            f"Not refreshed for more than {interval_words(LAG)}: {', '.join(behind)}. Late readings are missing there. "
+            "See that the jobs run; `wattline refresh` brings the aggregates up to date meanwhile."
         )
 
 

@@ -44,7 +44,6 @@ class Scheduler(msgspec.Struct, frozen=True):
     workers: int
     running: bool | None
     restoring: bool
-    logs_runs: bool
 
 
 class Aggregate(msgspec.Struct, frozen=True):

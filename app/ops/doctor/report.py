@@ -12,6 +12,7 @@ from app.fleet.states import REPORTING_MINUTES
 from app.ops.doctor.ask import find_out
 from app.ops.doctor.checks import wrong
 from app.ops.doctor.facts import Facts
+from app.policies.words import size_words
 from app.settings import Settings, variable_of
 
 WIDTH_CHARACTERS = 80
@@ -75,7 +76,7 @@ def _database(facts: Facts) -> Iterator[tuple[str, ...]]:
         yield "TimescaleDB", f"{facts.server.timescaledb}{licence}"
     yield "connections", f"{facts.server.service_connections} of services, {facts.server.connections_allowed} allowed"
     if facts.disk:
-        yield "disk", f"{_size(facts.disk[0])} free of {_size(facts.disk[1])}"
+        yield "disk", f"{size_words(facts.disk[0])} free of {size_words(facts.disk[1])}"
 
 
 def _settings(facts: Facts) -> Iterator[tuple[str, ...]]:
@@ -137,14 +138,14 @@ def _sizes(facts: Facts) -> Iterator[tuple[str, ...]]:
         yield (
             size.name,
             _count(size.rows_estimated or 0),
-            _size(size.bytes or 0),
+            size_words(size.bytes or 0),
             str(size.parts),
             str(size.compressed_parts),
             _day(size.oldest),
             _day(size.newest),
         )
     if facts.server:
-        yield "database", "", _size(facts.server.database_bytes)
+        yield "database", "", size_words(facts.server.database_bytes)
 
 
 def _quarantine(facts: Facts) -> Iterator[tuple[str, ...]]:
@@ -159,7 +160,7 @@ def _broker(facts: Facts) -> Iterator[tuple[str, ...]]:
     if grants := facts.grants:
         yield "broker", shown_address(facts.settings)
         yield "in flight", f"{grants.receive_maximum} messages at most (receive maximum)"
-        yield "message", f"{_size(grants.packet_bytes)} at most" if grants.packet_bytes else "any size"
+        yield "message", f"{size_words(grants.packet_bytes)} at most" if grants.packet_bytes else "any size"
         yield "session", "never expires" if grants.session_seconds is None else f"{grants.session_seconds} s at most"
         yield "shared", "yes" if grants.shares else "no"
 
@@ -194,13 +195,6 @@ def _duration(span: timedelta) -> str:
     seconds = max(0, round(span.total_seconds()))
     counts = (seconds // 86400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s")
     return " ".join([f"{count} {unit}" for count, unit in counts if count][:2]) or "0 s"
-
-
-def _size(count: int) -> str:
-    for unit, name in ((1 << 40, "TB"), (1 << 30, "GB"), (1 << 20, "MB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count / 1024:.0f} kB"
 
 
 def _count(count: int) -> str:

@@ -1,0 +1,2 @@
+DROP FUNCTION storage_sizes();
+DROP FUNCTION storage_parts();
