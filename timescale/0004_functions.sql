@@ -266,15 +266,19 @@ DECLARE
     first      timestamptz;
     last       timestamptz;
 BEGIN
-    SELECT source, right(source, 5) = '_cagg' AS of_aggregate INTO STRICT level FROM cagg_level WHERE name = aggregate;
+    SELECT source, width, right(source, 5) = '_cagg' AS of_aggregate INTO STRICT level
+    FROM cagg_level WHERE name = aggregate;
     IF level.of_aggregate THEN
         seen := (SELECT as_of FROM cagg_refreshed WHERE name || '_cagg' = level.source);
     END IF;
     CALL cagg_note_chunks(level.source);
     COMMIT;
     oldest := cagg_refreshable_from(level.source);
+    -- TimescaleDB refreshes whole buckets, and fails if there is none between the bounds: the day after the oldest
+    -- chunk began, there is no day yet.
     first := greatest(oldest, now() - (config ->> 'start_offset')::interval);
-    last := now() - (config ->> 'end_offset')::interval;
+    first := utc_bucket(level.width, first - INTERVAL '1 microsecond') + level.width;
+    last := utc_bucket(level.width, now() - (config ->> 'end_offset')::interval);
     IF oldest IS NOT NULL AND first < last THEN
         CALL refresh_continuous_aggregate(
             (aggregate || '_cagg')::regclass, first, last,
@@ -344,6 +348,7 @@ BEGIN
         -- Without a chunk, every row of the level below was dropped.
         CONTINUE WHEN first IS NULL;
 
+        first := utc_bucket(level.width, first - INTERVAL '1 microsecond') + level.width;
         first := greatest(first, utc_bucket(level.width, range_from));
         last := least(utc_bucket(level.width, range_to - INTERVAL '1 microsecond') + level.width,
                       utc_bucket(level.width, now() - INTERVAL '1 minute'));

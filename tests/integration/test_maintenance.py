@@ -412,6 +412,17 @@ async def test_no_refresh_of_others_erases_what_was_dropped(connection: psycopg.
     assert answers(connection, midnight(26), midnight(-1)) == before
 
 
+@on_timescale
+async def test_a_refresh_without_a_whole_bucket_to_do_does_nothing(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    await store(database_url, *both_at(midnight(1)))
+    for bound, offset in (("start_offset", "25 hours"), ("end_offset", "2 hours")):
+        connection.execute(CONFIGURE, [bound, offset, REFRESH, "meter_day"])
+    run_policies(connection, REFRESH)
+    assert len(answer(connection, "meter_day", midnight(2), midnight(0))) == 1
+
+
 CONFIGURE = """
     SELECT alter_job(job_id, config => jsonb_set(config, ARRAY[change.key], to_jsonb(change.value)))
     FROM timescaledb_information.jobs, (VALUES (%s, %s, %s, %s)) AS change (key, value, procedure, name)
