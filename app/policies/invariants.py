@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from app.errors import SetupError
-from app.policies.desired import POLICIES_FILE, Policies, parse_policies, span
+from app.policies.desired import POLICIES_FILE, Policies, Refresh, parse_policies, span
 from app.policies.words import interval_words as words
 from app.telemetry.instant import MAX_AGE
 
@@ -32,6 +32,8 @@ SOURCES: dict[str, str] = {
 AGGREGATE_CHUNK = timedelta(days=10)
 LONGEST_CHUNK, SHORTEST_CHUNK = timedelta(days=31), timedelta(hours=1)
 SHORTEST_SCHEDULE = timedelta(seconds=10)
+# cagg_refreshable_from() leaves out what retention may drop within a day.
+REFRESH_MARGIN = timedelta(days=1)
 # Batches write to the chunks of the live window: none of these can be converted without them waiting.
 READINGS_COLUMNSTORE = MAX_AGE + timedelta(days=1)
 
@@ -77,17 +79,29 @@ def _refreshes(policies: Policies) -> Iterator[str]:
     refreshes = {str(name): refresh for name, refresh in policies.refresh.items()}
     for name, refresh in refreshes.items():
         entry, start = f"refresh.{name}.start_offset", refresh.start_offset
-        yield from _longer(entry, start, MAX_AGE, "readings may arrive so late")
+        # A bucket that begins before the start is left out, and each level waits for its own turn.
+        bucket, turns = _width(name), _turns(name, refreshes)
+        reason = "readings may arrive so late, in the midst of a bucket, and wait for their refresh"
+        yield from _at_least(entry, start, MAX_AGE + bucket + turns, reason)
         if below := refreshes.get(SOURCES[name]):
             reason = f"{SOURCES[name]}, which it reads, is refreshed over that range"
             yield from _longer(entry, start, span(below.start_offset), reason)
-        two_buckets = 2 * timedelta(**{f"{name.rpartition('_')[2]}s": 1})
         reason = f'two buckets must lie between it and end_offset = "{refresh.end_offset}"'
-        yield from _at_least(entry, start, span(refresh.end_offset) + two_buckets, reason)
+        yield from _at_least(entry, start, span(refresh.end_offset) + 2 * bucket, reason)
         entry, every = f"refresh.{name}.schedule_interval", refresh.schedule_interval
         yield from _at_least(entry, every, SHORTEST_SCHEDULE, "each run costs transactions")
         if refresh.buckets_per_batch < 0:
             yield f"refresh.{name}.buckets_per_batch = {refresh.buckets_per_batch} must be at least 0, which is all"
+
+
+def _width(aggregate: str) -> timedelta:
+    return timedelta(**{f"{aggregate.rpartition('_')[2]}s": 1})
+
+
+def _turns(name: str, refreshes: dict[str, Refresh]) -> timedelta:
+    """Returns the longest time until a new reading was refreshed at this level, after those below it."""
+    refresh = refreshes.get(name)
+    return span(refresh.schedule_interval) + _turns(SOURCES[name], refreshes) if refresh else timedelta()
 
 
 def _columnstores(policies: Policies) -> Iterator[str]:
@@ -115,7 +129,11 @@ def _retentions(policies: Policies) -> Iterator[str]:
                 f"{aggregate} is refreshed over the last {refresh.start_offset}, and a chunk of {words(chunk)} is "
                 "dropped as a whole"
             )
-            yield from _at_least(f"retention.{source}", retention[source], span(refresh.start_offset) + chunk, reason)
+            shortest = span(refresh.start_offset) + max(chunk, REFRESH_MARGIN)
+            yield from _at_least(f"retention.{source}", retention[source], shortest, reason)
+    for above, below in SOURCES.items():
+        if below in retention and above not in list(policies.refresh):
+            yield f'retention.{below} = "{retention[below]}" needs refresh.{above}, which keeps the sums of what goes'
     for table, others in _OUTLIVES.items():
         for other in others:
             if table in retention and (other not in retention or span(retention[table]) < span(retention[other])):

@@ -22,6 +22,7 @@ LIMITS = [
     ("retention.efficiency_hour", '"179 days"', '"180 days"', "meter_minute"),
     ("retention.alert", '"179 days"', '"180 days"', "vehicle_minute"),
     ("refresh.meter_minute.start_offset", '"7 days"', '"169 hours"', "readings may arrive so late"),
+    ("refresh.meter_minute.start_offset", '"10081 minutes"', '"10082 minutes"', "wait for their refresh"),
     ("refresh.meter_hour.start_offset", '"8 days"', '"193 hours"', "meter_minute, which it reads"),
     ("refresh.meter_day.start_offset", '"9 days"', '"217 hours"', "meter_hour, which it reads"),
     ("refresh.meter_minute.end_offset", '"11519 minutes"', '"11518 minutes"', "two buckets"),
@@ -91,6 +92,20 @@ def test_each_broken_rule_is_named(tmp_path: Path) -> None:
         read(text, tmp_path)
     for entry in ("retention.meter_reading", "retention.meter_minute", "columnstore_after.meter_reading"):
         assert entry in str(error.value)
+
+
+def test_short_chunks_leave_a_refresh_the_day_in_which_they_may_be_dropped(tmp_path: Path) -> None:
+    short = re.sub(r"(?<=_reading = )\"1 day\"", '"1 hour"', FILE).replace('"10 days"', '"193 hours"')
+    with pytest.raises(SetupError, match=r'retention.meter_reading = "215 hours" must be at least "9 days"'):
+        read(re.sub(r"(?<=_reading = )\"30 days\"", '"215 hours"', short), tmp_path)
+    read(re.sub(r"(?<=_reading = )\"30 days\"", '"216 hours"', short).replace('_hour = "193', '_hour = "217'), tmp_path)
+
+
+def test_an_aggregate_that_is_not_refreshed_keeps_what_it_is_made_of(tmp_path: Path) -> None:
+    head, _, rest = FILE.partition("[refresh.meter_hour]")
+    without = head + rest.partition("buckets_per_batch = 168\n")[2]
+    with pytest.raises(SetupError, match=r'retention.meter_minute = "180 days" needs refresh.meter_hour'):
+        read(without, tmp_path)
 
 
 @pytest.mark.parametrize(
