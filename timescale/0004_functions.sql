@@ -279,6 +279,8 @@ BEGIN
     first := greatest(oldest, now() - (config ->> 'start_offset')::interval);
     first := utc_bucket(level.width, first - INTERVAL '1 microsecond') + level.width;
     last := utc_bucket(level.width, now() - (config ->> 'end_offset')::interval);
+    -- What is materialised already is answered as it stands, so a late reading there cannot wait for the end_offset.
+    last := greatest(last, cagg_materialized_through(aggregate || '_cagg'));
     IF oldest IS NOT NULL AND first < last THEN
         CALL refresh_continuous_aggregate(
             (aggregate || '_cagg')::regclass, first, last,

@@ -23,6 +23,7 @@ from tests.fixtures.readings import (
     Rows,
     answer,
     answers,
+    counted,
     meter_reading,
     midnight,
     random_readings,
@@ -421,6 +422,19 @@ async def test_a_refresh_without_a_whole_bucket_to_do_does_nothing(
         connection.execute(CONFIGURE, [bound, offset, REFRESH, "meter_day"])
     run_policies(connection, REFRESH)
     assert len(answer(connection, "meter_day", midnight(2), midnight(0))) == 1
+
+
+@on_timescale
+async def test_a_late_reading_of_a_day_that_was_refreshed_by_hand_does_not_wait_for_the_end_offset(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    at = midnight(1) + timedelta(hours=23)
+    await store(database_url, *both_at(at))
+    refresh_aggregates(database_url, None, None)
+    assert counted(connection, "meter_day", midnight(1), midnight(0)) == 1
+    await store(database_url, *both_at(at + timedelta(minutes=1)))
+    run_policies(connection, REFRESH)
+    assert counted(connection, "meter_day", midnight(1), midnight(0)) == 2
 
 
 CONFIGURE = """
