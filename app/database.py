@@ -100,10 +100,35 @@ _OPTIONS: dict[str, Any] = {
     "tcp_user_timeout": 15_000,
 }
 
+# The forms of times that the driver reads and answers have, each with those that are as good. A role and a database may
+# have others. They are no startup parameters: libpq sends such ones in `options` alone, which pooling proxies refuse.
+_FORMS = {
+    "IntervalStyle": ("postgres",),
+    "DateStyle": ("ISO, MDY", "ISO, DMY", "ISO, YMD"),
+    "TimeZone": ("UTC", "Etc/UTC"),
+}
+
 
 async def connect(url: str) -> psycopg.AsyncConnection:
-    """Returns a connection outside the pool, for the writer, a loop or a command."""
-    return await psycopg.AsyncConnection.connect(url, autocommit=True, **_OPTIONS)
+    """Returns a connection outside the pool that commits each statement, for the writer, a loop or a command."""
+    connection = await psycopg.AsyncConnection.connect(url, autocommit=True, **_OPTIONS)
+    if forms := _forms_to_set(connection.info):
+        await connection.execute(forms)
+    return connection
+
+
+def connect_sync(url: str) -> psycopg.Connection:
+    """Returns a connection that commits each statement, for a command."""
+    connection = psycopg.connect(url, autocommit=True, **_OPTIONS)
+    if forms := _forms_to_set(connection.info):
+        connection.execute(forms)
+    return connection
+
+
+def _forms_to_set(session: psycopg.ConnectionInfo) -> bytes:
+    """Returns the statements that give the session the forms it lacks: most often none, so that nothing is sent."""
+    lacks = [f"SET {name} = '{good[0]}'" for name, good in _FORMS.items() if session.parameter_status(name) not in good]
+    return "; ".join(lacks).encode()
 
 
 @asynccontextmanager
@@ -125,14 +150,11 @@ def most_connections(settings: Settings) -> int:
 def create_pool(url: str, max_size: int) -> AsyncEngine:
     """Returns a pool of connections: one pool is behind all answers, and the loop that judges alerts has its own."""
 
-    async def creator() -> psycopg.AsyncConnection:
-        return await psycopg.AsyncConnection.connect(url, **_OPTIONS)
-
     # A ping costs 0.1 ms and finds the connections that a restart of the database has broken.
     return create_async_engine(
         "postgresql+psycopg://",
         isolation_level="AUTOCOMMIT",
-        async_creator=creator,
+        async_creator=lambda: connect(url),
         pool_size=max_size,
         max_overflow=0,
         pool_timeout=_CONNECT_TIMEOUT_S,
@@ -169,10 +191,13 @@ async def driver_connection(pool: AsyncEngine) -> AsyncIterator[psycopg.AsyncCon
 
 def create_sync_engine(url: str) -> Engine:
     """Returns an engine for commands: migrations and policies."""
-    return create_engine(
-        "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(url, **_OPTIONS),
-    )
+
+    def creator() -> psycopg.Connection:
+        connection = connect_sync(url)
+        connection.autocommit = False
+        return connection
+
+    return create_engine("postgresql+psycopg://", creator=creator)
 
 
 _MISUNDERSTOOD = (

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.cli.common import counted, open_database
+from app.database import connect_sync
 from app.errors import SetupError
 from app.ingest.batch import PAYLOAD_LIMIT_BYTES, RejectedReading
 from app.ingest.history.columns import parse_mapping
@@ -93,7 +94,7 @@ def _writer(rejects: IO[bytes]) -> Callable[[Opened, list[tuple[int, bytes, Reje
 def _refresh_touched(url: str) -> None:
     """Refreshes the days that imports have touched, also those of imports that were killed."""
     try:
-        with psycopg.connect(url, autocommit=True) as connection:
+        with connect_sync(url) as connection:
             days = unrefreshed(connection)
             for start, end in days.ranges:
                 click.echo(f"Refreshing the aggregates from {start:%Y-%m-%d} to {end:%Y-%m-%d}.", err=True)

@@ -12,13 +12,15 @@ import psycopg
 import pytest
 from alembic import command
 
-from app.database import most_connections
+from app.database import connected, most_connections
 from app.errors import SetupError
 from app.migrate import OTHER_SQL, migrate, newest_revision
 from app.ops.doctor.ask import disk_bytes, find_out
 from app.ops.doctor.checks import wrong
 from app.ops.doctor.facts import Facts
 from app.ops.doctor.report import examine
+from app.ops.maintenance import maintain
+from app.ops.refresh import refresh_aggregates
 from app.policies.desired import Policies
 from app.postgres.embedded import running
 from app.settings import Settings, variable_of
@@ -107,6 +109,28 @@ def test_times_are_utc_wherever_the_server_stands(database_url: str, connection:
     assert [re.findall(r"\d\d\d\d-\d\d-\d\d \d\d:", line) for line in lines(there, "Freshness")] == [
         re.findall(r"\d\d\d\d-\d\d-\d\d \d\d:", line) for line in lines(here, "Freshness")
     ]
+
+
+FORMS = ("IntervalStyle = 'iso_8601'", "DateStyle = 'SQL, DMY'", "TimeZone = 'America/St_Johns'")
+
+
+async def test_forms_of_times_that_a_role_has_reach_no_answer(
+    database_url: str, connection: psycopg.Connection
+) -> None:
+    for form in FORMS:
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET {form}".encode())
+    await store(database_url, meter_reading(datetime.now(UTC)))
+    refresh_aggregates(database_url, None, None)
+    assert migrate(database_url) == []
+    assert not facts(database_url).unread
+    async with connected(database_url) as maintaining:
+        assert await maintain(maintaining)
+    async with service(Settings(database_url=database_url)) as client:
+        for path in "meters/states", "freshness":
+            answer = await client.get(f"/v1/analytics/{path}")
+            assert answer.status_code == httpx.codes.OK
+            assert re.search(r"\d\dT[0-9:.]+Z\"", answer.text)
+            assert not re.search(r"[+-]\d\d:\d\d\"", answer.text)
 
 
 def test_no_line_is_wider_than_a_terminal(database_url: str, connection: psycopg.Connection, engine: str) -> None:
@@ -452,14 +476,18 @@ async def test_aggregates_that_are_not_refreshed(database_url: str, connection: 
     (sentence,) = [said for said in wrong(found) if said.startswith(REFRESH)]
     assert "meter_minute, " in sentence
     assert "`wattline refresh`" in sentence
+    # A new database on a server that has run for long.
+    found.installed_at = datetime.now(UTC)
+    assert not [said for said in wrong(found) if said.startswith(REFRESH)]
     connection.execute("CALL refresh_aggregates()")
     assert not [said for said in wrong(after(HOUR, facts(database_url))) if said.startswith(REFRESH)]
 
 
 def after(run: timedelta, found: Facts) -> Facts:
-    """Returns the facts as if the server had run for so long."""
+    """Returns the facts as if the server had run, and the database existed, for so long."""
     assert found.server
-    found.server = msgspec.structs.replace(found.server, started_at=datetime.now(UTC) - run)
+    found.installed_at = datetime.now(UTC) - run
+    found.server = msgspec.structs.replace(found.server, started_at=found.installed_at)
     return found
 
 

@@ -129,6 +129,7 @@ def _jobs(connection: Connection, facts: Facts) -> None:
 
 def _freshness(connection: Connection, facts: Facts) -> None:
     facts.aggregates = _rows(connection, Aggregate, "SELECT * FROM aggregate_freshness()")
+    facts.installed_at = connection.scalars(text("SELECT installed_at FROM installation")).one()
 
 
 def _devices(connection: Connection, facts: Facts) -> None:

@@ -163,10 +163,10 @@ def _breaking(server: Server | None) -> str:
 
 
 def _lag(facts: Facts) -> Iterator[str]:
-    """Yields nothing for a server that has just started, or for a database in which nothing was ever stored."""
-    if not (facts.server and facts.now and facts.devices and facts.devices.expected):
+    """Yields nothing if the server or the database is new, or if nothing was ever stored."""
+    if not (facts.server and facts.now and facts.installed_at and facts.devices and facts.devices.expected):
         return
-    if facts.now - facts.server.started_at < LAG:
+    if facts.now - max(facts.server.started_at, facts.installed_at) < LAG:
         return
     behind = [
         aggregate.name for aggregate in facts.aggregates if aggregate.as_of is None or facts.now - aggregate.as_of > LAG
