@@ -1,3 +1,4 @@
+DROP FUNCTION chunks_not_compressed();
 DROP FUNCTION prepared_until();
 DROP FUNCTION engine_fault();
 DROP PROCEDURE set_materialized_only, set_columnstore;

@@ -1,4 +1,4 @@
-"""The maintenance loop, which makes partitions for the coming days and deletes old rows."""
+"""The maintenance loop, which makes partitions for the coming days, deletes old rows and makes up for jobs."""
 
 from typing import Any, get_args
 
@@ -35,11 +35,27 @@ async def maintain(connection: psycopg.AsyncConnection) -> bool:
     for statement in _STEPS:
         if await _step(connection, statement, {**retention, "rows": QUARANTINE_ROWS}) is None:
             return False
-    # This step comes last, since it may not get its locks. It drops one partition per call.
+    # This step comes after them, since it may not get its locks. It drops one partition per call.
     while (dropped := await _step(connection, "SELECT drop_expired()", {})) is not None:
         if await dropped.fetchone() == (False,):
+            await _run_refreshes(connection)
             return True
     return False
+
+
+async def _run_refreshes(connection: psycopg.AsyncConnection) -> None:
+    """Runs each refresh that TimescaleDB leaves undone: after a crash for 5 minutes from each start of the server."""
+    undone = await connection.execute("""
+        SELECT job_id, target FROM background_jobs()
+        WHERE work = 'refresh' AND (crashes > 0 OR due_at < now() - 2 * schedule)
+        ORDER BY job_id
+    """)
+    for job_id, target in await undone.fetchall():
+        try:
+            await connection.execute("CALL run_job(%s)", [job_id])
+            _log.info("refresh_run", aggregate=target)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.InsufficientPrivilege) as error:
+            _log.warning("refresh_not_run", aggregate=target, error=str(error))
 
 
 async def _step(

@@ -63,6 +63,10 @@ def complaints(url: str, **environ: str) -> list[str]:
     return [sentence for sentence in found if not sentence.startswith((FSYNC, WORKERS, REFRESH))]
 
 
+def sentences(found: Facts) -> list[str]:
+    return [finding.sentence for finding in wrong(found)]
+
+
 def lines(report: str, title: str) -> list[str]:
     _, _, after = report.partition(f"\n{title}\n")
     return [line.strip() for line in after.partition("\n\n")[0].splitlines()]
@@ -269,7 +273,7 @@ async def test_as_many_connections_are_counted_as_a_service_at_work_opens(
     for allowed, fits in ((needed, True), (needed - 1, False)):
         healthy_facts.settings = settings
         healthy_facts.server = msgspec.structs.replace(healthy_facts.server, connections_allowed=allowed)
-        assert (f"The service may open {needed} connections" not in " ".join(wrong(healthy_facts))) == fits
+        assert (f"The service may open {needed} connections" not in " ".join(sentences(healthy_facts))) == fits
 
 
 def count(connection: psycopg.Connection, query: str) -> int:
@@ -379,7 +383,8 @@ def test_policies_that_differ_are_listed_and_left_alone(
     break_policies(connection, engine)
     before = state(database_url, engine)
     (sentence,) = complaints(database_url)
-    assert "(1 to come): run `wattline migrate`" in sentence
+    assert "for 30 days (was 1 day)" in sentence if engine == "plain" else "(was each 2 hours" in sentence
+    assert sentence.endswith(". Run `wattline migrate` to apply the file.")
     assert " ".join(lines(examined(database_url)[0], "Policies")).startswith(
         "to come: keep vehicle_reading for 30 days (was 1 day)"
         if engine == "plain"
@@ -413,7 +418,7 @@ def test_a_paused_job(database_url: str, connection: psycopg.Connection, pause: 
     job = job_id(connection, "policy_compression", "meter_reading")
     connection.execute(f"SELECT alter_job(%s, {pause})".encode(), [job])
     resume = f"SELECT alter_job({job}, scheduled => true, next_start => now());"
-    assert complaints(database_url) == [f"The job {job} (compress meter_reading) is paused: {resume}"]
+    assert complaints(database_url) == [f"The job {job} (compress meter_reading) is paused: as wattline, {resume}"]
     (line,) = [line for line in lines(examined(database_url)[0], "Jobs") if line.startswith("compress  meter_reading ")]
     assert line.endswith(" paused")
     connection.execute(resume.encode())
@@ -471,16 +476,16 @@ def test_rejected_readings_are_counted_and_nothing_wrong(database_url: str, conn
 @on_timescale
 async def test_aggregates_that_are_not_refreshed(database_url: str, connection: psycopg.Connection) -> None:
     await store(database_url, meter_reading(datetime.now(UTC)))
-    assert not [said for said in wrong(after(timedelta(), facts(database_url))) if said.startswith(REFRESH)]
+    assert not [said for said in sentences(after(timedelta(), facts(database_url))) if said.startswith(REFRESH)]
     found = after(HOUR, facts(database_url))
-    (sentence,) = [said for said in wrong(found) if said.startswith(REFRESH)]
+    (sentence,) = [said for said in sentences(found) if said.startswith(REFRESH)]
     assert "meter_minute, " in sentence
     assert "`wattline refresh`" in sentence
     # A new database on a server that has run for long.
     found.installed_at = datetime.now(UTC)
-    assert not [said for said in wrong(found) if said.startswith(REFRESH)]
+    assert not [said for said in sentences(found) if said.startswith(REFRESH)]
     connection.execute("CALL refresh_aggregates()")
-    assert not [said for said in wrong(after(HOUR, facts(database_url))) if said.startswith(REFRESH)]
+    assert not [said for said in sentences(after(HOUR, facts(database_url))) if said.startswith(REFRESH)]
 
 
 def after(run: timedelta, found: Facts) -> Facts:
@@ -503,7 +508,7 @@ def healthy_facts(database_url: str) -> Facts:
 def test_a_clock_that_differs(healthy_facts: Facts, seconds: float, said: str) -> None:
     assert abs(healthy_facts.clock_ahead_seconds) < 1
     healthy_facts.clock_ahead_seconds = seconds
-    found = [sentence for sentence in wrong(healthy_facts) if sentence.startswith("The clock")]
+    found = [sentence for sentence in sentences(healthy_facts) if sentence.startswith("The clock")]
     assert [said in sentence for sentence in found] == ([True] if said else [])
 
 
@@ -512,7 +517,7 @@ def test_a_disk_that_is_almost_full(healthy_facts: Facts, free: int, full: bool,
     assert healthy_facts.disk is not None
     assert disk_bytes(tmp_path / "elsewhere") is None
     healthy_facts.disk = (free, 100 << 30)
-    assert any(sentence.startswith("The disk") for sentence in wrong(healthy_facts)) == full
+    assert any(finding.code == "disk_low" for finding in wrong(healthy_facts)) == full
 
 
 @on_timescale
@@ -525,10 +530,10 @@ def test_a_release_that_breaks_the_jobs_is_said_with_those_that_failed(
 ) -> None:
     assert healthy_facts.server
     healthy_facts.server = msgspec.structs.replace(healthy_facts.server, postgresql_number=postgresql)
-    assert not [said for said in wrong(healthy_facts) if "README" in said]
+    assert not [said for said in sentences(healthy_facts) if "README" in said]
     healthy_facts.jobs = [
         msgspec.structs.replace(job, last_status="failed", last_error="no such symbol") for job in healthy_facts.jobs
     ]
-    (sentence,) = [said for said in wrong(healthy_facts) if "no such symbol" in said]
+    (sentence,) = [said for said in sentences(healthy_facts) if "no such symbol" in said]
     assert f"{healthy_facts.jobs[-1].job_id} (" in sentence
     assert ("README" in sentence) == breaks

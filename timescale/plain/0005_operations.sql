@@ -3,18 +3,20 @@
 
 -- There are no jobs: Wattline's maintenance loop does the work, and there is nothing to refresh or to compress.
 CREATE FUNCTION background_jobs() RETURNS TABLE (
-    job_id integer, work text, target text, schedule interval, paused boolean, last_start timestamptz,
-    last_status text, next_start timestamptz, last_error text)
+    job_id integer, work text, target text, schedule interval, owner text, owner_may_login boolean, paused boolean,
+    last_start timestamptz, last_status text, crashes integer, next_start timestamptz, due_at timestamptz,
+    last_error text)
 LANGUAGE sql STABLE AS $$
-    SELECT NULL::integer, NULL, NULL, NULL::interval, NULL::boolean, NULL::timestamptz, NULL, NULL::timestamptz, NULL
+    SELECT NULL::integer, NULL, NULL, NULL::interval, NULL, NULL::boolean, NULL::boolean, NULL::timestamptz, NULL,
+           NULL::integer, NULL::timestamptz, NULL::timestamptz, NULL
     WHERE false
 $$;
 
 -- Without jobs there is no scheduler.
 CREATE FUNCTION job_scheduler() RETURNS TABLE (
-    licence text, workers integer, running boolean, restoring boolean)
+    licence text, workers integer, workers_setting text, workers_in_use jsonb, running boolean, restoring boolean)
 LANGUAGE sql STABLE AS $$
-    SELECT NULL, NULL::integer, NULL::boolean, NULL::boolean WHERE false
+    SELECT NULL, NULL::integer, NULL, NULL::jsonb, NULL::boolean, NULL::boolean WHERE false
 $$;
 
 -- Returns the days of the readings, and one row for each stored aggregate, whose hours and days are those of dropped
@@ -54,4 +56,10 @@ LANGUAGE sql STABLE AS $$
         LEFT JOIN pg_class AS part ON part.oid = inhrelid
         GROUP BY parent
     ) AS prepared
+$$;
+
+-- Nothing is ever compressed.
+CREATE FUNCTION chunks_not_compressed() RETURNS TABLE (name text, chunks bigint, job_id integer)
+LANGUAGE sql STABLE AS $$
+    SELECT NULL, NULL::bigint, NULL::integer WHERE false
 $$;

@@ -17,7 +17,7 @@ from app.errors import SetupError
 from app.fleet.states import DEVICES_IN_SERVICE
 from app.migrate import migrated, newest_revision
 from app.ops.doctor.broker import ask_broker
-from app.ops.doctor.facts import Aggregate, Devices, Facts, Job, Scheduler, Server, Size
+from app.ops.doctor.facts import Aggregate, Devices, Facts, Finding, Job, Scheduler, Server, Size
 from app.policies.invariants import read_policies
 from app.policies.plan import plan_policies
 from app.settings import Settings
@@ -59,9 +59,13 @@ def _ask(subject: str, question: Callable[[Connection, Facts], None], connection
         # A database of another revision, or of other SQL, lacks parts: its migration state says so already.
         if not missing or (facts.revision == facts.needed_revision and not facts.by_other_sql):
             advice = next((then for kind, then in _ADVICE.items() if isinstance(error.orig, kind)), "")
-            facts.unread.append(f"The {subject} cannot be read: {str(error.orig).splitlines()[0]}. {advice}")
+            facts.unread.append(_unread(subject, f"{str(error.orig).splitlines()[0]}. {advice}"))
     except SetupError as error:
-        facts.unread.append(f"The {subject} cannot be read: {error}.")
+        facts.unread.append(_unread(subject, f"{error}."))
+
+
+def _unread(subject: str, why: str) -> Finding:
+    return Finding("not_read", f"The {subject} cannot be read: {why}", subject)
 
 
 def _server(connection: Connection, facts: Facts) -> None:
@@ -125,6 +129,7 @@ def _policies(connection: Connection, facts: Facts) -> None:
 def _jobs(connection: Connection, facts: Facts) -> None:
     facts.jobs = _rows(connection, Job, "SELECT * FROM background_jobs()")
     facts.scheduler = next(iter(_rows(connection, Scheduler, "SELECT * FROM job_scheduler()")), None)
+    facts.uncompressed = [tuple(row) for row in connection.execute(text("SELECT * FROM chunks_not_compressed()"))]
 
 
 def _freshness(connection: Connection, facts: Facts) -> None:

@@ -1,4 +1,4 @@
-"""The doctor's findings: rows of the functions that both engines offer, and facts of any PostgreSQL server."""
+"""What the doctor learns: rows of the functions that both engines offer, facts of any server; and its findings."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -7,6 +7,18 @@ import msgspec
 
 from app.policies.plan import Plan
 from app.settings import Settings
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something that is wrong: a stable code, and a sentence that says what to do about it, and who can.
+
+    `about` names what is concerned where several findings may have one code. Figures in the sentence may change while
+    the finding stays the same.
+    """
+
+    code: str
+    sentence: str
+    about: str = ""
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -30,11 +42,20 @@ class Job(msgspec.Struct, frozen=True):
     work: str
     target: str
     schedule: timedelta
+    owner: str
+    owner_may_login: bool
     paused: bool
     last_start: datetime | None
     last_status: str | None
+    crashes: int
     next_start: datetime | None
+    due_at: datetime | None
     last_error: str | None
+
+    @property
+    def name(self) -> str:
+        """The id, the work and its target: `1000 (refresh meter_minute)`."""
+        return f"{self.job_id} ({self.work} {self.target})"
 
 
 class Scheduler(msgspec.Struct, frozen=True):
@@ -42,8 +63,15 @@ class Scheduler(msgspec.Struct, frozen=True):
 
     licence: str
     workers: int
+    workers_setting: str
+    workers_in_use: dict[str, int]
     running: bool | None
     restoring: bool
+
+    @property
+    def all_in_use(self) -> bool:
+        """Whether no worker is left, so that no other job can start."""
+        return sum(self.workers_in_use.values()) >= self.workers
 
 
 class Aggregate(msgspec.Struct, frozen=True):
@@ -85,7 +113,7 @@ class Grants(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, kw_only=True):
-    """All findings. A finding that could not be made is None or empty, and `unread` says why.
+    """All that was asked. What could not be read is None or empty, and `unread` says why.
 
     `revision` is empty before the first migration.
     """
@@ -108,12 +136,13 @@ class Facts(msgspec.Struct, kw_only=True):
     plan: Plan | None = None
     jobs: list[Job] = []
     scheduler: Scheduler | None = None
+    uncompressed: list[tuple[str, int, int]] = []
     aggregates: list[Aggregate] = []
     devices: Devices | None = None
     prepared_until: datetime | None = None
     sizes: list[Size] = []
     quarantined: int = 0
     rejected_today: list[tuple[str, int]] = []
-    unread: list[str] = []
+    unread: list[Finding] = []
     grants: Grants | None = None
     broker_away: str | None = None

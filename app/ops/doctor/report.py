@@ -22,7 +22,7 @@ Rows = Iterable[tuple[str, ...]]
 def examine(database: AbstractContextManager[str], settings: Settings, environ: Mapping[str, str]) -> tuple[str, bool]:
     """Returns the report on the database whose URL the context yields, and True when nothing is wrong."""
     facts = find_out(database, settings, environ)
-    mistakes = wrong(facts)
+    mistakes = [finding.sentence for finding in wrong(facts)]
     sections = [
         _section("Wattline", [("version", __version__)]),
         *(_section(title, rows(facts)) for title, rows in _SECTIONS.items()),
