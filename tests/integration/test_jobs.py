@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Timer
 
 import psycopg
 import pytest
@@ -167,3 +168,18 @@ def answers(url: str) -> bool:
     with suppress(psycopg.OperationalError), psycopg.connect(url):
         return True
     return False
+
+
+def test_a_server_is_not_stopped_in_the_middle_of_a_job(tmp_path: Path) -> None:
+    with served(tmp_path) as url:
+        migrate(url, engine="timescale")
+    with served(tmp_path) as url, psycopg.connect(url, autocommit=True) as looking:
+        # The server is told to stop while a refresh waits for this lock, which goes a second later.
+        holding = psycopg.connect(url)
+        holding.execute("LOCK TABLE source_chunk IN ACCESS EXCLUSIVE MODE")
+        looking.execute(SCHEDULE, EVERY_SECOND)
+        eventually(lambda: looking.execute(REFRESHING).fetchall())
+        Timer(1, holding.close).start()
+    with served(tmp_path, **{"timescaledb.max_background_workers": "0"}) as url, psycopg.connect(url) as connection:
+        runs = "SELECT total_runs > 0, consecutive_crashes FROM _timescaledb_internal.bgw_job_stat WHERE job_id = 1000"
+        assert connection.execute(runs).fetchone() == (True, 0)
