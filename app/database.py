@@ -143,12 +143,12 @@ async def connected(url: str) -> AsyncIterator[psycopg.AsyncConnection]:
 
 def most_connections(settings: Settings) -> int:
     """Returns how many connections a serving process opens at most, with or without an MQTT consumer."""
-    # Besides the two pools, the writer and the maintenance loop have one each; so have webhooks, if set.
-    return settings.pool_max_size + ALERTS_POOL_SIZE + 2 + (settings.webhook_url is not None)
+    # Besides the two pools, the writer, the maintenance loop and the watch have one each; so have webhooks, if set.
+    return settings.pool_max_size + ALERTS_POOL_SIZE + 3 + (settings.webhook_url is not None)
 
 
 def create_pool(url: str, max_size: int) -> AsyncEngine:
-    """Returns a pool of connections: one pool is behind all answers, and the loop that judges alerts has its own."""
+    """Returns a pool of connections: one pool is behind all answers, and two loops have their own."""
 
     # A ping costs 0.1 ms and finds the connections that a restart of the database has broken.
     return create_async_engine(

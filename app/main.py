@@ -41,6 +41,7 @@ from app.ops.logging import configure_logging, log_requests
 from app.ops.maintenance import maintain_forever
 from app.ops.metrics import get_metrics
 from app.ops.server import before_stop, follow_parent
+from app.ops.watch import Watch
 from app.parameters import refuse_unknown_parameters
 from app.policies.routes import get_storage
 from app.problem_answers import answer_problem, operation_id
@@ -95,13 +96,16 @@ def create_writer(url: str, settings: Settings) -> Writer:
 
 
 @asynccontextmanager
-async def ingesting(url: str, settings: Settings, writer: Writer, consumer: Consumer | None) -> AsyncIterator[None]:
+async def ingesting(
+    url: str, settings: Settings, writer: Writer, consumer: Consumer | None, watch: Watch
+) -> AsyncIterator[None]:
     """Runs the writer, the loops and the MQTT consumer; at the end, batches in flight are finished and answered."""
     writing = asyncio.create_task(writer.run())
     loops = [
         asyncio.create_task(maintain_forever(url), name="maintenance"),
         asyncio.create_task(judge_forever(url, settings), name="alerts"),
         asyncio.create_task(deliver_forever(url, settings), name="webhooks"),
+        asyncio.create_task(watch.run(), name="watch"),
     ]
     consuming = asyncio.create_task(consumer.run() if consumer else asyncio.sleep(0), name="mqtt_consumer")
     for task in (*loops, consuming):
@@ -134,7 +138,7 @@ async def consume(url: str, settings: Settings) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    async with ingesting(url, settings, writer, Consumer(settings, writer)):
+    async with ingesting(url, settings, writer, Consumer(settings, writer), Watch(url, settings)):
         await stopped.wait()
 
 
@@ -147,13 +151,14 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
     # These are made here, not in the lifespan, because the handlers below need them; both are harmless until used.
     writer = create_writer(url, settings)
     consumer = Consumer(settings, writer) if mqtt else None
+    watch = Watch(url, settings)
     hub = Hub(pool)
     rankings = Rankings(pool, settings)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         before_stop(hub.close)
-        async with ingesting(url, settings, writer, consumer):
+        async with ingesting(url, settings, writer, consumer, watch):
             yield
         hub.close()
         await pool.dispose()
@@ -162,6 +167,7 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
         route_handlers=ROUTES,
         dependencies={
             "writer": Provide(lambda: writer, sync_to_thread=False),
+            "watch": Provide(lambda: watch, sync_to_thread=False),
             "hub": Provide(lambda: hub, sync_to_thread=False),
             "rankings": Provide(lambda: rankings, sync_to_thread=False),
             "pool": Provide(lambda: pool, sync_to_thread=False),

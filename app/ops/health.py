@@ -1,5 +1,7 @@
 """The health calls: one tells that the process is alive, the other that the service can serve."""
 
+from datetime import datetime
+
 import msgspec
 import psycopg
 from litestar import Response, get
@@ -12,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import __version__
 from app.database import FIND_STORE_FAULTS
 from app.migrate import migrated, newest_revision
+from app.ops.watch import Watch
 from app.problem_answers import translated
 
 
@@ -22,8 +25,18 @@ class Live(msgspec.Struct, frozen=True):
     version: str
 
 
+class Warned(msgspec.Struct, frozen=True):
+    """Something that is wrong while the service serves: a stable code, and a sentence that says what to do about it."""
+
+    code: str
+    detail: str
+
+
 class Ready(msgspec.Struct, frozen=True, rename="camel"):
-    """The service can serve: its database answers, is migrated to the revision that this version needs, and stores."""
+    """The service can serve: its database answers, is migrated to the revision that this version needs, and stores.
+
+    `warnings` are what `wattline doctor` finds wrong, as of `checkedAt`; it is null before the first look.
+    """
 
     status: str
     version: str
@@ -32,6 +45,8 @@ class Ready(msgspec.Struct, frozen=True, rename="camel"):
     engine: str | None = None
     postgresql: str | None = None
     timescaledb: str | None = None
+    warnings: list[Warned] = []
+    checked_at: datetime | None = None
 
 
 @get("/health/live", tags=["health"])
@@ -47,9 +62,11 @@ async def get_live() -> Live:
         503: ResponseSpec(Ready, description="The service cannot serve; `status` says why.", generate_examples=False)
     },
 )
-async def get_ready(pool: NamedDependency[AsyncEngine]) -> Response[Ready]:
-    """Returns 200 when the service can serve, else 503, with the engine, versions and the state of migration."""
+async def get_ready(pool: NamedDependency[AsyncEngine], watch: NamedDependency[Watch]) -> Response[Ready]:
+    """Returns 200 when the service can serve, else 503, with the engine, versions, migration and warnings."""
     ready = await _look(pool)
+    warnings = [Warned(found.code, found.sentence) for found in watch.findings if found.code != ready.status]
+    ready = msgspec.structs.replace(ready, warnings=warnings, checked_at=watch.checked_at)
     return Response(ready, status_code=200 if ready.status == "ok" else 503)
 
 

@@ -1,5 +1,7 @@
 """The metrics for Prometheus: counters of this process, gauges of the database."""
 
+from collections.abc import Iterable
+
 from litestar import Response, get
 from litestar.di import NamedDependency
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, generate_latest
@@ -8,6 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.ops.doctor.jobs import late_seconds
+from app.ops.watch import Watch
 from app.problem_answers import translated
 
 REQUEST_SECONDS = Histogram(
@@ -34,8 +38,10 @@ _STATEMENTS = {
 
 
 @get("/metrics", tags=["health"], media_type="text/plain")
-async def get_metrics(pool: NamedDependency[AsyncEngine]) -> Response[bytes]:
+async def get_metrics(pool: NamedDependency[AsyncEngine], watch: NamedDependency[Watch]) -> Response[bytes]:
     """Returns counters since the start of the process and, while the database answers, its gauges; for Prometheus."""
+    of_watch = CollectorRegistry()
+    _show(watch, of_watch)
     of_database = CollectorRegistry()
     try:
         async with pool.connect() as connection:
@@ -45,10 +51,47 @@ async def get_metrics(pool: NamedDependency[AsyncEngine]) -> Response[bytes]:
             raise
         of_database = CollectorRegistry()
     return Response(
-        generate_latest(REGISTRY) + generate_latest(of_database), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        b"".join(map(generate_latest, (REGISTRY, of_watch, of_database))), headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
 
 
 async def _gauge(connection: AsyncConnection, registry: CollectorRegistry) -> None:
     for name, (meaning, statement) in _STATEMENTS.items():
         Gauge(name, meaning, registry=registry).set(await connection.scalar(text(statement)))
+
+
+def _show(watch: Watch, registry: CollectorRegistry) -> None:
+    """Sets the gauges of the last round of the watch, without asking the database."""
+
+    def labelled(name: str, meaning: str, label: str, values: Iterable[tuple[str, float]]) -> None:
+        gauge = Gauge(f"wattline_{name}", meaning, [label], registry=registry)
+        for of, value in values:
+            gauge.labels(of).set(value)
+
+    facts = watch.facts
+    jobs = {f"{job.work} {job.target}": job for job in facts.jobs}
+    labelled("finding", "1 for what is wrong, as in `wattline doctor`.", "code", ((f.code, 1) for f in watch.findings))
+    labelled(
+        "job_late_seconds",
+        "Time for which a job should have been running.",
+        "job",
+        ((name, late_seconds(job, facts)) for name, job in jobs.items()),
+    )
+    labelled(
+        "job_consecutive_crashes",
+        "Runs of a job in a row that ended with their process.",
+        "job",
+        ((name, job.crashes) for name, job in jobs.items()),
+    )
+    labelled(
+        "aggregate_lag_seconds",
+        "Age of what an aggregate is sure to hold.",
+        "aggregate",
+        (
+            (each.name, (facts.now - each.as_of).total_seconds())
+            for each in facts.aggregates
+            if facts.now and each.as_of
+        ),
+    )
+    if facts.disk:
+        Gauge("wattline_disk_free_bytes", "Free space under the data directory.", registry=registry).set(facts.disk[0])

@@ -171,6 +171,7 @@ async def test_nothing_is_wrong_with_wattline_s_own_server(tmp_path: Path, own_s
         f"No database runs under {tmp_path}: start it with `wattline serve`, or restart the service that lost it."
     ]
     assert not healthy
+    assert any(re.fullmatch(r"disk +\S+ \w+ free of \S+ \w+", line) for line in lines(report, "Database"))
 
 
 @needs_timescale
@@ -223,7 +224,7 @@ def test_a_server_that_is_set_up_badly(tmp_path: Path) -> None:
             "default_transaction_read_only is on",
             "full_page_writes is off",
             "synchronous_commit is off",
-            "The service may open 12 connections",
+            "The service may open 13 connections",
             "TimescaleDB runs with the licence 'apache'",
             "The server has 1 background workers for TimescaleDB",
         ]

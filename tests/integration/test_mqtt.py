@@ -20,6 +20,7 @@ from structlog.typing import EventDict
 
 from app.ingest.mqtt import Consumer
 from app.main import create_writer, ingesting
+from app.ops.watch import Watch
 from app.settings import Settings
 from tests.fixtures.broker import Broker, await_published, publish, publishing
 from tests.fixtures.flood import publish_all
@@ -44,7 +45,7 @@ async def consuming_here(database_url: str, **settings: Any) -> AsyncIterator[He
     writer = create_writer(database_url, in_force)
     consumer = Consumer(in_force, writer)
     with capture_logs() as log:
-        async with ingesting(database_url, in_force, writer, consumer):
+        async with ingesting(database_url, in_force, writer, consumer, Watch(database_url, in_force)):
             here = Here(consumer, log)
             await eventually_here(lambda: here.has_logged("mqtt_connected"))
             yield here

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from app import main
 from app.ingest.store.writer import Writer
 from app.loops import backoff_seconds, repeat
+from app.ops.watch import Watch
 from app.settings import Settings
 from app.webhooks.deliver import deliver_forever
 from tests.fixtures.waiting import DEADLINE_S
@@ -21,7 +22,7 @@ from tests.fixtures.waiting import DEADLINE_S
 NOWHERE = "postgresql://127.0.0.1:1/none"
 
 
-@pytest.mark.parametrize("failing", ["maintain_forever", "judge_forever", "deliver_forever"])
+@pytest.mark.parametrize("failing", ["maintain_forever", "judge_forever", "deliver_forever", "watch"])
 async def test_a_loop_that_fails_ends_the_service_in_good_order(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     terminated, ended = asyncio.Event(), list[str]()
 
@@ -39,15 +40,17 @@ async def test_a_loop_that_fails_ends_the_service_in_good_order(monkeypatch: pyt
     names = ["maintain_forever", "judge_forever", "deliver_forever"]
     for name in names:
         monkeypatch.setattr(main, name, loop(name))
+    monkeypatch.setattr(Watch, "run", loop("watch"))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     writer = Writer(NOWHERE, queue_max_readings=1, new_devices_per_hour=None)
     try:
         with capture_logs() as log:
-            async with asyncio.timeout(DEADLINE_S), main.ingesting(NOWHERE, Settings(), writer, None):
+            watch = Watch(NOWHERE, Settings())
+            async with asyncio.timeout(DEADLINE_S), main.ingesting(NOWHERE, Settings(), writer, None, watch):
                 await terminated.wait()
     finally:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
-    assert sorted(ended) == sorted(set(names) - {failing})
+    assert sorted(ended) == sorted({*names, "watch"} - {failing})
     assert [line["event"] for line in log] == ["task_failed"]
 
 

@@ -24,26 +24,38 @@ from app.settings import Settings
 
 
 def find_out(database: AbstractContextManager[str], settings: Settings, environ: Mapping[str, str]) -> Facts:
-    """Asks the database whose URL the context yields. A SetupError from entering the context counts as a finding."""
-    facts = Facts(
-        settings=settings,
-        variables=environ,
-        needed_revision=newest_revision(),
-        database=shown_url(settings.database_url or "") or "",
-    )
+    """Asks the database whose URL the context yields, and the broker. A SetupError from the context is a finding."""
+    facts = unasked(settings, environ)
     try:
         with database as url, command_connection(url) as connection:
             connection.execution_options(postgresql_readonly=True)
-            for subject, question in _QUESTIONS:
-                _ask(subject, question, connection, facts)
+            ask_database(connection, facts)
     except SetupError as error:
         facts.away = str(error)
+        if settings.database_url is None:
+            facts.disk = disk_bytes(settings.data_dir / "postgres")
     if settings.mqtt_url is not None:
         try:
             facts.grants = ask_broker(settings)
         except SetupError as error:
             facts.broker_away = str(error)
     return facts
+
+
+def unasked(settings: Settings, environ: Mapping[str, str]) -> Facts:
+    """Returns what is known before anything is asked."""
+    return Facts(
+        settings=settings,
+        variables=environ,
+        needed_revision=newest_revision(),
+        database=shown_url(settings.database_url or "") or "",
+    )
+
+
+def ask_database(connection: Connection, facts: Facts) -> None:
+    """Asks all questions. The connection should be read-only. Raises SetupError when it is lost."""
+    for subject, question in _QUESTIONS:
+        _ask(subject, question, connection, facts)
 
 
 def _ask(subject: str, question: Callable[[Connection, Facts], None], connection: Connection, facts: Facts) -> None:
@@ -53,6 +65,8 @@ def _ask(subject: str, question: Callable[[Connection, Facts], None], connection
             connection.execute(text("SET LOCAL statement_timeout = '5s'"))
             question(connection, facts)
     except DBAPIError as error:
+        if error.connection_invalidated:
+            raise SetupError(f"The database went away: {error.orig}") from error
         if "not_preloaded" in facts.store_faults:
             return  # the cause is a finding already
         missing = isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction)

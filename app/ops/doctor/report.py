@@ -65,6 +65,8 @@ def _database(facts: Facts) -> Iterator[tuple[str, ...]]:
         yield "database", facts.database
     if facts.settings.database_url is None:
         yield "data", f"Wattline's own, under {facts.settings.data_dir.resolve()}"
+    if facts.disk:
+        yield "disk", f"{size_words(facts.disk[0])} free of {size_words(facts.disk[1])}"
     if facts.server is None:
         return
     unknown = "unknown" if facts.revision is None else "none yet"
@@ -75,8 +77,6 @@ def _database(facts: Facts) -> Iterator[tuple[str, ...]]:
         licence = f", licence {facts.scheduler.licence}" if facts.scheduler else ""
         yield "TimescaleDB", f"{facts.server.timescaledb}{licence}"
     yield "connections", f"{facts.server.service_connections} of services, {facts.server.connections_allowed} allowed"
-    if facts.disk:
-        yield "disk", f"{size_words(facts.disk[0])} free of {size_words(facts.disk[1])}"
 
 
 def _settings(facts: Facts) -> Iterator[tuple[str, ...]]:
