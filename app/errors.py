@@ -12,7 +12,7 @@
         AllRejected                                                            422
         TooManyNewDevices                                                      429
         InternalError                                                          500
-        StoreBusy, StoreUnavailable                                            503
+        StoreBusy, StoreUnavailable, DiskFull                                  503
 
 A class's docstring is its public sentence; `detail` says what was wrong this time.
 Duplicates, late readings and single bad readings are not errors: the receipt counts them.
@@ -166,3 +166,9 @@ class StoreUnavailable(ServiceError):
     """The database cannot be reached; send the batch again."""
 
     code, status, retry_after_seconds = "store_unavailable", 503, 1
+
+
+class DiskFull(ServiceError):
+    """The database's disk is full; send the batch again once there is room."""
+
+    code, status, retry_after_seconds = "disk_full", 503, 10

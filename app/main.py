@@ -167,6 +167,7 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
         route_handlers=ROUTES,
         dependencies={
             "writer": Provide(lambda: writer, sync_to_thread=False),
+            "disk_full": Provide(lambda: writer.disk_full, sync_to_thread=False),
             "watch": Provide(lambda: watch, sync_to_thread=False),
             "hub": Provide(lambda: hub, sync_to_thread=False),
             "rankings": Provide(lambda: rankings, sync_to_thread=False),

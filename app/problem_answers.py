@@ -16,6 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from app.database import STORE_FAULTS, UNAVAILABLE, CannotStore
 from app.errors import (
     BodyTooLarge,
+    DiskFull,
     InternalError,
     InvalidParameter,
     MappingOverlap,
@@ -62,6 +63,8 @@ def translated(error: Exception) -> ServiceError | None:
             return StoreUnavailable(STORE_FAULTS["not_preloaded"])
         case CannotStore():
             return StoreUnavailable(str(error))
+        case psycopg.errors.DiskFull():
+            return DiskFull()
         case away if isinstance(away, UNAVAILABLE):
             return StoreUnavailable()
         case PoolTimeout():

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import __version__
-from app.database import FIND_STORE_FAULTS
+from app.database import FIND_STORE_FAULTS, driver_connection
 from app.migrate import migrated, newest_revision
 from app.ops.watch import Watch
 from app.problem_answers import translated
@@ -62,15 +62,17 @@ async def get_live() -> Live:
         503: ResponseSpec(Ready, description="The service cannot serve; `status` says why.", generate_examples=False)
     },
 )
-async def get_ready(pool: NamedDependency[AsyncEngine], watch: NamedDependency[Watch]) -> Response[Ready]:
+async def get_ready(
+    pool: NamedDependency[AsyncEngine], watch: NamedDependency[Watch], disk_full: NamedDependency[bool]
+) -> Response[Ready]:
     """Returns 200 when the service can serve, else 503, with the engine, versions, migration and warnings."""
-    ready = await _look(pool)
+    ready = await _look(pool, disk_full=disk_full)
     warnings = [Warned(found.code, found.sentence) for found in watch.findings if found.code != ready.status]
     ready = msgspec.structs.replace(ready, warnings=warnings, checked_at=watch.checked_at)
     return Response(ready, status_code=200 if ready.status == "ok" else 503)
 
 
-async def _look(pool: AsyncEngine) -> Ready:
+async def _look(pool: AsyncEngine, *, disk_full: bool) -> Ready:
     needed = newest_revision()
     try:
         async with pool.connect() as connection:
@@ -80,7 +82,10 @@ async def _look(pool: AsyncEngine) -> Ready:
                 status = "other_sql" if found.by_other_sql else "not_migrated"
             else:
                 status = next(iter(await connection.scalar(text(FIND_STORE_FAULTS)) or ()), "ok")
-    except SQLAlchemyError as error:
+        # No batch need come to show that there is room again.
+        if status == "ok" and disk_full and not await _has_room(pool):
+            status = "disk_full"
+    except (SQLAlchemyError, psycopg.Error) as error:
         if isinstance(error, DBAPIError) and isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
             return Ready("not_permitted", __version__, needed)
         if translated(error) is None:
@@ -89,6 +94,20 @@ async def _look(pool: AsyncEngine) -> Ready:
     return Ready(status, __version__, needed, found.revision, found.engine, postgresql, timescaledb)
 
 
+async def _has_room(pool: AsyncEngine) -> bool:
+    """Tries to take as much of the disk as a large group of batches, and gives it back."""
+    try:
+        async with driver_connection(pool) as connection, connection.transaction(force_rollback=True):
+            await connection.execute(_TAKE_ROOM)
+    except psycopg.errors.DiskFull:
+        return False
+    return True
+
+
+_TAKE_ROOM = """
+    SET LOCAL client_min_messages = warning;
+    CREATE TEMP TABLE room ON COMMIT DROP AS SELECT repeat('x', 1900) FROM generate_series(1, 4000)
+"""
 _VERSIONS = text("""
     SELECT current_setting('server_version'), (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb')
 """)

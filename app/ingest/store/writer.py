@@ -17,6 +17,7 @@ from collections import deque
 from contextlib import suppress
 
 import psycopg
+import structlog
 
 from app.database import TRANSIENT, UNAVAILABLE
 from app.errors import StoreBusy
@@ -32,6 +33,8 @@ GROUP_READINGS = 20_000
 MIN_GROUP_READINGS = 1_000
 TRANSIENT_ATTEMPTS = 6
 
+_log = structlog.get_logger()
+
 
 class Writer:
     """Stores batches while `run()` runs."""
@@ -45,6 +48,8 @@ class Writer:
         self._closing = False
         self._ids = DeviceIds(new_devices_per_hour)
         self._group_readings = GROUP_READINGS
+        #: Whether the last group found no room on the database's disk.
+        self.disk_full = False
 
     async def store(self, batch: Batch, source: Source) -> Receipt:
         """Stores a batch and returns its receipt, after COMMIT. Raises StoreBusy and the driver's errors.
@@ -74,9 +79,13 @@ class Writer:
             try:
                 await self._store_group(group)
                 self._group_readings = min(2 * self._group_readings, GROUP_READINGS)
+                self.disk_full = False
             except Exception as error:  # noqa: BLE001
                 # A group that is too large for a slow database would come back as large and fail again.
                 self._group_readings = max(self._group_readings // 2, MIN_GROUP_READINGS)
+                if isinstance(error, psycopg.errors.DiskFull) and not self.disk_full:
+                    _log.warning("store_unavailable", faults=["disk_full"], error=str(error))
+                self.disk_full = isinstance(error, psycopg.errors.DiskFull)
                 # Whatever happens to a group, the writer goes on; the group's batches are answered with the error.
                 for pending in group:
                     _fail(pending, error)
