@@ -3,10 +3,11 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from app.analytics.efficiency.evidence import MAX_SHARED_MINUTES
 from app.analytics.efficiency.verdict import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO, Status
@@ -14,7 +15,7 @@ from app.analytics.export import MAX_EXPORT_DAYS
 from app.analytics.series import EFFICIENCY_REACH, MAX_POINTS
 from app.analytics.window import MAX_HOURS
 from app.broker import RECEIVE_MAXIMUM
-from app.database import ANSWER_SECONDS, TRANSACTION_SECONDS
+from app.database import ANSWER_SECONDS, TRANSACTION_SECONDS, most_connections
 from app.errors import ServiceError
 from app.fleet.states import REPORTING_MINUTES
 from app.ingest.batch import PAYLOAD_LIMIT_BYTES, REJECTIONS
@@ -26,18 +27,37 @@ from app.ingest.store.transactions import LATE_US
 from app.ingest.store.writer import GROUP_READINGS
 from app.main import create_app
 from app.ops.maintenance import QUARANTINE_ROWS
-from app.policies.invariants import read_policies
+from app.policies.desired import Table
+from app.policies.invariants import (
+    AGGREGATE_CHUNK,
+    LONGEST_CHUNK,
+    READINGS_COLUMNSTORE,
+    SHORTEST_CHUNK,
+    SHORTEST_SCHEDULE,
+    read_policies,
+    violations,
+)
 from app.settings import Settings
 from app.telemetry.instant import MAX_AGE, MAX_AHEAD
 from app.webhooks.deliver import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, TIMEOUT_SECONDS
 from app.webhooks.queue import GIVE_UP_DAYS
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("alerts.md", "api.md", "architecture.md", "efficiency.md", "gateways.md", "import.md", "webhooks.md")
+NAMES = (
+    "alerts.md",
+    "api.md",
+    "architecture.md",
+    "efficiency.md",
+    "gateways.md",
+    "import.md",
+    "operations.md",
+    "webhooks.md",
+)
 TEXT = {name: (ROOT / "docs" / name).read_text() for name in NAMES}
 TEXT["README.md"] = (ROOT / "README.md").read_text()
 POLICIES = read_policies()
 RETENTION = POLICIES.retention
+WEBHOOKS = Settings(webhook_url="https://host/path", webhook_secret="whsec_" + 32 * "A")
 MIB = 1024 * 1024
 MINUTE_US = 60_000_000
 # Any call may be answered with these; api.md does not repeat them at each.
@@ -202,6 +222,16 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
         ("alerts.md", f"transitions after {days('alert_transition')}, unless"),
         ("alerts.md", f"more than {REPORTING_MINUTES} minutes old"),
         ("alerts.md", f"not in the first {REPORTING_MINUTES} minutes after the service"),
+        (
+            "operations.md",
+            f"opens {most_connections(Settings())} connections at most, {most_connections(WEBHOOKS)} with",
+        ),
+        ("operations.md", f"`WATTLINE_POOL_MAX_SIZE` sets {Settings().pool_max_size} of them"),
+        ("operations.md", f"{SHORTEST_CHUNK.seconds // 3600} hour to {LONGEST_CHUNK.days} days"),
+        ("operations.md", f"{READINGS_COLUMNSTORE.days} days at least, since batches write to the last {MAX_AGE.days}"),
+        ("operations.md", f"longer than {live}, in which readings may arrive"),
+        ("operations.md", f"{SHORTEST_SCHEDULE.seconds} seconds at least"),
+        ("operations.md", f"Aggregates have chunks of {AGGREGATE_CHUNK.days} days"),
         ("README.md", f"{live} back and {MAX_AHEAD.seconds // 60} minutes ahead"),
         ("README.md", f"counts inserted readings more than {LATE_US // MINUTE_US} minutes old"),
         ("README.md", f"kept for {RETENTION['meter_reading']}, minutes for {days('meter_minute')}"),
@@ -213,6 +243,46 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
 def days(name: Literal["meter_reading", "meter_minute", "alert", "alert_transition"]) -> int:
     """Returns for how many days the file keeps it."""
     return int(RETENTION[name].removesuffix(" days"))
+
+
+def test_the_servers_settings_are_those_of_the_file() -> None:
+    lines = (ROOT / "timescale" / "postgresql.conf").read_text().splitlines()
+    there = dict(re.findall(r"^([\w.]+) = (\S+)", "\n".join(lines), flags=re.MULTILINE))
+    for names, value, _ in table("operations.md", "## Tuning"):
+        for name in re.findall(r"[\w.]+", names):
+            assert there[name] == value, name
+    workers = ("timescaledb.max_background_workers", "max_parallel_workers")
+    assert int(there["max_worker_processes"]) == sum(int(there[name]) for name in workers) + 3
+
+
+def test_the_shortest_retentions_are_the_shortest_that_are_accepted() -> None:
+    rows = section("operations.md", "## When the disk is full").partition("| entry |")[2]
+    shortest = {
+        name: (int(days), int(columnstore) if columnstore else None)
+        for names, days, columnstore in re.findall(
+            r"^\| (`retention\..*) \| `(\d+) days`(?:, with .* at `(\d+) days`)? \|$", rows, flags=re.MULTILINE
+        )
+        for name in re.findall(r"`retention\.(\w+)`", names)
+    }
+    assert shortest.keys() == RETENTION.keys() - set(get_args(Table))
+
+    def accepted(less: int, *names: str) -> bool:
+        retention = {name: f"{shortest[name][0] - less} days" for name in names}
+        columnstore = {name: f"{sooner} days" for name in names if (sooner := shortest[name][1])}
+        return not [
+            *violations(
+                replace(
+                    POLICIES,
+                    retention=POLICIES.retention | retention,
+                    columnstore_after=POLICIES.columnstore_after | columnstore,
+                )
+            )
+        ]
+
+    assert accepted(0, *shortest)
+    for name in shortest:
+        assert accepted(0, name)
+        assert not accepted(1, name)
 
 
 async def test_sentences_of_the_schema_and_the_rejections_hold_the_limits_of_the_code() -> None:
