@@ -418,12 +418,29 @@ def test_a_policies_file_that_is_broken(database_url: str, monkeypatch: pytest.M
 def test_a_paused_job(database_url: str, connection: psycopg.Connection, pause: str) -> None:
     job = job_id(connection, "policy_compression", "meter_reading")
     connection.execute(f"SELECT alter_job(%s, {pause})".encode(), [job])
-    resume = f"SELECT alter_job({job}, scheduled => true, next_start => now());"
-    assert complaints(database_url) == [f"The job {job} (compress meter_reading) is paused: as wattline, {resume}"]
+    assert complaints(database_url) == [
+        "The policies differ from timescale/policies.toml, which says: compress meter_reading after 10 days, not "
+        "paused (was 10 days, paused). Run `wattline policy plan`, then `wattline policy apply` to apply the file."
+    ]
     (line,) = [line for line in lines(examined(database_url)[0], "Jobs") if line.startswith("compress  meter_reading ")]
     assert line.endswith(" paused")
-    connection.execute(resume.encode())
+    connection.execute("SELECT alter_job(%s, scheduled => true, next_start => now())", [job])
     assert complaints(database_url) == []
+
+
+@on_timescale
+def test_policies_set_by_hand_that_break_a_rule_are_told_from_others(
+    database_url: str, connection: psycopg.Connection
+) -> None:
+    connection.execute("SELECT remove_retention_policy('meter_reading')")
+    connection.execute("SELECT add_retention_policy('meter_reading', INTERVAL '8 days')")
+    (finding,) = wrong(facts(database_url))
+    assert finding.code == "destructive_drift"
+    assert 'break the rule that retention.meter_reading = "8 days" must be at least "9 days": ' in finding.sentence
+    connection.execute("SELECT remove_retention_policy('meter_reading')")
+    connection.execute("SELECT add_retention_policy('meter_reading', INTERVAL '20 days')")
+    (finding,) = wrong(facts(database_url))
+    assert finding.code == "policy_drift"
 
 
 # Readings

@@ -116,11 +116,12 @@ def _policies(facts: Facts) -> Iterator[Finding]:
     if facts.plan and (changes := facts.plan.changes):
         command = "migrate" if all(map(loses_nothing, changes)) else "policy plan`, then `wattline policy apply"
         more = f"; {len(changes) - 1} more are to come" if len(changes) > 1 else ""
+        broken = f"; they break the rule that {'; and that '.join(facts.plan.broken)}" if facts.plan.broken else ""
         yield Finding(
-            "policy_drift",
-            f"The policies differ from timescale/policies.toml, which says: {changes[0].words}{more}. Run "
+            "destructive_drift" if broken else "policy_drift",
+            f"The policies differ from timescale/policies.toml, which says: {changes[0].words}{more}{broken}. Run "
             f"`wattline {command}` to apply the file.",
-            "; ".join(change.words for change in changes),
+            "; ".join(change.words for change in changes) + broken,
         )
 
 

@@ -25,7 +25,6 @@ def check_jobs(facts: Facts) -> Iterator[Finding]:
     yield from stopped
     troubled = {job for job in facts.jobs if job.paused or not job.owner_may_login or job.last_status == "failed"}
     yield from _owners(facts.jobs)
-    yield from _paused(facts.jobs)
     yield from _failed(facts)
     if not stopped:
         crashed = [job for job in facts.jobs if _crashed(job, facts)]
@@ -91,17 +90,6 @@ def _owners(jobs: list[Job]) -> Iterator[Finding]:
             f"a role that administers {owner}, ALTER ROLE {owner} LOGIN;",
             owner,
         )
-
-
-def _paused(jobs: list[Job]) -> Iterator[Finding]:
-    for job in jobs:
-        if job.paused:
-            yield Finding(
-                "paused_job",
-                f"The job {job.name} is paused: as {job.owner}, "
-                f"SELECT alter_job({job.job_id}, scheduled => true, next_start => now());",
-                job.name,
-            )
 
 
 def _failed(facts: Facts) -> Iterator[Finding]:

@@ -99,6 +99,8 @@ def _policies(facts: Facts) -> Iterator[tuple[str, ...]]:
         yield ("In force as timescale/policies.toml says.",)
     for change in facts.plan.changes:
         yield (f"to come: {change.words}",)
+    for clause in facts.plan.broken:
+        yield (f"against the rules: {clause}",)
     for note in facts.plan.notes:
         yield (note,)
 
