@@ -1,4 +1,4 @@
-"""What the doctor learns: rows of the functions that both engines offer, facts of any server; and its findings."""
+"""The facts that the doctor learns: rows of the functions that both engines offer, and more; and its findings."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
