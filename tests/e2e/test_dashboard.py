@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +22,7 @@ from psycopg.conninfo import conninfo_to_dict
 from tests.fixtures.browser import browser, drawn, needs_chromium, opened
 from tests.fixtures.database import Server
 from tests.fixtures.engines import on_plain
+from tests.fixtures.readings import midnight
 from tests.fixtures.sending import Reading, meter, minutes_ago, stamp, vehicle
 from tests.fixtures.service import Process, serving
 from tests.integration.test_seeds import worked_example
@@ -206,6 +208,19 @@ def test_dragging_zooms_and_back_returns(example: Process, browser: Browser) -> 
         expect(page).to_have_url(re.compile("from="))
 
 
+@contextmanager
+def database_away(server: Server, process: Process) -> Iterator[None]:
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        name = str(conninfo_to_dict(process.database_url)["dbname"])
+        allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}").format
+        connection.execute(allow(sql.Identifier(name), sql.SQL("false")))
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        try:
+            yield
+        finally:
+            connection.execute(allow(sql.Identifier(name), sql.SQL("true")))
+
+
 @on_plain
 def test_a_range_that_fails_leaves_nothing_of_the_one_before(
     server: Server, example: Process, browser: Browser
@@ -213,14 +228,9 @@ def test_a_range_that_fails_leaves_nothing_of_the_one_before(
     with opened(browser, f"{example.base_url}/#/fleet?range=24h") as page:
         drawn(page)
         expect(figure(page, "ac")).not_to_have_text(NONE)
-        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-            name = str(conninfo_to_dict(example.database_url)["dbname"])
-            allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}").format
-            connection.execute(allow(sql.Identifier(name), sql.SQL("false")))
-            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        with database_away(server, example):
             page.get_by_role("button", name="7 days").click()
             expect(page.locator("main").get_by_text(re.compile("database")).first).to_be_visible()
-            connection.execute(allow(sql.Identifier(name), sql.SQL("true")))
         for name in "ac", "dc", "loss", "efficiency":
             expect(figure(page, name)).to_have_text(NONE)
         expect(page.get_by_text("Nothing to show in this range")).to_have_count(2)
@@ -272,6 +282,73 @@ def test_an_empty_database_says_how_to_send_the_first_reading(server_process: Pr
         subprocess.run(["sh", "-euc", command], check=True, capture_output=True)
         expect(page.locator("tr[data-id=V1]")).to_be_visible()
         expect(figure(page, "ac")).to_have_text("0.480")
+
+
+def record_sizes(process: Process) -> None:
+    """Records a size of each table for eight days, without the fifth."""
+    with psycopg.connect(process.database_url, autocommit=True) as connection:
+        for days in 8, 7, 6, 4, 3, 2, 1, 0:
+            connection.execute(
+                """
+                INSERT INTO storage_size (at, name, bytes)
+                SELECT %s, name, 1048576 FROM storage_sizes() ON CONFLICT DO NOTHING
+                """,
+                [midnight(days)],
+            )
+
+
+# The retention of the meters' readings, as somebody changes it in psql.
+SHORTENED = {
+    "plain": "UPDATE retention SET drop_after = '20 days' WHERE name = 'meter_reading'",
+    "timescale": """
+        SELECT alter_job(job_id, config => jsonb_set(config, '{drop_after}', '"20 days"'))
+        FROM timescaledb_information.jobs
+        WHERE proc_name = 'policy_retention' AND hypertable_name = 'meter_reading'
+    """,
+}
+
+
+def test_storage_shows_sizes_and_what_is_dropped_next_and_marks_a_policy_that_was_changed(
+    server_process: Process, engine: str, connection: psycopg.Connection, browser: Browser
+) -> None:
+    send(server_process, meter(midnight(4)))
+    with opened(browser, server_process.base_url) as page:
+        page.get_by_role("link", name="Storage").click()
+        expect(page.get_by_text("Sizes are recorded each hour.")).to_be_visible()
+        rows = page.get_by_role("region", name="Tables").locator("tr[data-id]")
+        stored = server_process.get("/v1/storage").json()["storage"]["tables"]
+        expect(rows).to_have_count(len(stored))
+        dropped = page.locator("tr[data-id=meter_reading] time")
+        expect(dropped).to_have_attribute("datetime", stamp(midnight(3) + timedelta(days=30)))
+        expect(page.get_by_text("All are as in timescale/policies.toml.")).to_be_visible()
+        expect(page.locator(".policies tr[data-state]")).to_have_count(0)
+
+        connection.execute(SHORTENED[engine].encode())
+        record_sizes(server_process)
+        page.reload()
+        expect(dropped).to_have_attribute("datetime", stamp(midnight(3) + timedelta(days=20)))
+        expect(figure(page, "dropped")).to_have_text(re.compile(r"in 1[67] days"))
+        expect(page.get_by_text("1 not as in timescale/policies.toml: keep of meter_reading.")).to_be_visible()
+        changed = page.locator(".policies tr[data-state]")
+        expect(changed).to_have_count(1)
+        expect(changed).to_contain_text(re.compile("20 days.*differs from timescale/policies.toml: 30 days"))
+        not_available = page.get_by_text("not available")
+        expect(not_available).to_have_count(2 if engine == "plain" else 0)
+        drawn(page)
+        assert line_pieces(page) == 2
+
+
+@on_plain
+def test_storage_that_cannot_be_read_says_so_and_comes_back(server: Server, example: Process, browser: Browser) -> None:
+    with opened(browser, f"{example.base_url}/#/storage") as page:
+        row = page.locator("tr[data-id=alert]")
+        expect(row).to_be_visible()
+        with database_away(server, example):
+            page.reload()
+            expect(page.get_by_text("The storage could not be loaded.")).to_be_visible()
+            expect(page.locator("#status-text")).to_have_text("No data")
+            expect(row).to_have_count(0)
+        expect(row).to_be_visible()
 
 
 @on_plain
@@ -328,6 +405,12 @@ def test_axe_finds_no_serious_fault(example: Process, browser: Browser) -> None:
         for theme in "dark", "light":
             dress(page, theme)
             assert faults(page) == []
+        record_sizes(example)
+        page.goto(f"{example.base_url}/#/storage")
+        expect(page.locator("tr[data-id=alert]")).to_be_visible()
+        for theme in "light", "dark":
+            dress(page, theme)
+            assert faults(page) == []
 
 
 def dress(page: Page, theme: str) -> None:
@@ -339,8 +422,9 @@ def dress(page: Page, theme: str) -> None:
 
 @on_plain
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(example: Process, browser: Browser) -> None:
+    record_sizes(example)
     with opened(browser, example.base_url, size=(390, 844)) as page:
-        for path, heading in ("fleet", "Fleet"), ("vehicle/V1", "V1"), ("meter/M1", "M1"):
+        for path, heading in ("fleet", "Fleet"), ("vehicle/V1", "V1"), ("meter/M1", "M1"), ("storage", "Storage"):
             page.goto(f"{example.base_url}/#/{path}")
             expect(page.get_by_role("heading", level=1)).to_contain_text(heading)
             drawn(page)

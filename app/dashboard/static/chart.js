@@ -32,8 +32,9 @@ const local = (seconds) => {
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 // A figure has a title, a summary in words, and its values as a table. draw() takes
-// {from, to, lines: [{name, unit, digits, color, x, y, alone, details}], low?, yMin?, summary}.
-export function chart(title, { tall = false } = {}) {
+// {from, to, lines: [{name, unit, digits, color, x, y, alone, details}], low?, yMin?, summary}. Zooming changes the
+// range that the address names.
+export function chart(title, { tall = false, zooms = true } = {}) {
   const plot = el("div", { class: tall ? "plot tall" : "plot", "aria-hidden": "true" });
   const summary = el("p", { class: "summary" });
   const legend = el("ul", { class: "legend", "aria-hidden": "true" });
@@ -47,8 +48,8 @@ export function chart(title, { tall = false } = {}) {
     const Plotly = await load();
     if (!drawn || !plot.isConnected) return;
     plot.querySelector(".preview")?.remove();
-    await Plotly.react(plot, traces(drawn), layout(drawn), { displayModeBar: false, responsive: true, doubleClick: false });
-    if (!plot.dataset.drawn) {
+    await Plotly.react(plot, traces(drawn), layout({ ...drawn, zooms }), { displayModeBar: false, responsive: true, doubleClick: false });
+    if (!plot.dataset.drawn && zooms) {
       plot.on("plotly_relayout", (change) => {
         const ends = ["xaxis.range[0]", "xaxis.range[1]"].map((name) => Date.parse(change[name]) / 1000);
         if (ends.every(Number.isFinite)) zoom(...ends);
@@ -139,7 +140,7 @@ const TICKS = [
   { dtickrange: [86_400_000, null], value: "%-d %b\n%Y" },
 ];
 
-function layout({ from, to, low, yMin, yMax, percent, isEmpty }) {
+function layout({ from, to, low, yMin, yMax, percent, isEmpty, zooms }) {
   const ink = color("muted");
   const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
   const size = Math.round(0.8 * rem);
@@ -155,9 +156,9 @@ function layout({ from, to, low, yMin, yMax, percent, isEmpty }) {
     showlegend: false,
     hovermode: "x unified",
     hoverlabel: { bgcolor: color("surface"), bordercolor: color("line"), font: { color: color("ink") } },
-    dragmode: "zoom",
+    dragmode: zooms && "zoom",
     selectdirection: "h",
-    xaxis: { ...axis, type: "date", range: [local(from), local(to)], showgrid: false, ticks: "outside", tickcolor: color("line"), nticks: innerWidth < 640 ? 4 : 8, tickangle: 0, tickformatstops: TICKS, hoverformat: "%-d %b, %H:%M" },
+    xaxis: { ...axis, type: "date", range: [local(from), local(to)], fixedrange: !zooms, showgrid: false, ticks: "outside", tickcolor: color("line"), nticks: innerWidth < 640 ? 4 : 8, tickangle: 0, tickformatstops: TICKS, hoverformat: "%-d %b, %H:%M" },
     yaxis: { ...axis, visible: !isEmpty, fixedrange: true, rangemode: "tozero", ...(yMin == null ? {} : { range: [yMin, yMax] }), ticksuffix: percent ? " %" : "", separatethousands: true, nticks: 6 },
     shapes,
     annotations,

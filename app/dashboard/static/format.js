@@ -34,6 +34,19 @@ export function rate(value) {
   return value == null ? NONE : number(value, value >= 100 ? 0 : 1);
 }
 
+const SIZES = ["kB", "MB", "GB", "TB"];
+
+// The largest unit that leaves a whole one, as [bytes, name].
+export function sizeUnit(bytes) {
+  const power = Math.min(Math.max(Math.floor(Math.log2(bytes || 1) / 10), 1), SIZES.length);
+  return [1024 ** power, SIZES[power - 1]];
+}
+
+export function size(bytes) {
+  const [unit, name] = sizeUnit(bytes);
+  return `${number(bytes / unit, name === "kB" ? 0 : 1)} ${name}`;
+}
+
 export function duration(seconds) {
   if (seconds < 100) return `${Math.round(seconds)} s`;
   if (seconds < 100 * 60) return `${Math.round(seconds / 60)} min`;
@@ -47,13 +60,32 @@ export function ago(instant) {
   return seconds < 1 ? "now" : `${duration(seconds)} ago`;
 }
 
+export function ahead(instant) {
+  const seconds = (Date.parse(instant) - Date.now()) / 1000;
+  return seconds < 1 ? "due now" : `in ${duration(seconds)}`;
+}
+
 // A time whose age stays true: main.js refreshes it each second.
 export function age(instant) {
-  return el("time", { datetime: instant, title: moment(instant), "data-age": true }, ago(instant));
+  return time(instant, "ago");
+}
+
+// A coming time, which is refreshed as well.
+export function until(instant) {
+  return time(instant, "ahead");
+}
+
+const RELATIVE = { ago, ahead };
+
+function time(instant, direction) {
+  const words = RELATIVE[direction](instant);
+  return el("time", { datetime: instant, title: moment(instant), "data-relative": direction }, words);
 }
 
 export function refreshAges() {
-  for (const time of document.querySelectorAll("[data-age]")) setText(time, ago(time.dateTime));
+  for (const time of document.querySelectorAll("[data-relative]")) {
+    setText(time, RELATIVE[time.dataset.relative](time.dateTime));
+  }
 }
 
 const CLOCK = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };

@@ -6,6 +6,7 @@ import { showFleet } from "./fleet.js";
 import { refreshAges, zone } from "./format.js";
 import { connect } from "./live.js";
 import { read } from "./state.js";
+import { showStorage } from "./storage.js";
 import { watchStatus } from "./status.js";
 
 const main = document.getElementById("main");
@@ -21,7 +22,7 @@ function route() {
   shown?.leave();
   const moved = shown !== null;
   main.replaceChildren();
-  const view = { fleet: showFleet, vehicle: showDevice, meter: showDevice }[page] ?? showNothing;
+  const view = { fleet: showFleet, vehicle: showDevice, meter: showDevice, storage: showStorage }[page] ?? showNothing;
   shown = { key, ...view(main, page, id) };
   if (moved) {
     scrollTo(0, 0);

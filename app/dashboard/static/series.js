@@ -72,8 +72,7 @@ export function energyMinutes({ t, dcKwh }, power, last) {
   return greatest && (60 * energy) / greatest;
 }
 
-// Points of finished buckets in [from, to], with a null wherever buckets are missing. `alone` holds the points without
-// a neighbour, which a line would not show.
+// Points of finished buckets in [from, to], with a null wherever buckets are missing.
 export function line(t, values, bucket, { from, to, ofDevice }) {
   const step = SECONDS[bucket];
   const longest = ofDevice && bucket === "1m" ? COVERED_SECONDS : step;
@@ -91,8 +90,13 @@ export function line(t, values, bucket, { from, to, ofDevice }) {
     y.push(values[i]);
     last = t[i];
   }
-  const alone = y.map((value, i) => (value != null && y[i - 1] == null && y[i + 1] == null ? value : null));
-  return { x, y, alone: alone.some((value) => value != null) ? alone : null };
+  return { x, y, alone: alone(y) };
+}
+
+// The points without a neighbour, which a line would not show; null when there are none.
+export function alone(y) {
+  const points = y.map((value, i) => (value != null && y[i - 1] == null && y[i + 1] == null ? value : null));
+  return points.some((value) => value != null) ? points : null;
 }
 
 export function sum(values) {
