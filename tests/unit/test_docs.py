@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import httpx
 import pytest
+from click import Context, Group
 from msgspec.structs import replace
 
 from app.analytics.efficiency.evidence import MAX_SHARED_MINUTES
@@ -15,6 +16,7 @@ from app.analytics.export import MAX_EXPORT_DAYS
 from app.analytics.series import EFFICIENCY_REACH, MAX_POINTS
 from app.analytics.window import MAX_HOURS
 from app.broker import RECEIVE_MAXIMUM
+from app.cli import cli
 from app.database import ANSWER_SECONDS, TRANSACTION_SECONDS, most_connections
 from app.errors import ServiceError
 from app.fleet.states import REPORTING_MINUTES
@@ -243,6 +245,15 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
 def days(name: Literal["meter_reading", "meter_minute", "alert", "alert_transition"]) -> int:
     """Returns for how many days the file keeps it."""
     return int(RETENTION[name].removesuffix(" days"))
+
+
+def test_the_commands_of_operations_md_exist() -> None:
+    named = set(re.findall(r"`(?:DATABASE_URL=\S+ )?wattline (\w+)(?: (\w+))?", TEXT["operations.md"]))
+    assert ("policy", "show") in named
+    for name, sub in named:
+        found = cli.get_command(Context(cli), name)
+        assert found, name
+        assert not isinstance(found, Group) or sub in found.commands, (name, sub)
 
 
 def test_the_servers_settings_are_those_of_the_file() -> None:
