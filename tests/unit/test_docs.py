@@ -242,9 +242,46 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
         assert sentence in prose(name), (name, sentence)
 
 
-def days(name: Literal["meter_reading", "meter_minute", "alert", "alert_transition"]) -> int:
+def days(name: Literal["meter_reading", "meter_minute", "meter_hour", "alert", "alert_transition"]) -> int:
     """Returns for how many days the file keeps it."""
     return int(RETENTION[name].removesuffix(" days"))
+
+
+def sizes(cell: str) -> list[float]:
+    """Returns the numbers of a cell such as `1.5 GB → 190 MB`, in bytes where it has units."""
+    found = re.findall(r"([\d.,]+)(?: (MB|GB))?", cell)
+    return [float(number.replace(",", "")) * {"": 1, "MB": 1e6, "GB": 1e9}[unit] for number, unit in found]
+
+
+def test_the_sizes_of_a_fleet_follow_from_those_of_a_row() -> None:
+    text = section("operations.md", "## Size")
+    of_rows, of_fleets = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    head, _, *rows = (line.strip("| \n").split(" | ") for line in of_rows.splitlines())
+    row = {(name, cadence): sizes(cell) for name, *cells in rows for cadence, cell in zip(head[1:], cells, strict=True)}
+    hours = [sizes(cell) for cell in re.search(r"An hour takes (.*) bytes for a meter and (.*) for a", text).groups()]  # type: ignore[union-attr]
+    a_day = sizes(re.search(r"and a day ([\d]+ and [\d]+)", text)[1])  # type: ignore[index]
+    after = {name: int(POLICIES.columnstore_after[name].split()[0]) for name in ("meter_reading", "meter_minute")}
+    raw, aggregate = after["meter_reading"] + 1, after["meter_minute"] + AGGREGATE_CHUNK.days
+    for line in of_fleets.splitlines()[2:]:
+        devices, cadence, readings, *cells = line.strip("| \n").split(" | ")
+        each = int(devices.replace(",", "")) / 2
+        daily = {"10 seconds": 8640, "minute": 1440, "15 minutes": 96}[cadence]
+        assert int(readings.replace(",", "")) == 2 * each * daily
+
+        def of(kind: str, rows_a_day: int, cadence: str = cadence, each: float = each) -> list[float]:
+            pairs = zip(row[f"meter {kind}", f"each {cadence}"], row[f"vehicle {kind}", f"each {cadence}"], strict=True)
+            return [each * rows_a_day * sum(pair) for pair in pairs]
+
+        reading, minute = of("reading", daily), of("minute", min(daily, 1440))
+        hour = [each * 24 * sum(pair) for pair in zip(*hours, strict=True)]
+        whole = raw * reading[0] + (days("meter_reading") + 1 - raw) * reading[1]
+        whole += aggregate * minute[0] + (days("meter_minute") + AGGREGATE_CHUNK.days - aggregate) * minute[1]
+        whole += aggregate * hour[0] + (days("meter_hour") + AGGREGATE_CHUNK.days - aggregate) * hour[1]
+        whole += days("meter_hour") * each * sum(a_day)
+        for cell, expected in zip(cells, (reading, minute, [whole]), strict=True):
+            assert sizes(cell) == pytest.approx(expected, rel=0.06)
+    log = sum(int(number) for number in re.findall(r"by (\d+) (?:bytes for each|more for)", " ".join(text.split())))
+    assert f"{log * 10_000 * 1440 / 1e9:.1f} GB a day for 10,000 devices" in prose("operations.md")
 
 
 def test_the_commands_of_operations_md_exist() -> None:
