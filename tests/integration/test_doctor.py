@@ -444,6 +444,21 @@ def test_policies_set_by_hand_that_break_a_rule_are_told_from_others(
     assert finding.code == "policy_drift"
 
 
+@on_timescale
+async def test_chunks_that_should_be_compressed(database_url: str, connection: psycopg.Connection) -> None:
+    job = job_id(connection, "policy_compression", "meter_reading")
+    await store(database_url, meter_reading(datetime.now(UTC) - timedelta(days=20)))
+    # The chunk may have been made by a late reading, since its job last ran.
+    assert "not_compressed" not in {finding.code for finding in wrong(facts(database_url))}
+    connection.execute("SELECT alter_job(%s, schedule_interval => INTERVAL '1 second')", [job])
+    (finding,) = eventually(lambda: [each for each in wrong(facts(database_url)) if each.code == "not_compressed"])
+    assert finding.about == "meter_reading"
+    assert finding.sentence.startswith("Chunks of meter_reading that should be compressed and are not: 1.")
+    assert f"CALL run_job({job});" in finding.sentence
+    connection.execute("CALL run_job(%s)", [job])
+    assert "not_compressed" not in {finding.code for finding in wrong(facts(database_url))}
+
+
 # Readings
 
 

@@ -18,6 +18,7 @@ from tests.fixtures.engines import needs_timescale, on_timescale
 from tests.fixtures.readings import meter_reading, store
 from tests.fixtures.sending import meter, minutes_ago, problem
 from tests.fixtures.service import service
+from tests.fixtures.waiting import eventually_here
 from tests.integration.test_doctor import complaints
 
 
@@ -52,6 +53,36 @@ async def test_a_database_of_other_sql_is_not_ready(client: httpx.AsyncClient, c
     )
 
 
+async def test_warnings_go_on_after_the_connection_was_lost(
+    database_url: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.ops.watch.PERIOD_SECONDS", 0.1)
+    async with service(Settings(database_url=database_url)) as client:
+
+        async def warned() -> set[str]:
+            return {warning["code"] for warning in (await client.get("/health/ready")).json()["warnings"]}
+
+        async def is_warned() -> bool:
+            return "not_durable" in await warned()
+
+        await eventually_here(is_warned)
+        connection.execute(TERMINATE)
+        connection.execute("UPDATE installation SET policies_applied_at = NULL")
+
+        async def is_found() -> bool:
+            answer = await client.get("/metrics")
+            return 'wattline_finding{code="policies_missing"}' in answer.text
+
+        await eventually_here(is_found)
+        # It is the status, and no warning.
+        assert (await client.get("/health/ready")).json()["status"] == "policies_missing"
+        assert "policies_missing" not in await warned()
+
+
+TERMINATE = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'wattline'
+"""
 FAULTS = {
     "read_only": "ALTER DATABASE {name} SET default_transaction_read_only = on",
     "keys_missing": "ALTER TABLE vehicle_reading DROP CONSTRAINT vehicle_reading_pkey",

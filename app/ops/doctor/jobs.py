@@ -133,11 +133,11 @@ def _crashes(jobs: list[Job]) -> Iterator[Finding]:
 def _late(jobs: list[Job], scheduler: Scheduler) -> Iterator[Finding]:
     if not jobs:
         return
-    late = f"Late by more than {LATE_PERIODS} of its periods: {_names(jobs)}."
+    late = f"Late by more than {LATE_PERIODS} periods: {_names(jobs)}."
     if scheduler.all_in_use:
         yield Finding("too_few_workers", f"{late} {_in_use(scheduler)}")
     else:
-        yield Finding("late_jobs", f"{late} The log of the server says why TimescaleDB does not run it.")
+        yield Finding("late_jobs", f"{late} The log of the server says why TimescaleDB does not run them.")
 
 
 def _names(jobs: list[Job]) -> str:
@@ -168,7 +168,7 @@ def _uncompressed(facts: Facts, troubled: set[Job]) -> Iterator[Finding]:
         if name not in named:
             yield Finding(
                 "not_compressed",
-                f"{chunks} chunks of {name} should be compressed and are not: as the owner of {name}, "
-                f"CALL run_job({job_id}); and see what the log of the server says of it.",
+                f"Chunks of {name} that should be compressed and are not: {chunks}. As the owner of {name}, "
+                f"CALL run_job({job_id}); its error, or the log of the server, says why they are not.",
                 name,
             )
