@@ -69,27 +69,28 @@ def intervals(*choices: str) -> st.SearchStrategy[str]:
     return st.sampled_from(choices)
 
 
-refreshes = st.builds(
-    Refresh,
-    start_offset=intervals("1 hour", "604801 seconds", "8 days", "9 days", "12 days", "25 days"),
-    end_offset=intervals("1 minute", "1 hour", "1 day", "5 days"),
-    schedule_interval=intervals("10 seconds", "1 minute", "1 hour", "1 day"),
-    buckets_per_batch=st.sampled_from([0, 100, 1440]),
-)
-ages = intervals("1 second", "1 day", "9 days", "13 days", "20 days", "30 days", "180 days")
+# Ages of a file that keeps as little as it may, and those of one that reaches far back.
+SHORT = intervals("1 hour", "604801 seconds", "8 days")
+LONG = intervals("9 days", "12 days", "25 days", "60 days")
 
 
 @st.composite
-def accepted_policies(draw: st.DrawFn) -> Policies:
+def accepted_policies(draw: st.DrawFn, ages: st.SearchStrategy[str]) -> Policies:
     """Draws a file, and mends each entry that is refused as the error says, so that many stand right at a limit."""
-    default = read_policies()
-    names = (*get_args(Readings), *get_args(Aggregate))
+    refresh = st.builds(
+        Refresh,
+        start_offset=ages,
+        end_offset=intervals("1 minute", "1 hour", "1 day", "5 days"),
+        schedule_interval=intervals("10 seconds", "1 minute", "1 hour", "1 day"),
+        buckets_per_batch=st.sampled_from([0, 100, 1440]),
+    )
+    names, compressed = (*get_args(Readings), *get_args(Aggregate)), read_policies().columnstore_after
     widths = intervals("6 hours", "1 day", "30 hours", "3 days", "31 days")
     policies = Policies(
         chunk_interval=draw(st.fixed_dictionaries(dict.fromkeys(get_args(Readings), widths))),
-        columnstore_after=draw(st.fixed_dictionaries({}, optional=dict.fromkeys(default.columnstore_after, ages))),
-        retention=draw(st.fixed_dictionaries({}, optional=dict.fromkeys(names, ages))),
-        refresh=draw(st.fixed_dictionaries(dict.fromkeys(get_args(Aggregate), refreshes))),
+        columnstore_after=draw(st.fixed_dictionaries({}, optional=dict.fromkeys(compressed, ages))),
+        retention=draw(st.fixed_dictionaries(dict.fromkeys(names[:6], ages), optional=dict.fromkeys(names[6:], ages))),
+        refresh=draw(st.fixed_dictionaries(dict.fromkeys(get_args(Aggregate), refresh))),
     )
     document = msgspec.to_builtins(policies)
     while broken := next(violations(policies), None):
@@ -129,15 +130,26 @@ class Example:
     """Forty days: the policies and their changes, the minute at which a day's work is done, and what is random."""
 
     first: Policies
-    changes: list[Change]
+    changes: tuple[Change, ...]
     minute: int
     seed: int
 
 
+def changes(first: int, last: int, ages: st.SearchStrategy[str], *, whole: bool) -> st.SearchStrategy[Change]:
+    return st.builds(
+        Change, st.integers(first, last), accepted_policies(ages), st.just(True) if whole else st.booleans()
+    )
+
+
+# What was dropped under the first files lies within the reach of the last one.
 examples = st.builds(
     Example,
-    accepted_policies(),
-    st.lists(st.builds(Change, st.integers(1, DAYS - 2), accepted_policies(), st.booleans()), min_size=1, max_size=3),
+    accepted_policies(SHORT),
+    st.tuples(
+        changes(2, 15, SHORT | LONG, whole=False),
+        changes(16, 24, SHORT, whole=False),
+        changes(25, DAYS - 2, LONG, whole=True),
+    ),
     st.integers(0, 1439),
     st.integers(0, 2**32),
 )
@@ -246,10 +258,10 @@ def levels() -> Iterator[tuple[str, str, str]]:
 def live_through(simulation: Simulation, example: Example) -> None:
     """Lives through the forty days of an example, and checks what is left before each change and at the end."""
     now = midnight(START.days) + timedelta(minutes=example.minute)
-    changes = {change.day: change for change in example.changes}
+    changed = {change.day: change for change in example.changes}
     simulation.change(example.first, whole=True)
     for day in range(DAYS):
-        if change := changes.get(day):
+        if change := changed.get(day):
             simulation.check(now - SETTLED)
             simulation.change(change.policies, whole=change.whole)
         simulation.store(now, now + DAY)
