@@ -123,7 +123,7 @@ def loses_nothing(change: Change) -> bool:
             return not rules or any(_reaches_back(rule, wanted) for rule in rules)
         case "columnstore" if not change.live:
             return True
-    ages = [age for rule in change.live if (age := age_of(rule)) is not None and not _paused(rule)]
+    ages = [age for rule in change.live if (age := age_of(rule)) is not None and not is_paused(rule)]
     new_age = age_of(wanted)
     return bool(ages) and new_age is not None and new_age >= min(ages)
 
@@ -144,7 +144,8 @@ def age_of(rule: Rule) -> timedelta | None:
             return None
 
 
-def _paused(rule: Rule) -> bool:
+def is_paused(rule: Rule) -> bool:
+    """Whether the rule's job is there, but does not run."""
     return isinstance(rule, Job) and rule.paused
 
 

@@ -16,7 +16,7 @@ from app.problem_answers import AWAY, problems
 
 
 class SizeHistory(msgspec.Struct, frozen=True):
-    """Sizes in bytes at the instants of `at`: of each hour of the last two days, before that of each UTC midnight."""
+    """Sizes in bytes at the instants of `at`: of each hour of the last two days, before that the first of each UTC day."""
 
     at: list[datetime]
     bytes: dict[str, list[int | None]]
@@ -57,6 +57,8 @@ def _fetch_history(connection: Connection) -> SizeHistory:
 
 
 _HISTORY = text("""
-    SELECT at, name, bytes FROM storage_size
-    WHERE at > now() - INTERVAL '2 days' OR extract(hour FROM at AT TIME ZONE 'UTC') = 0
+    SELECT at, name, bytes
+    FROM storage_size
+    WHERE at > now() - INTERVAL '2 days'
+        OR at IN (SELECT min(at) FROM storage_size GROUP BY utc_bucket('1 day', at))
 """)

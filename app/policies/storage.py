@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from app.policies.desired import Aggregate, Policies, Readings, Table
 from app.policies.live import Kind, State, desired_state, live_state
-from app.policies.plan import Change, age_of, notes_on
+from app.policies.plan import Change, age_of, is_paused, notes_on
 from app.policies.words import words_in_full
 
 
@@ -121,7 +121,8 @@ def _stored(name: str, parts: list[Part], policies: list[Policy], live: State) -
     ranges = [part for part in parts if part.range_start]
     compressed = [part for part in parts if part.compressed]
     before, after = (sum(getattr(part, size) or 0 for part in compressed) for size in ("bytes_before", "bytes"))
-    age = next(iter(map(age_of, live.get(("retention", name), []))), None)
+    retention = [rule for rule in live.get(("retention", name), []) if not is_paused(rule)]
+    age = next(iter(map(age_of, retention)), None)
     return Stored(
         name,
         sum(part.rows_estimated or 0 for part in parts),
@@ -146,4 +147,7 @@ _PARTS = text("""
     FROM storage_parts()
     ORDER BY name, range_start
 """)
-_JOBS = text("SELECT work, target, last_start, last_status, next_start, last_error FROM background_jobs()")
+_JOBS = text("""
+    SELECT work, target, last_start, last_status, CASE WHEN NOT paused THEN next_start END AS next_start, last_error
+    FROM background_jobs()
+""")
