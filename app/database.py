@@ -50,8 +50,8 @@ STORE_FAULTS = {
         "TimescaleDB, SELECT timescaledb_pre_restore(); before and SELECT timescaledb_post_restore(); after."
     ),
     "not_permitted": (
-        "The role may not write what a batch needs: nothing can be stored. As the owner of the database, GRANT SELECT, "
-        "INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public to the role of DATABASE_URL."
+        "The role may not write what a batch needs: nothing can be stored. As the owner of the database, run the GRANT "
+        "statements of docs/operations.md, section Roles, for the role of DATABASE_URL."
     ),
     "policies_missing": "The policies were never applied, so nothing is refreshed or dropped: run `wattline migrate`.",
 }

@@ -53,7 +53,7 @@ LANGUAGE sql STABLE AS $$
                NOT job.scheduled OR coalesce(job.next_start = 'infinity', false) AS paused,
                CASE WHEN running THEN 0 ELSE coalesce(counted.consecutive_crashes, 0) END AS crashes
     ) AS state
-    WHERE job.proc_name = 'cagg_refresh'
+    WHERE (job.proc_name = 'cagg_refresh' AND job.config ->> 'aggregate' IN (SELECT name FROM cagg_level))
         OR (job.proc_name IN ('policy_compression', 'policy_retention')
             AND (job.hypertable_name IN ('meter_reading', 'vehicle_reading')
                  OR job.hypertable_name IN (SELECT name || '_cagg' FROM cagg_level)))

@@ -16,7 +16,7 @@ from app.problem_answers import AWAY, problems
 
 
 class SizeHistory(msgspec.Struct, frozen=True):
-    """Sizes in bytes at the instants of `at`: of each hour of the last two days, before that the first of each UTC day."""
+    """Sizes in bytes at the instants of `at`: each hour of the last two days, before that the first of each UTC day."""
 
     at: list[datetime]
     bytes: dict[str, list[int | None]]

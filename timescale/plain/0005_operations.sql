@@ -43,8 +43,16 @@ LANGUAGE sql STABLE AS $$
     ) AS of_part (day)
 $$;
 
--- Returns why this engine stores no reading; NULL here, since all causes hold for both engines.
-CREATE FUNCTION engine_fault() RETURNS text LANGUAGE sql STABLE AS $$ SELECT NULL $$;
+-- Returns why this engine stores no reading; NULL when it does. The first reading of a day may need a partition, which
+-- takes the rights of the owner.
+CREATE FUNCTION engine_fault() RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN NOT pg_has_role(relowner, 'USAGE')
+            AND NOT (SELECT prosecdef AND has_function_privilege(oid, 'EXECUTE') FROM pg_proc
+                     WHERE oid = 'prepare_days(timestamptz, timestamptz)'::regprocedure)
+        THEN 'not_permitted'
+    END
+    FROM pg_class WHERE oid = 'meter_reading'::regclass
+$$;
 
 -- Returns until when partitions exist for new readings. The maintenance loop makes those of the next two days.
 CREATE FUNCTION prepared_until() RETURNS timestamptz

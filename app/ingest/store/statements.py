@@ -140,7 +140,10 @@ _MERGE_TOUCHED = """
 
 async def refuse_store_faults(connection: Connection) -> None:
     """Raises CannotStore when one of STORE_FAULTS holds."""
-    found = await (await connection.execute(FIND_STORE_FAULTS)).fetchone()
+    try:
+        found = await (await connection.execute(FIND_STORE_FAULTS)).fetchone()
+    except psycopg.errors.InsufficientPrivilege:
+        found = (["not_permitted"],)
     if faults := found and found[0]:
         _log.warning("store_unavailable", faults=faults)
         raise CannotStore(STORE_FAULTS[faults[0]])
