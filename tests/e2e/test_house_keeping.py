@@ -56,8 +56,10 @@ def drop_chunks(connection: psycopg.Connection) -> None:
 
 def drop_partitions(connection: psycopg.Connection) -> None:
     """Makes partitions of days long ago, and drops them as the maintenance loop does."""
-    connection.execute(OLD_DAYS)
-    store_old(connection, 39, 42)
+    # In one transaction, since the server's own maintenance would drop the partitions before anything is in them.
+    with connection.transaction():
+        connection.execute(OLD_DAYS)
+        store_old(connection, 39, 42)
     while connection.execute("SELECT drop_expired()").fetchone() == (True,):
         pass
 
