@@ -69,7 +69,7 @@ def intervals(*choices: str) -> st.SearchStrategy[str]:
     return st.sampled_from(choices)
 
 
-# Ages of a file that keeps as little as it may, and those of one that reaches far back.
+# A file of the first ages keeps as little as it may; one of the others reaches far back.
 SHORT = intervals("1 hour", "604801 seconds", "8 days")
 LONG = intervals("9 days", "12 days", "25 days", "60 days")
 
