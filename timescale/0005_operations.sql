@@ -132,7 +132,7 @@ BEGIN
     EXECUTE format('ALTER %s %s SET (timescaledb.enable_columnstore, timescaledb.segmentby = %L, '
                    'timescaledb.orderby = %L)',
                    CASE WHEN relation::text LIKE '%\_cagg' THEN 'MATERIALIZED VIEW' ELSE 'TABLE' END,
-                   relation, segmentby, orderby);
+                   relation, coalesce(segmentby, ''), orderby);
 END
 $$;
 

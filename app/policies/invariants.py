@@ -86,6 +86,8 @@ def _refreshes(policies: Policies) -> Iterator[str]:
         if below := refreshes.get(SOURCES[name]):
             reason = f"{SOURCES[name]}, which it reads, is refreshed over that range"
             yield from _longer(entry, start, span(below.start_offset), reason)
+            reason = f"newer rows of {SOURCES[name]} may still change unseen"
+            yield from _at_least(f"refresh.{name}.end_offset", refresh.end_offset, span(below.end_offset), reason)
         reason = f'two buckets must lie between it and end_offset = "{refresh.end_offset}"'
         yield from _at_least(entry, start, span(refresh.end_offset) + 2 * bucket, reason)
         entry, every = f"refresh.{name}.schedule_interval", refresh.schedule_interval

@@ -165,7 +165,7 @@ _JOBS = text("""
            (job.config ->> 'end_offset')::interval AS "end",
            (job.config ->> 'buckets_per_batch')::integer AS buckets_per_batch,
            cagg.materialized_only,
-           layout.segmentby,
+           nullif(layout.segmentby, '') AS segmentby,
            layout.orderby
     FROM timescaledb_information.jobs AS job
     CROSS JOIN LATERAL (SELECT coalesce(job.hypertable_name, job.config ->> 'aggregate' || '_cagg')) AS of (relation)

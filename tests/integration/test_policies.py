@@ -331,6 +331,16 @@ def test_each_property_that_was_changed_by_hand_is_seen_and_brought_back(
         connection.execute("DROP ROLE somebody")
 
 
+@on_timescale
+def test_every_aggregate_may_be_compressed(database_url: str) -> None:
+    policies = read_policies()
+    ages = dict.fromkeys([*policies.columnstore_after, *policies.refresh], "20 days")
+    applied = apply(database_url, msgspec.structs.replace(policies, columnstore_after=ages))
+    assert "compress fleet_meter_hour after 20 days" in applied
+    assert "compress meter_day after 20 days" in applied
+    assert apply(database_url, msgspec.structs.replace(policies, columnstore_after=ages)) == []
+
+
 # Everything about the jobs but their numbers and times, and all that else is a policy's.
 PROPERTIES = """
     SELECT (to_jsonb(job) - 'job_id' - 'next_start' - 'initial_start' - 'application_name')::text
