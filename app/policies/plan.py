@@ -68,16 +68,20 @@ def notes_on(engine: str) -> list[str]:
 
 
 def _as_file(state: State) -> Policies:
-    """Returns the policies in the form of the file, without those that it cannot express."""
+    """Returns the policies in the form of the file, in whole seconds, without those that it cannot express."""
+
+    def said(length: timedelta) -> str:
+        return interval_words(length // _SECOND * _SECOND)
+
     ages: dict[Kind, dict[Any, str]] = {"chunk_interval": {}, "columnstore": {}, "retention": {}}
     refresh: dict[Any, RefreshInFile] = {}
     for (kind, name), rules in state.items():
         for rule in rules:
             if isinstance(rule, Refresh) and rule.start is not None and rule.end is not None:
-                start, end, every = map(interval_words, (rule.start, rule.end, rule.every))
+                start, end, every = map(said, (rule.start, rule.end, rule.every))
                 refresh[name] = RefreshInFile(start, end, every, rule.buckets_per_batch or 0)
             elif (age := age_of(rule)) is not None:
-                ages[kind][name] = interval_words(age)
+                ages[kind][name] = said(age)
     return Policies(ages["chunk_interval"], ages["columnstore"], ages["retention"], refresh)
 
 
@@ -191,6 +195,7 @@ _SENTENCES = {
     "refresh": ("refresh {} {}", "refresh {} no more"),
 }
 
+_SECOND = timedelta(seconds=1)
 _PLAIN_NOTES = [
     "Nothing is compressed: plain PostgreSQL has no columnstore.",
     "Nothing is refreshed: aggregates are computed from the readings when asked.",

@@ -54,7 +54,7 @@ def details(rule: Rule) -> dict[str, str]:
 def interval_words(length: timedelta) -> str:
     """Returns the interval in its largest whole unit, such as `8 days`."""
     for unit, name in _UNITS:
-        if length and length % unit == timedelta():
+        if length % unit == timedelta() and (length or name == "second"):
             return f"{length // unit} {name}{'' if length == unit else 's'}"
     return str(length)
 

@@ -264,7 +264,7 @@ def test_the_longest_interval_that_the_file_can_say_is_applied(database_url: str
         (timedelta(hours=36), "36 hours"),
         (timedelta(minutes=1), "1 minute"),
         (timedelta(seconds=90), "90 seconds"),
-        (timedelta(0), "0:00:00"),
+        (timedelta(0), "0 seconds"),
         (None, "another rule"),
     ],
 )
@@ -329,6 +329,20 @@ def test_each_property_that_was_changed_by_hand_is_seen_and_brought_back(
     finally:
         connection.execute("SELECT delete_job(job_id) FROM timescaledb_information.jobs WHERE owner::text = 'somebody'")
         connection.execute("DROP ROLE somebody")
+
+
+@on_timescale
+def test_a_plan_is_made_of_odd_intervals_too(connection: psycopg.Connection, database_url: str) -> None:
+    connection.execute(
+        "SELECT alter_job(%s, schedule_interval => '1.5 seconds')", [job_id(connection, REFRESH, "meter_day")]
+    )
+    for age in ("0", "-1 month", "0.25 seconds", "1 year 2 months 3 days 04:05:06.789"):
+        connection.execute("SELECT remove_retention_policy('meter_reading')")
+        connection.execute("SELECT add_retention_policy('meter_reading', %s::interval)", [age])
+        with command_connection(database_url) as reading:
+            plan = plan_policies(reading, read_policies())
+        assert [change.name for change in plan.changes] == ["meter_day", "meter_reading"]
+        assert any("schedule_interval" in clause for clause in plan.broken)
 
 
 @on_timescale
