@@ -95,6 +95,8 @@ def _show(connection: Connection, plan: Plan) -> None:
         click.echo(change.words)
         for line in effect_lines(change, parts, plan, now):
             click.echo(f"    {line}")
+    for clause in plan.broken:
+        click.echo(f"The database breaks a rule: {clause}.")
     for note in plan.notes:
         click.echo(note)
     if not plan.changes:
@@ -116,6 +118,7 @@ def _change(connection: Connection, make: Callable[[Connection], Plan], reason: 
         if make(connection).changes != shown.changes:
             raise SetupError("The policies were changed meanwhile: look at the plan again.")
         apply_changes(connection, shown.changes, reason)
+    click.echo("Applied.")
     return shown
 
 

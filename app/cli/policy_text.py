@@ -96,6 +96,7 @@ def plan_json(plan: Plan, parts: list[Part]) -> dict[str, Any]:
             }
             for change in plan.changes
         ],
+        "brokenRules": plan.broken,
         "notes": plan.notes,
     }
 
