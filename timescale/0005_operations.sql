@@ -126,7 +126,7 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Sets how the chunks that are compressed from now on are laid out: a segment for each value of segmentby.
-CREATE PROCEDURE set_columnstore(relation regclass, segmentby text, orderby text)
+CREATE PROCEDURE cagg_set_columnstore(relation regclass, segmentby text, orderby text)
 LANGUAGE plpgsql AS $$
 BEGIN
     EXECUTE format('ALTER %s %s SET (timescaledb.enable_columnstore, timescaledb.segmentby = %L, '
@@ -137,7 +137,7 @@ END
 $$;
 
 -- Sets whether an aggregate answers what is materialised only, or adds what is newer from the level below.
-CREATE PROCEDURE set_materialized_only(cagg regclass, materialized_only boolean)
+CREATE PROCEDURE cagg_set_materialized_only(cagg regclass, materialized_only boolean)
 LANGUAGE plpgsql AS $$
 BEGIN
     EXECUTE format('ALTER MATERIALIZED VIEW %s SET (timescaledb.materialized_only = %L)', cagg, materialized_only);

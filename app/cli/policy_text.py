@@ -7,7 +7,7 @@ from typing import Any
 from app.cli.common import counted
 from app.policies.invariants import SOURCES
 from app.policies.plan import Change, Plan, age_of, drops, loses_nothing
-from app.policies.storage import Due, Part, Policy, Storage, Stored, due
+from app.policies.storage import Due, Policy, Storage, StoragePart, Stored, due
 from app.policies.words import size_words
 
 _KINDS = {"chunk_interval": "chunks", "refresh": "refresh", "columnstore": "compress", "retention": "keep"}
@@ -50,7 +50,7 @@ def _policy_lines(policy: Policy) -> Iterator[str]:
         yield f"  {'':8} error of the last run: {policy.last_error}"
 
 
-def effect_lines(change: Change, parts: Iterable[Part], plan: Plan, now: datetime) -> Iterator[str]:
+def effect_lines(change: Change, parts: Iterable[StoragePart], plan: Plan, now: datetime) -> Iterator[str]:
     """Yields lines that say which parts the change drops or compresses at the first run and when the next one."""
     coming = due(change, parts)
     does = "drops" if change.kind == "retention" else "compresses"
@@ -82,7 +82,7 @@ def _sources(name: str) -> Iterator[str]:
         yield name
 
 
-def plan_json(plan: Plan, parts: list[Part]) -> dict[str, Any]:
+def plan_json(plan: Plan, parts: list[StoragePart]) -> dict[str, Any]:
     """Returns the plan with each part that a change drops or compresses, and the instant from which on it does."""
     return {
         "changes": [
@@ -113,7 +113,7 @@ def _due_json(each: Due) -> dict[str, Any]:
     }
 
 
-def _range(parts: list[Part]) -> str:
+def _range(parts: list[StoragePart]) -> str:
     starts = [part.range_start for part in parts if part.range_start]
     ends = [part.range_end for part in parts if part.range_end]
     return f"{min(starts):%Y-%m-%d} to {max(ends):%Y-%m-%d}"

@@ -48,6 +48,8 @@ async def _run_refreshes(connection: psycopg.AsyncConnection) -> None:
     undone = await connection.execute("""
         SELECT job_id, target FROM background_jobs()
         WHERE work = 'refresh' AND (crashes > 0 OR due_at < now() - 2 * schedule)
+            -- On a server whose settings leave no worker, no job is meant to run.
+            AND EXISTS (SELECT FROM job_scheduler() WHERE workers > 0)
         ORDER BY job_id
     """)
     for job_id, target in await undone.fetchall():

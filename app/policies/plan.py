@@ -221,7 +221,7 @@ _TIMESCALE_STATEMENTS = {
     ),
     "columnstore": (
         "CALL remove_columnstore_policy(CAST(:relation AS regclass), if_exists => true)",
-        "CALL set_columnstore(CAST(:relation AS regclass), CAST(:segmentby AS text), CAST(:orderby AS text))",
+        "CALL cagg_set_columnstore(CAST(:relation AS regclass), CAST(:segmentby AS text), CAST(:orderby AS text))",
         """
         CALL add_columnstore_policy(
             CAST(:relation AS regclass), after => CAST(:age AS interval), schedule_interval => CAST(:every AS interval))
@@ -246,7 +246,7 @@ _TIMESCALE_STATEMENTS = {
         WHERE (proc_name = 'cagg_refresh' AND config ->> 'aggregate' = :name)
             OR (proc_name = 'policy_refresh_continuous_aggregate' AND hypertable_name = :relation)
         """,
-        "CALL set_materialized_only(CAST(:relation AS regclass), :materialized_only)",
+        "CALL cagg_set_materialized_only(CAST(:relation AS regclass), :materialized_only)",
         """
         SELECT alter_job(
             job_id, retry_period => CAST(:every AS interval), job_name => 'Refresh ' || CAST(:name AS text))

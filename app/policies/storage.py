@@ -14,7 +14,7 @@ from app.policies.plan import Change, age_of, is_paused, notes_on
 from app.policies.words import words_in_full
 
 
-class Part(msgspec.Struct, frozen=True, rename="camel"):
+class StoragePart(msgspec.Struct, frozen=True, rename="camel"):
     """A row of storage_parts(): a chunk or a day; what has no parts is one part without a range."""
 
     name: str
@@ -30,7 +30,7 @@ class Part(msgspec.Struct, frozen=True, rename="camel"):
 class Due(msgspec.Struct, frozen=True, rename="camel"):
     """A part, and the instant from which on the next run of a policy drops or compresses it."""
 
-    part: Part
+    part: StoragePart
     at: datetime
 
 
@@ -86,19 +86,19 @@ def fetch_storage(connection: Connection, policies: Policies) -> Storage:
         job = jobs.get(key)
         run = (job.last_start, job.last_status, job.next_start, job.last_error) if job else ()
         of_table[key[1]].append(Policy(key[0], _said(desired, key), _said(live, key), *run))
-    parts: dict[str, list[Part]] = defaultdict(list)
+    parts: dict[str, list[StoragePart]] = defaultdict(list)
     for part in fetch_parts(connection):
         parts[part.name].append(part)
     tables = [_stored(name, parts[name], of_table[name], live) for name in sorted(parts, key=_ORDER.index)]
     return Storage(engine, at, size, tables, notes_on(engine))
 
 
-def fetch_parts(connection: Connection) -> list[Part]:
+def fetch_parts(connection: Connection) -> list[StoragePart]:
     """Reads all parts, the oldest of each table first."""
-    return [Part(*row) for row in connection.execute(_PARTS)]
+    return [StoragePart(*row) for row in connection.execute(_PARTS)]
 
 
-def due(change: Change, parts: Iterable[Part]) -> list[Due]:
+def due(change: Change, parts: Iterable[StoragePart]) -> list[Due]:
     """Returns the parts that the changed policy drops or compresses, each with its instant, the first one first."""
     age = age_of(change.desired[0]) if change.desired else None
     if age is None or change.kind not in ("retention", "columnstore"):
@@ -107,7 +107,7 @@ def due(change: Change, parts: Iterable[Part]) -> list[Due]:
     return _due(own, age, compress=change.kind == "columnstore")
 
 
-def _due(parts: list[Part], age: timedelta, *, compress: bool) -> list[Due]:
+def _due(parts: list[StoragePart], age: timedelta, *, compress: bool) -> list[Due]:
     """A part counts from its end: it is dropped or compressed as a whole, once its newest row is old enough."""
     found = [Due(part, part.range_end + age) for part in parts if part.range_end and not (compress and part.compressed)]
     return sorted(found, key=lambda each: each.at)
@@ -117,7 +117,7 @@ def _said(state: State, key: tuple[Kind, str]) -> str | None:
     return " and ".join(map(words_in_full, state[key])) if key in state else None
 
 
-def _stored(name: str, parts: list[Part], policies: list[Policy], live: State) -> Stored:
+def _stored(name: str, parts: list[StoragePart], policies: list[Policy], live: State) -> Stored:
     ranges = [part for part in parts if part.range_start]
     compressed = [part for part in parts if part.compressed]
     before, after = (sum(getattr(part, size) or 0 for part in compressed) for size in ("bytes_before", "bytes"))

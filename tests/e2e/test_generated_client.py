@@ -23,6 +23,7 @@ PACKAGE = "wattline_client"
 OPERATIONS = {
     "telemetry": {"post_batch", "post_batch_ingest", "post_batch_ingestion", "post_meter_batch", "post_vehicle_batch"},
     "mapping": {"post_mapping", "get_mappings"},
+    "storage": {"get_storage"},
     "analytics": {
         "get_performance",
         "get_meter_series",

@@ -44,6 +44,7 @@ SIMULATE = """
     AS $$ SELECT current_setting('sim.now')::timestamptz $$;
     CREATE TABLE sim.sent (stream text, device integer, ts timestamptz, milliwh integer);
     SET search_path = sim, public, pg_catalog;
+    ALTER FUNCTION cagg_find_history() SET search_path = sim, public, pg_catalog;
 """
 INSERT = {
     "meter": "INSERT INTO meter_reading (ts, meter_id, ac_milliwh) VALUES (%s, %s, %s)",
