@@ -289,6 +289,7 @@ _FLEET_COLUMNS = (
     Column("dc_milliwh", BigInteger),
     Column("vehicle_readings", BigInteger),
 )
+_INSTANTS = (Column("first_ts", Moment), Column("last_ts", Moment))
 
 _RANGE = (bindparam("range_from", type_=Moment), bindparam("range_to", type_=Moment))
 _DEVICES = bindparam("devices", None, type_=ARRAY(Integer))
@@ -304,10 +305,10 @@ def _buckets(name: str, columns: tuple[Column[Any], ...], *parameters: BindParam
     return called.table_valued(*columns, name=name)
 
 
-meter_minute = _buckets("meter_minute", _METER_COLUMNS, _DEVICES)
+meter_minute = _buckets("meter_minute", (*_METER_COLUMNS, *_INSTANTS), _DEVICES)
 meter_hour = _buckets("meter_hour", _METER_COLUMNS, _DEVICES)
 meter_day = _buckets("meter_day", _METER_COLUMNS, _DEVICES)
-vehicle_minute = _buckets("vehicle_minute", (*_VEHICLE_COLUMNS, Column("meter_id", Integer)), _DEVICES)
+vehicle_minute = _buckets("vehicle_minute", (*_VEHICLE_COLUMNS, *_INSTANTS, Column("meter_id", Integer)), _DEVICES)
 vehicle_hour = _buckets("vehicle_hour", _VEHICLE_COLUMNS, _DEVICES)
 vehicle_day = _buckets("vehicle_day", _VEHICLE_COLUMNS, _DEVICES)
 fleet_minute = _buckets("fleet_minute", _FLEET_COLUMNS)

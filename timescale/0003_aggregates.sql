@@ -1,13 +1,16 @@
 -- The aggregates of each device (minutes, hours, days) and of the fleet (minutes, hours) are continuous aggregates.
--- They hold what adds up (sums, counts, extremes), never averages. Their buckets have fixed UTC widths: in
--- TimescaleDB 2.29, buckets of a time zone or of months lose the last one (timescale/timescaledb issue 10296). The
--- policies have those of devices read in real time: TimescaleDB adds what is not yet materialised from the level below.
--- Sums of sums are cast, since sum(bigint) is numeric.
+-- They hold what adds up (sums, counts, extremes), never averages; a device's minutes also hold the instants of the
+-- first and the last reading. Their buckets have fixed UTC widths: in TimescaleDB 2.29, buckets of a time zone or of
+-- months lose the last one (timescale/timescaledb issue 10296). The policies have those of devices read in real time:
+-- TimescaleDB adds what is not yet materialised from the level below. Sums of sums are cast, since sum(bigint) is
+-- numeric.
 
 CREATE MATERIALIZED VIEW meter_minute_cagg WITH (timescaledb.continuous) AS
 SELECT
     meter_id,
     time_bucket(INTERVAL '1 minute', ts) AS bucket,
+    min(ts) AS first_ts,
+    max(ts) AS last_ts,
     sum(ac_milliwh) AS ac_milliwh,
     count(*) AS readings,
     sum(voltage_centiv) AS voltage_centiv_sum,
@@ -24,6 +27,8 @@ SELECT
     vehicle_id,
     time_bucket(INTERVAL '1 minute', ts) AS bucket,
     meter_id,
+    min(ts) AS first_ts,
+    max(ts) AS last_ts,
     sum(dc_milliwh) AS dc_milliwh,
     count(*) AS readings,
     sum(soc_centipercent) AS soc_centipercent_sum,

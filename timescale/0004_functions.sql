@@ -4,13 +4,13 @@
 -- devices reach the index.
 
 CREATE FUNCTION meter_minute(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
-RETURNS SETOF meter_bucket LANGUAGE sql STABLE AS $$
+RETURNS SETOF meter_minute_bucket LANGUAGE sql STABLE AS $$
     SELECT * FROM meter_minute_cagg
     WHERE bucket >= range_from AND bucket < range_to AND (devices IS NULL OR meter_id = ANY (devices))
 $$;
 
 CREATE FUNCTION vehicle_minute(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
-RETURNS SETOF vehicle_meter_bucket LANGUAGE sql STABLE AS $$
+RETURNS SETOF vehicle_minute_bucket LANGUAGE sql STABLE AS $$
     SELECT * FROM vehicle_minute_cagg
     WHERE bucket >= range_from AND bucket < range_to AND (devices IS NULL OR vehicle_id = ANY (devices))
 $$;

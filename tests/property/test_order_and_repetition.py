@@ -322,6 +322,15 @@ def summed(readings: Iterable[Any], key: Callable[[Any], tuple[Any, ...]], *fiel
     return rows
 
 
+def with_instants(readings: list[Any], key: Callable[[Any], tuple[Any, ...]], *fields: str) -> list[tuple[Any, ...]]:
+    """Returns the rows of summed(), each with the instants of the first and the last reading of its key."""
+    by_key = defaultdict(list)
+    for reading in readings:
+        by_key[key(reading)].append(moment(reading.ts_us))
+    rows = summed(readings, key, *fields)
+    return [(*row, min(instants), max(instants)) for row, instants in zip(rows, by_key.values(), strict=True)]
+
+
 def minute_of(reading: Reading) -> datetime:
     return moment(reading.ts_us // MINUTE_US * MINUTE_US)
 
@@ -330,7 +339,7 @@ def check_minutes(connection: psycopg.Connection, fleet: Fleet) -> None:
     parameters = [*fleet.window, fleet.prefix + "%"]
     meter_minutes = connection.execute(
         """
-        SELECT external_id, bucket, ac_milliwh, readings, voltage_centiv_sum, voltage_readings
+        SELECT external_id, bucket, ac_milliwh, readings, voltage_centiv_sum, voltage_readings, first_ts, last_ts
         FROM meter_minute(%s, %s) JOIN meter ON id = meter_id
         WHERE external_id LIKE %s
         """,
@@ -339,7 +348,7 @@ def check_minutes(connection: psycopg.Connection, fleet: Fleet) -> None:
     vehicle_minutes = connection.execute(
         """
         SELECT vehicle.external_id, bucket, meter.external_id, dc_milliwh, readings, soc_centipercent_sum, soc_readings,
-               battery_temp_centic_sum, battery_temp_readings
+               battery_temp_centic_sum, battery_temp_readings, first_ts, last_ts
         FROM vehicle_minute(%s, %s) AS minute
         JOIN vehicle ON vehicle.id = vehicle_id
         LEFT JOIN meter ON meter.id = minute.meter_id
@@ -349,10 +358,12 @@ def check_minutes(connection: psycopg.Connection, fleet: Fleet) -> None:
     )
     meter_fields = ("ac_milliwh", "voltage_centiv")
     vehicle_fields = ("dc_milliwh", "soc_centipercent", "battery_temp_centic")
-    assert same(meter_minutes.fetchall(), summed(fleet.meters, lambda r: (r.meter_id, minute_of(r)), *meter_fields))
+    assert same(
+        meter_minutes.fetchall(), with_instants(fleet.meters, lambda r: (r.meter_id, minute_of(r)), *meter_fields)
+    )
     assert same(
         vehicle_minutes.fetchall(),
-        summed(fleet.vehicles, lambda r: (r.vehicle_id, minute_of(r), r.meter_id), *vehicle_fields),
+        with_instants(fleet.vehicles, lambda r: (r.vehicle_id, minute_of(r), r.meter_id), *vehicle_fields),
     )
 
 

@@ -4,8 +4,8 @@
 -- devices reach the index.
 
 CREATE FUNCTION meter_minute(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
-RETURNS SETOF meter_bucket LANGUAGE sql STABLE AS $$
-    SELECT meter_id, utc_bucket('1 minute', ts),
+RETURNS SETOF meter_minute_bucket LANGUAGE sql STABLE AS $$
+    SELECT meter_id, utc_bucket('1 minute', ts), min(ts), max(ts),
            sum(ac_milliwh), count(*),
            sum(voltage_centiv), count(voltage_centiv), min(voltage_centiv), max(voltage_centiv)
     FROM meter_reading
@@ -14,8 +14,8 @@ RETURNS SETOF meter_bucket LANGUAGE sql STABLE AS $$
 $$;
 
 CREATE FUNCTION vehicle_minute(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
-RETURNS SETOF vehicle_meter_bucket LANGUAGE sql STABLE AS $$
-    SELECT vehicle_id, utc_bucket('1 minute', ts), meter_id, sum(dc_milliwh), count(*),
+RETURNS SETOF vehicle_minute_bucket LANGUAGE sql STABLE AS $$
+    SELECT vehicle_id, utc_bucket('1 minute', ts), meter_id, min(ts), max(ts), sum(dc_milliwh), count(*),
            sum(soc_centipercent), count(soc_centipercent), min(soc_centipercent), max(soc_centipercent),
            sum(battery_temp_centic), count(battery_temp_centic), min(battery_temp_centic), max(battery_temp_centic)
     FROM vehicle_reading
