@@ -1,5 +1,7 @@
 """Connections to the database, and the classes of driver errors that pass by themselves."""
 
+import getpass
+import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -242,3 +244,11 @@ def shown_url(url: str) -> str | None:
     if "@" in name or ("@" in host and not host.startswith(("/", "@"))) or not re.fullmatch(r"[\d,]*", port):
         return None
     return make_conninfo(**{key: "***" if key in _SECRETS else value for key, value in given.items()})
+
+
+def os_user() -> str:
+    """Returns the name of this process's user, for records of who did what."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user without a name
+        return f"uid {os.getuid()}"

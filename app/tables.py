@@ -28,7 +28,7 @@ from sqlalchemy import (
     bindparam,
     func,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP, TSTZMULTIRANGE, TSTZRANGE, ExcludeConstraint
+from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, TSTZMULTIRANGE, TSTZRANGE, ExcludeConstraint
 
 from app.telemetry.device_id import ID_FORM
 
@@ -174,42 +174,6 @@ efficiency_hour = Table(
     Column("frozen_vehicle_ac_milliwh", BigInteger, nullable=False),
     Column("charging", SmallInteger, nullable=False, server_default="0"),
     Index(None, "hour"),
-)
-
-_KIND = "kind IN ('low_efficiency', 'impossible_efficiency', 'frozen_meter', 'frozen_vehicle', 'no_data')"
-
-# An alert is a pure function of the stored data.
-alert = Table(
-    "alert",
-    metadata,
-    Column("kind", Text, primary_key=True),
-    Column("stream", Text, primary_key=True),
-    Column("device_id", Integer, primary_key=True, autoincrement=False),
-    Column("opened", Moment, primary_key=True),
-    Column("closed", Moment),
-    Column("evidence", JSONB, nullable=False),
-    Index(None, "opened"),
-    CheckConstraint(_KIND, name="kind"),
-    CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
-)
-
-# The log of what happened to alerts is in the order of arrival.
-alert_transition = Table(
-    "alert_transition",
-    metadata,
-    Column("id", BigInteger, Identity(), primary_key=True),
-    Column("at", Moment, nullable=False, server_default=func.clock_timestamp()),
-    Column("transition", Text, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("stream", Text, nullable=False),
-    Column("device_id", Integer, nullable=False),
-    Column("opened", Moment, nullable=False),
-    Column("closed", Moment),
-    Column("evidence", JSONB, nullable=False),
-    CheckConstraint("transition IN ('opened', 'closed', 'retracted')", name="transition"),
-    CheckConstraint(_KIND, name="kind"),
-    CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
-    Index(None, "at"),
 )
 
 webhook = Table(

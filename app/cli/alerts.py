@@ -1,33 +1,59 @@
-"""The command that lists alerts."""
+"""Commands for alerts."""
 
 import click
 import msgspec
 
+from app.analytics.alerts.acknowledge import acknowledge
 from app.analytics.alerts.judge import Kind
-from app.analytics.alerts.listing import AlertFilter, fetch_alerts
+from app.analytics.alerts.listing import AlertFilter, ListedAlert, fetch_alerts
 from app.cli.common import counted, on_database, table
 from app.csv_rows import stamp
+from app.database import os_user
+from app.errors import SetupError
 
 MOST = 10_000
 
 
-@click.command()
+@click.group()
+def alerts() -> None:
+    """List or acknowledge alerts. The database must be running."""
+
+
+@alerts.command("list")
 @click.option("--open", "is_open", is_flag=True, help="Show only open alerts.")
 @click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Show only one kind.")
 @click.option("--device", help="Show only alerts of this meter or vehicle, and alerts that name it at the other end.")
 @click.option("--json", "as_json", is_flag=True, help="Print the API's answer.")
-def alerts(kind: str | None, device: str | None, *, is_open: bool, as_json: bool) -> None:
-    """List the alerts of devices in service, newest first. The database must be running."""
+def list_(kind: str | None, device: str | None, *, is_open: bool, as_json: bool) -> None:
+    """List the alerts of devices in service, newest first."""
     only = AlertFilter(is_open=is_open or None, kind=Kind(kind) if kind else None, device_id=device, limit=MOST)
     found = on_database(lambda connection, _: fetch_alerts(connection, only))
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
-    rows = [
-        [one.kind, one.device_id, stamp(one.opened_at), stamp(one.closed_at) if one.closed_at else "-", one.text]
-        for one in found.alerts
-    ]
-    if rows:
-        click.echo("\n".join(table(("kind", "device", "opened", "closed", "what"), rows)))
+    if found.alerts:
+        click.echo("\n".join(table(("id", "closed", "acknowledged", "what"), list(map(_row, found.alerts)))))
     judged = f"judged up to {stamp(found.as_of)}" if found.as_of else "no hour has been judged yet"
-    click.echo(f"{'The newest ' if len(rows) == MOST else ''}{counted(len(rows), 'alert')}; {judged}.")
+    newest = "The newest " if len(found.alerts) == MOST else ""
+    click.echo(f"{newest}{counted(len(found.alerts), 'alert')}; {judged}.")
+
+
+def _row(one: ListedAlert) -> list[str]:
+    by = f"by {one.acknowledged.by}: {one.acknowledged.reason}" if one.acknowledged else "-"
+    return [one.id, stamp(one.closed_at) if one.closed_at else "-", by, one.text]
+
+
+@alerts.command()
+@click.argument("alert_id", metavar="ID")
+@click.option("--reason", metavar="TEXT", help="Why, for those who see the alert later.")
+@click.option("--by", default=os_user, show_default="the user of the system", help="Who acknowledges it.")
+@click.option("--undo", is_flag=True, help="Withdraw an acknowledgement.")
+def ack(alert_id: str, reason: str | None, by: str, *, undo: bool) -> None:
+    """Acknowledge the open alert with this ID, which `wattline alerts list` shows.
+
+    Webhooks do not mention the alert again until it reopens.
+    """
+    if not undo and not (reason and reason.strip()):
+        raise SetupError("An acknowledgement needs a reason: --reason TEXT.")
+    on_database(lambda connection, _: acknowledge(connection, alert_id, by=by, reason=reason, undo=undo))
+    click.echo(f"{alert_id} is {'not acknowledged any more' if undo else f'acknowledged by {by}'}.")

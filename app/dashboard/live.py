@@ -13,13 +13,13 @@ from litestar.response import Stream
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.analytics.alerts.schema import alert_transition
 from app.analytics.freshness import fetch_freshness
 from app.analytics.series import Buckets, FleetColumns, fetch_fleet_series
 from app.errors import StoreBusy
 from app.fleet.states import VehicleState, vehicle_states
 from app.ops.server import cut_off
 from app.problem_answers import AWAY, problems, translated
-from app.tables import alert_transition
 from app.telemetry.instant import MAX_AHEAD
 
 MAX_LISTENERS = 200

@@ -124,9 +124,9 @@ _LOG_ALERTS = """
         DELETE FROM alert USING concerned
         WHERE kind = 'no_data' AND (alert.stream, alert.device_id) = (concerned.stream, concerned.device_id)
     )
-    INSERT INTO alert_transition (transition, kind, stream, device_id, opened, closed, evidence)
+    INSERT INTO alert_transition (transition, kind, stream, device_id, opened, closed, evidence, quiet)
     SELECT CASE WHEN %(undo)s THEN 'opened' ELSE 'closed' END, kind, stream, device_id, opened,
-           CASE WHEN NOT %(undo)s THEN now() END, evidence
+           CASE WHEN NOT %(undo)s THEN now() END, evidence, acknowledged IS NOT NULL
     FROM alert JOIN concerned USING (stream, device_id)
     WHERE closed IS NULL
     ORDER BY kind, opened

@@ -1,11 +1,9 @@
 """Brings the database's policies to the desired state, or back to the former one, and records each change."""
 
-import getpass
-import os
-
 import msgspec
 from sqlalchemy import Connection, insert, select, text
 
+from app.database import os_user
 from app.errors import SetupError
 from app.policies.desired import Policies
 from app.policies.live import Kind, Rule, live_state
@@ -50,7 +48,7 @@ def apply_changes(connection: Connection, changes: list[Change], reason: str | N
             connection.execute(text(statement), change.parameters)
     connection.execute(
         insert(policy_change).values(
-            os_user=_os_user(),
+            os_user=os_user(),
             reason=reason,
             changes=[change.words for change in changes],
             former=msgspec.to_builtins([Recorded(change.kind, change.name, change.live) for change in changes]),
@@ -76,10 +74,3 @@ def plan_revert(connection: Connection) -> Plan:
     desired = {key: rules for key, rules in (live | back).items() if rules}
     notes = [f"The {policy.kind} of {policy.name} was no rule of Wattline's and stays as it is." for policy in foreign]
     return Plan(compare(desired, live, engine), notes, kept(desired, engine))
-
-
-def _os_user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may run as a user without a name
-        return f"uid {os.getuid()}"

@@ -59,8 +59,8 @@ async def postpone(connection: psycopg.AsyncConnection, taken: Taken, pause_seco
     return given_up is None
 
 
-# Queues new transitions. All are made under one lock, so none appears behind one that was seen. Nobody is told of
-# transitions from before webhooks were first set.
+# Queues new transitions but the quiet ones. All are made under one lock, so none appears behind one that was seen.
+# Nobody is told of transitions from before webhooks were first set.
 _QUEUE = """
     WITH newest AS (
         SELECT coalesce(max(id), 0) AS id FROM alert_transition
@@ -68,7 +68,7 @@ _QUEUE = """
         INSERT INTO webhook (transition_id)
         SELECT alert_transition.id
         FROM alert_transition JOIN installation ON alert_transition.id > webhooks_queued
-        WHERE at > now() - make_interval(days => %(days)s)
+        WHERE at > now() - make_interval(days => %(days)s) AND NOT quiet
     )
     UPDATE installation SET webhooks_queued = newest.id FROM newest
     WHERE webhooks_queued IS DISTINCT FROM newest.id

@@ -47,12 +47,15 @@ def upgrade() -> None:
         sa.Column("opened", sa.DateTime(timezone=True), primary_key=True),
         sa.Column("closed", sa.DateTime(timezone=True)),
         sa.Column("evidence", JSONB, nullable=False),
+        # Who has taken it on, when and why; NULL again when it reopens.
+        sa.Column("acknowledged", JSONB),
         sa.CheckConstraint(_KINDS, name="kind"),
         sa.CheckConstraint(_STREAMS, name="stream"),
     )
     op.create_index(None, "alert", ["opened"])
 
-    # The log has every transition of an alert in the order in which it was found.
+    # The log has every transition of an alert in the order in which it was found. No webhook has a quiet one, for
+    # somebody had acknowledged the alert.
     op.create_table(
         "alert_transition",
         sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
@@ -64,6 +67,7 @@ def upgrade() -> None:
         sa.Column("opened", sa.DateTime(timezone=True), nullable=False),
         sa.Column("closed", sa.DateTime(timezone=True)),
         sa.Column("evidence", JSONB, nullable=False),
+        sa.Column("quiet", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.CheckConstraint("transition IN ('opened', 'closed', 'retracted')", name="transition"),
         sa.CheckConstraint(_KINDS, name="kind"),
         sa.CheckConstraint(_STREAMS, name="stream"),

@@ -219,7 +219,7 @@ async def test_alerts_concern_a_device_at_either_end_and_of_none_that_is_not_kno
     await store(database_url, *session(midnight(3), 120, "V", efficiency=0.8, meter_id="M"))
 
     def listed(*arguments: str) -> str:
-        return command("alerts", *arguments, DATABASE_URL=database_url).stdout
+        return command("alerts", "list", *arguments, DATABASE_URL=database_url).stdout
 
     await judge_all(database_url)
     for device in "V", "M":
@@ -233,12 +233,12 @@ async def test_alerts_concern_a_device_at_either_end_and_of_none_that_is_not_kno
     ):
         refused = problem(await client.get(f"/v1/analytics/alerts?{query}"), 404, "unknown_device")
         assert refused["detail"] == detail
-    of_command = command("alerts", "--device", "nonsense", DATABASE_URL=database_url)
+    of_command = command("alerts", "list", "--device", "nonsense", DATABASE_URL=database_url)
     assert (of_command.returncode, of_command.stderr) == (1, "wattline: There is no device nonsense.\n")
 
 
 def test_the_command_says_when_nothing_has_been_judged_yet(database_url: str) -> None:
-    told = command("alerts", DATABASE_URL=database_url).stdout
+    told = command("alerts", "list", DATABASE_URL=database_url).stdout
     assert told == "0 alerts; no hour has been judged yet.\n"
 
 
@@ -308,7 +308,8 @@ async def test_alerts_come_in_pages_and_as_csv(
     header, row = csv.text.splitlines()
     assert header == (
         "id,kind,stream,deviceId,meterIds,vehicleIds,openedAt,closedAt,text,efficiencyRatio,acKwh,dcKwh,lossKwh,"
-        "minutes,pairedMinutes,sharedMinutes,frozenMinutes,from,to,lastSeen"
+        "minutes,pairedMinutes,sharedMinutes,frozenMinutes,from,to,lastSeen,acknowledgedAt,acknowledgedBy,"
+        "acknowledgedReason"
     )
     empty = await client.get("/v1/analytics/alerts?open=false", headers={"Accept": "text/csv"})
     assert empty.text.splitlines() == [header]

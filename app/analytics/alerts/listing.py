@@ -30,11 +30,25 @@ class AlertAnswer(msgspec.Struct, frozen=True, rename="camel"):
     evidence: dict[str, float | int | str]
 
 
+class Acknowledged(msgspec.Struct, frozen=True):
+    """When somebody acknowledged an alert, who it was, and why."""
+
+    at: datetime
+    by: str
+    reason: str
+
+
+class ListedAlert(AlertAnswer, frozen=True, rename="camel"):
+    """An alert as the listing answers it; `acknowledged` is null until somebody acknowledges it."""
+
+    acknowledged: Acknowledged | None
+
+
 class AlertPage(msgspec.Struct, frozen=True, rename="camel"):
     """Alerts, newest first. Readings committed before `as_of` have been judged if their hour was over."""
 
     as_of: datetime | None
-    alerts: list[AlertAnswer]
+    alerts: list[ListedAlert]
 
 
 class AlertFilter(NamedTuple):
@@ -62,7 +76,14 @@ async def fetch_alerts(connection: AsyncConnection[tuple[Any, ...]], only: Alert
         raise UnknownDevice(f"There is no {stream} {name}.")
     ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
     rows = await (await connection.execute(_ALERTS, parameters)).fetchall()
-    return AlertPage(as_of, [answer_of(*row) for row in rows])
+    return AlertPage(as_of, [_listed(*row) for row in rows])
+
+
+def _listed(acknowledged: dict[str, str] | None, *alert: Any) -> ListedAlert:
+    return ListedAlert(
+        **msgspec.structs.asdict(answer_of(*alert)),
+        acknowledged=msgspec.convert(acknowledged, Acknowledged | None),
+    )
 
 
 def answer_of(
@@ -127,15 +148,22 @@ def _to_the_second(at: datetime) -> str:
     return stamp(at.replace(microsecond=0))
 
 
+def key_of(alert_id: str) -> dict[str, Any] | None:
+    """Returns `kind`, `stream`, `name` and `opened` of the alert with this id; None if it is no id of an alert."""
+    kind, stream, name, opened = (alert_id.split("/") + [""] * 4)[:4]
+    try:
+        return {"kind": kind, "stream": stream, "name": name, "opened": msgspec.convert(opened, _Moment)}
+    except msgspec.ValidationError:
+        return None
+
+
 def _position(after: str | None) -> dict[str, Any]:
     if after is None:
         return dict.fromkeys(("after_kind", "after_stream", "after_name", "after_opened"))
-    kind, stream, name, opened = (after.split("/") + [""] * 4)[:4]
-    try:
-        at = msgspec.convert(opened, _Moment)
-    except msgspec.ValidationError:
-        raise InvalidParameter("after: Expected the id of an alert.") from None
-    return {"after_kind": kind, "after_stream": stream, "after_name": name, "after_opened": at}
+    key = key_of(after)
+    if key is None:
+        raise InvalidParameter("after: Expected the id of an alert.")
+    return {f"after_{name}": value for name, value in key.items()}
 
 
 # The requested devices that are not known under that name today.
@@ -181,7 +209,7 @@ _ALERTS = """
         ORDER BY alert.opened DESC, alert.kind, alert.stream, device.external_id
         LIMIT %(limit)s
     )
-    SELECT kind, stream, external_id, opened, closed, evidence,
+    SELECT acknowledged, kind, stream, external_id, opened, closed, evidence,
            ARRAY(SELECT named.external_id
                  FROM jsonb_array_elements(evidence -> 'others') AS other
                  CROSS JOIN LATERAL (

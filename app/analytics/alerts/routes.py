@@ -22,6 +22,7 @@ from app.problem_answers import AWAY, PARAMETER, problems
 
 _PROBLEMS = problems({400: PARAMETER, 503: AWAY})
 _ALERT_COLUMNS = ("id", "kind", "stream", "deviceId", "meterIds", "vehicleIds", "openedAt", "closedAt", "text")
+_ACKNOWLEDGED_COLUMNS = ("acknowledgedAt", "acknowledgedBy", "acknowledgedReason")
 _RANKED_COLUMNS = ("id", "efficiencyRatio", "acKwh", "dcKwh", "lossKwh")
 
 
@@ -66,9 +67,10 @@ async def get_alerts(
     rows = (
         [" ".join(one[name]) if name.endswith("Ids") else one[name] for name in _ALERT_COLUMNS]
         + [one["evidence"].get(name) for name in EVIDENCE]
+        + [*(one["acknowledged"] or dict.fromkeys(("at", "by", "reason"))).values()]
         for one in documents
     )
-    return _csv_answer("alerts", [*_ALERT_COLUMNS, *EVIDENCE], rows, headers, answer.as_of)
+    return _csv_answer("alerts", [*_ALERT_COLUMNS, *EVIDENCE, *_ACKNOWLEDGED_COLUMNS], rows, headers, answer.as_of)
 
 
 @get("/v1/analytics/efficiency", tags=["analytics"], responses=_PROBLEMS)

@@ -192,14 +192,14 @@ async def replace_alerts(
         was, now = before.get(opened), after.get(opened)
         if was == now:
             continue
-        if now is None:
-            await connection.execute(_DELETE_ALERT, {**key, "opened": opened})
-        else:
-            await connection.execute(_UPSERT_ALERT, {**key, **_parameters(now)})
         for transition in _transitions(was, now):
             await connection.execute(
                 _LOG, {**key, "transition": transition, **_parameters(after.get(opened) or before[opened])}
             )
+        if now is None:
+            await connection.execute(_DELETE_ALERT, {**key, "opened": opened})
+        else:
+            await connection.execute(_UPSERT_ALERT, {**key, **_parameters(now)})
 
 
 def _transitions(was: Alert | None, now: Alert | None) -> list[str]:
@@ -226,13 +226,19 @@ _DELETE_ALERT = """
 _UPSERT_ALERT = """
     INSERT INTO alert (kind, stream, device_id, opened, closed, evidence)
     VALUES (%(kind)s, %(stream)s, %(device)s, %(opened)s, %(closed)s, %(evidence)s)
-    ON CONFLICT (kind, stream, device_id, opened) DO UPDATE SET closed = excluded.closed, evidence = excluded.evidence
+    ON CONFLICT (kind, stream, device_id, opened) DO UPDATE
+    SET closed = excluded.closed, evidence = excluded.evidence,
+        acknowledged = CASE WHEN alert.closed IS NULL OR excluded.closed IS NOT NULL THEN alert.acknowledged END
 """
 
-# Nobody is notified about a retired device.
+# Nobody is notified about a retired device. The alert itself has not changed yet.
 _LOG = """
-    INSERT INTO alert_transition (transition, kind, stream, device_id, opened, closed, evidence)
-    SELECT %(transition)s, %(kind)s, %(stream)s, %(device)s, %(opened)s, %(closed)s, %(evidence)s
+    INSERT INTO alert_transition (transition, kind, stream, device_id, opened, closed, evidence, quiet)
+    SELECT %(transition)s, %(kind)s, %(stream)s, %(device)s, %(opened)s, %(closed)s, %(evidence)s,
+           %(transition)s <> 'opened'
+           AND EXISTS (SELECT FROM alert
+                       WHERE (kind, stream, device_id, opened) = (%(kind)s, %(stream)s, %(device)s, %(opened)s)
+                           AND acknowledged IS NOT NULL)
     WHERE EXISTS (SELECT FROM device WHERE stream = %(stream)s AND id = %(device)s AND in_service)
 """
 
@@ -249,7 +255,7 @@ _SILENCE = """
         WHERE kind = 'no_data'
             AND NOT EXISTS (SELECT FROM silent WHERE (silent.stream, silent.id, silent.opened)
                                                      = (alert.stream, alert.device_id, alert.opened))
-        RETURNING stream, device_id, opened, evidence
+        RETURNING stream, device_id, opened, evidence, acknowledged IS NOT NULL AS quiet
     ), begun AS (
         INSERT INTO alert (kind, stream, device_id, opened, evidence)
         SELECT 'no_data', stream, id, opened,
@@ -258,10 +264,10 @@ _SILENCE = """
         ON CONFLICT DO NOTHING
         RETURNING stream, device_id, opened, evidence
     )
-    INSERT INTO alert_transition (transition, kind, stream, device_id, opened, closed, evidence)
+    INSERT INTO alert_transition (transition, kind, stream, device_id, opened, closed, evidence, quiet)
     SELECT CASE WHEN ts > opened THEN 'closed' ELSE 'retracted' END, 'no_data', ended.stream, device_id, opened,
-           CASE WHEN ts > opened THEN ts END, evidence
+           CASE WHEN ts > opened THEN ts END, evidence, quiet
     FROM ended JOIN known ON (known.stream, known.id) = (ended.stream, ended.device_id)
     UNION ALL
-    SELECT 'opened', 'no_data', stream, device_id, opened, NULL, evidence FROM begun
+    SELECT 'opened', 'no_data', stream, device_id, opened, NULL, evidence, false FROM begun
 """

@@ -41,7 +41,7 @@ function ordered({ from, to, efficiencyRatio, ...evidence }) {
   return Object.entries(evidence).filter(([, value]) => value !== 0).sort((a, b) => place(a) - place(b));
 }
 
-function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt, text, evidence }) {
+function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt, text, evidence, acknowledged }) {
   const [state, shape, name] = KINDS[kind] ?? ["warn", "●", kind];
   const when = closedAt ? el("span", {}, "closed ", age(closedAt)) : "open";
   const numbers = ordered(evidence).map(evidenceOf);
@@ -53,6 +53,7 @@ function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt
     { class: "alert", "data-state": closedAt ? "none" : state },
     el("p", { class: "head" }, el("strong", {}, el("span", { "aria-hidden": "true" }, shape), ` ${name}`), el("span", { class: "when" }, age(openedAt), " · ", when)),
     el("p", {}, el("a", { href: link(stream, deviceId) }, deviceId), others.map((id, i) => [i ? ", " : stream === "meter" ? " with " : " at ", el("a", { href: link(other, id) }, id)])),
+    acknowledged ? el("p", { class: "acknowledged" }, "✓ Acknowledged by ", el("strong", {}, acknowledged.by), " ", age(acknowledged.at), `: ${acknowledged.reason}`) : null,
     el("p", { class: "text" }, text.replace(INSTANT, moment)),
     numbers.length ? el("p", { class: "opening" }, `${opening}:`) : null,
     numbers.length ? el("dl", { class: "evidence" }, numbers.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)))) : null,

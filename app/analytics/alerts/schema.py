@@ -1,0 +1,45 @@
+"""The tables of alerts and of their transitions, which Alembic compares."""
+
+from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, Identity, Index, Integer, Table, Text, false, func
+from sqlalchemy.dialects.postgresql import JSONB
+
+from app.tables import Moment, metadata
+
+_KINDS = "kind IN ('low_efficiency', 'impossible_efficiency', 'frozen_meter', 'frozen_vehicle', 'no_data')"
+_STREAMS = "stream IN ('meter', 'vehicle')"
+
+# An alert is a pure function of the stored data, but for who has acknowledged it.
+alert = Table(
+    "alert",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("stream", Text, primary_key=True),
+    Column("device_id", Integer, primary_key=True, autoincrement=False),
+    Column("opened", Moment, primary_key=True),
+    Column("closed", Moment),
+    Column("evidence", JSONB, nullable=False),
+    Column("acknowledged", JSONB),
+    Index(None, "opened"),
+    CheckConstraint(_KINDS, name="kind"),
+    CheckConstraint(_STREAMS, name="stream"),
+)
+
+# The log of what happened to alerts is in the order of arrival.
+alert_transition = Table(
+    "alert_transition",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("at", Moment, nullable=False, server_default=func.clock_timestamp()),
+    Column("transition", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("stream", Text, nullable=False),
+    Column("device_id", Integer, nullable=False),
+    Column("opened", Moment, nullable=False),
+    Column("closed", Moment),
+    Column("evidence", JSONB, nullable=False),
+    Column("quiet", Boolean, nullable=False, server_default=false()),
+    CheckConstraint("transition IN ('opened', 'closed', 'retracted')", name="transition"),
+    CheckConstraint(_KINDS, name="kind"),
+    CheckConstraint(_STREAMS, name="stream"),
+    Index(None, "at"),
+)
