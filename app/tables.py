@@ -27,6 +27,7 @@ from sqlalchemy import (
     UniqueConstraint,
     bindparam,
     func,
+    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, TSTZMULTIRANGE, TSTZRANGE, ExcludeConstraint
 
@@ -174,6 +175,7 @@ efficiency_hour = Table(
     Column("frozen_vehicle_ac_milliwh", BigInteger, nullable=False),
     Column("charging", SmallInteger, nullable=False, server_default="0"),
     Index(None, "hour"),
+    Index(None, "meter_id", "hour", postgresql_where=text("frozen_meter_minutes > 0")),
 )
 
 webhook = Table(

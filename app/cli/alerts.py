@@ -25,22 +25,27 @@ def alerts() -> None:
 @click.option("--device", help="Show only alerts of this meter or vehicle, and alerts that name it at the other end.")
 @click.option("--json", "as_json", is_flag=True, help="Print the API's answer.")
 def list_(kind: str | None, device: str | None, *, is_open: bool, as_json: bool) -> None:
-    """List the alerts of devices in service, newest first."""
+    """List the alerts of devices in service: open ones first, then those with the largest loss to date."""
     only = AlertFilter(is_open=is_open or None, kind=Kind(kind) if kind else None, device_id=device, limit=MOST)
     found = on_database(lambda connection, _: fetch_alerts(connection, only))
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
     if found.alerts:
-        click.echo("\n".join(table(("id", "closed", "acknowledged", "what"), list(map(_row, found.alerts)))))
+        click.echo(
+            "\n".join(
+                table(("id", "closed", "kWh lost to date", "acknowledged", "what"), list(map(_row, found.alerts)))
+            )
+        )
     judged = f"judged up to {stamp(found.as_of)}" if found.as_of else "no hour has been judged yet"
-    newest = "The newest " if len(found.alerts) == MOST else ""
-    click.echo(f"{newest}{counted(len(found.alerts), 'alert')}; {judged}.")
+    first = "The first " if len(found.alerts) == MOST else ""
+    click.echo(f"{first}{counted(len(found.alerts), 'alert')}; {judged}.")
 
 
 def _row(one: ListedAlert) -> list[str]:
     by = f"by {one.acknowledged.by}: {one.acknowledged.reason}" if one.acknowledged else "-"
-    return [one.id, stamp(one.closed_at) if one.closed_at else "-", by, one.text]
+    loss = "-" if one.loss_to_date_kwh is None else f"{one.loss_to_date_kwh:.2f}"
+    return [one.id, stamp(one.closed_at) if one.closed_at else "-", loss, by, one.text]
 
 
 @alerts.command()

@@ -37,6 +37,7 @@ def upgrade() -> None:
         sa.Column("charging", sa.SmallInteger, nullable=False, server_default="0"),
     )
     op.create_index(None, "efficiency_hour", ["hour"])
+    op.create_index(None, "efficiency_hour", ["meter_id", "hour"], postgresql_where=sa.text("frozen_meter_minutes > 0"))
 
     # Alerts follow from the stored data, whatever order these came in. `evidence` is as of the opening.
     op.create_table(
@@ -49,6 +50,11 @@ def upgrade() -> None:
         sa.Column("evidence", JSONB, nullable=False),
         # Who has taken it on, when and why; NULL again when it reopens.
         sa.Column("acknowledged", JSONB),
+        # The paired energies since the opening; the loss has those of the 24 hours before it as well. Those of a frozen
+        # device are of the hours in which it was frozen.
+        sa.Column("ac_milliwh", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("dc_milliwh", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("loss_milliwh", sa.BigInteger, nullable=False, server_default="0"),
         sa.CheckConstraint(_KINDS, name="kind"),
         sa.CheckConstraint(_STREAMS, name="stream"),
     )

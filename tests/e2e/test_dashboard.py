@@ -273,6 +273,34 @@ def test_what_is_not_judged_is_not_called_fine(example: Process, browser: Browse
         expect(page.get_by_role("checkbox")).to_be_checked()
 
 
+ALERT = """
+    INSERT INTO alert (kind, stream, device_id, opened, evidence, acknowledged, ac_milliwh, dc_milliwh, loss_milliwh)
+    SELECT 'low_efficiency', 'vehicle', id, date_trunc('hour', now()),
+           '{"acKwh": 2, "dcKwh": 1.5, "lossKwh": 0.5, "efficiencyRatio": 0.75, "others": []}',
+           '{"at": "2026-02-10T14:00:00Z", "by": "Ada", "reason": "cable <b>is</b> hot"}', 40000000, 28000000, 12500000
+    FROM vehicle WHERE external_id = %s
+"""
+
+
+@on_plain
+def test_an_alert_says_what_was_lost_since_and_who_acknowledged_it(example: Process, browser: Browser) -> None:
+    send(example, vehicle(minutes_ago(1), vehicle_id="lossy"))
+    with psycopg.connect(example.database_url, autocommit=True) as connection:
+        connection.execute(ALERT, ["lossy"])
+    with opened(browser, f"{example.base_url}/#/vehicle/lossy") as page:
+        shown = page.locator(".alert").filter(has_text="Low efficiency")
+        expect(shown.locator(".acknowledged")).to_have_text(
+            re.compile("Acknowledged by Ada .* ago: cable <b>is</b> hot")
+        )
+        headings, numbers = shown.locator(".opening"), shown.locator("dl")
+        expect(headings.nth(0)).to_have_text("When it opened:")
+        expect(numbers.nth(0)).to_contain_text("Loss0.500 kWh")
+        expect(headings.nth(1)).to_have_text("Since it opened, up to the last judged hour:")
+        expect(numbers.nth(1)).to_contain_text("Loss12.000 kWh")
+        expect(numbers.nth(1)).to_contain_text("Efficiency70.0 %")
+        expect(numbers.nth(1)).to_contain_text("Loss to date, with that before it opened12.500 kWh")
+
+
 @on_plain
 def test_an_empty_database_says_how_to_send_the_first_reading(server_process: Process, browser: Browser) -> None:
     with opened(browser, server_process.base_url) as page:

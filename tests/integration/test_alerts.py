@@ -117,7 +117,7 @@ async def test_what_each_fault_is_called(
     assert (alert["evidence"]["minutes"], alert["evidence"]["pairedMinutes"]) == (60, 60)
     assert alert["text"].endswith("in the 24 hours before this alert: efficiency 80.0 %.")
     about = (await client.get("/v1/analytics/alerts", params={"vehicleId": "still-meter", "open": True})).json()
-    assert [one["kind"] for one in about["alerts"]] == ["no_data", "frozen_meter", "impossible_efficiency"]
+    assert [one["kind"] for one in about["alerts"]] == ["frozen_meter", "impossible_efficiency", "no_data"]
     everything = (await client.get("/v1/analytics/alerts", params={"limit": 1000})).json()["alerts"]
     assert {name for one in everything for name in one["evidence"]} == set(EVIDENCE)
 
@@ -308,8 +308,8 @@ async def test_alerts_come_in_pages_and_as_csv(
     header, row = csv.text.splitlines()
     assert header == (
         "id,kind,stream,deviceId,meterIds,vehicleIds,openedAt,closedAt,text,efficiencyRatio,acKwh,dcKwh,lossKwh,"
-        "minutes,pairedMinutes,sharedMinutes,frozenMinutes,from,to,lastSeen,acknowledgedAt,acknowledgedBy,"
-        "acknowledgedReason"
+        "minutes,pairedMinutes,sharedMinutes,frozenMinutes,from,to,lastSeen,currentAcKwh,currentDcKwh,currentLossKwh,"
+        "currentEfficiencyRatio,lossToDateKwh,acknowledgedAt,acknowledgedBy,acknowledgedReason"
     )
     empty = await client.get("/v1/analytics/alerts?open=false", headers={"Accept": "text/csv"})
     assert empty.text.splitlines() == [header]
@@ -572,12 +572,20 @@ async def feed(url: str, order: int) -> None:
         await judge_all(url)
 
 
+ENERGIES = """
+    SELECT kind, stream, external_id, opened, alert.ac_milliwh, dc_milliwh, loss_milliwh
+    FROM alert JOIN device USING (stream) WHERE id = device_id ORDER BY 1, 2, 3, 4
+"""
+
+
 async def fed_in_order(server: Server, order: int) -> Rows:
     url = server.clone()
     try:
         await feed(url, order)
         with psycopg.connect(url) as connection:
-            return standing_alerts(connection)
+            energies = connection.execute(ENERGIES).fetchall()
+            assert any(loss for *_, loss in energies)
+            return [*standing_alerts(connection), *energies]
     finally:
         server.drop(url)
 

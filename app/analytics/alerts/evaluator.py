@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.analytics.alerts import tables
 from app.analytics.alerts.hours import NO_METER, Hours, judge_hours, margins
 from app.analytics.alerts.judge import KINDS, TRAILING_HOURS, judge, splice
+from app.analytics.alerts.loss import sum_energies
 from app.analytics.efficiency.evidence import VEHICLE_MINUTES, fetch_concerned, fetch_minutes, fetch_sides
 from app.analytics.freshness import fetch_instants
 from app.database import ALERTS_POOL_SIZE, create_pool, driver_connection, snapshot
@@ -179,6 +180,7 @@ async def _judge_devices(
         # After `last`, alerts can differ only where one is open at `last` that was not, or one that was open is not.
         further = await _judge_stream(connection, stream, devices, first, last, settings)
         await _judge_stream(connection, stream, further, first, None, settings)
+        await sum_energies(connection, stream, devices, tables.start_of_hour(first))
 
 
 async def _judge_stream(

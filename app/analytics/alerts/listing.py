@@ -1,5 +1,6 @@
 """The listing of alerts in answers."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple
@@ -38,14 +39,34 @@ class Acknowledged(msgspec.Struct, frozen=True):
     reason: str
 
 
-class ListedAlert(AlertAnswer, frozen=True, rename="camel"):
-    """An alert as the listing answers it; `acknowledged` is null until somebody acknowledges it."""
+class Current(msgspec.Struct, frozen=True, rename="camel"):
+    """The paired energies since an alert opened, until it closed or up to the last judged hour.
 
+    Those of a frozen device are of the hours in which it was frozen. The ratio is null without AC energy.
+    """
+
+    ac_kwh: float
+    dc_kwh: float
+    loss_kwh: float
+    efficiency_ratio: float | None
+
+
+class ListedAlert(AlertAnswer, frozen=True, rename="camel"):
+    """An alert as the listing answers it; `acknowledged` is null until somebody acknowledges it.
+
+    `loss_to_date_kwh` is the loss of `current` and of the 24 hours before the opening; both are null for `no_data`.
+    """
+
+    current: Current | None
+    loss_to_date_kwh: float | None
     acknowledged: Acknowledged | None
 
 
 class AlertPage(msgspec.Struct, frozen=True, rename="camel"):
-    """Alerts, newest first. Readings committed before `as_of` have been judged if their hour was over."""
+    """Alerts: open ones first, then those with the largest loss to date.
+
+    Readings committed before `as_of` have been judged if their hour was over.
+    """
 
     as_of: datetime | None
     alerts: list[ListedAlert]
@@ -79,9 +100,14 @@ async def fetch_alerts(connection: AsyncConnection[tuple[Any, ...]], only: Alert
     return AlertPage(as_of, [_listed(*row) for row in rows])
 
 
-def _listed(acknowledged: dict[str, str] | None, *alert: Any) -> ListedAlert:
+def _listed(acknowledged: dict[str, str] | None, ac: int, dc: int, loss: int, *alert: Any) -> ListedAlert:
+    answer = answer_of(*alert)
+    current = Current(ac / 1_000_000, dc / 1_000_000, (ac - dc) / 1_000_000, dc / ac if ac else None)
+    has_energy = answer.kind is not Kind.NO_DATA
     return ListedAlert(
-        **msgspec.structs.asdict(answer_of(*alert)),
+        **msgspec.structs.asdict(answer),
+        current=current if has_energy else None,
+        loss_to_date_kwh=loss / 1_000_000 if has_energy else None,
         acknowledged=msgspec.convert(acknowledged, Acknowledged | None),
     )
 
@@ -157,12 +183,23 @@ def key_of(alert_id: str) -> dict[str, Any] | None:
         return None
 
 
+def position_of(alert: ListedAlert) -> str:
+    """Returns the place of an alert in the listing, for `after`; it stays when the alert moves or disappears."""
+    loss = round(abs(alert.loss_to_date_kwh or 0) * 1_000_000)
+    return f"{'open' if alert.closed_at is None else 'closed'}/{loss}/{alert.id}"
+
+
+_POSITION = re.compile(r"(open|closed)/([0-9]{1,19})/(.*)", re.DOTALL)
+
+
 def _position(after: str | None) -> dict[str, Any]:
     if after is None:
-        return dict.fromkeys(("after_kind", "after_stream", "after_name", "after_opened"))
-    key = key_of(after)
-    if key is None:
-        raise InvalidParameter("after: Expected the id of an alert.")
+        return dict.fromkeys(f"after_{name}" for name in ("closed", "loss", "kind", "stream", "name", "opened"))
+    found = _POSITION.fullmatch(after)
+    key = key_of(found[3]) if found else None
+    if found is None or key is None:
+        raise InvalidParameter("after: Expected the value that a Link has.")
+    key |= {"closed": found[1] == "closed", "loss": int(found[2])}
     return {f"after_{name}": value for name, value in key.items()}
 
 
@@ -202,14 +239,17 @@ _ALERTS = """
                  OR (alert.stream = 'vehicle' AND alert.evidence -> 'others' @> to_jsonb(
                      (SELECT id FROM meter WHERE external_id = %(meter_id)s))))
             AND (%(after_opened)s::timestamptz IS NULL
-                 OR alert.opened < %(after_opened)s
-                 OR (alert.opened = %(after_opened)s
-                     AND (alert.kind, alert.stream, device.external_id)
-                         > (%(after_kind)s, %(after_stream)s, %(after_name)s)))
-        ORDER BY alert.opened DESC, alert.kind, alert.stream, device.external_id
+                 OR (alert.closed IS NOT NULL, -abs(alert.loss_milliwh)) > (%(after_closed)s, -%(after_loss)s::numeric)
+                 OR ((alert.closed IS NOT NULL, -abs(alert.loss_milliwh)) = (%(after_closed)s, -%(after_loss)s::numeric)
+                     AND (alert.opened < %(after_opened)s
+                          OR (alert.opened = %(after_opened)s
+                              AND (alert.kind, alert.stream, device.external_id)
+                                  > (%(after_kind)s, %(after_stream)s, %(after_name)s)))))
+        ORDER BY alert.closed IS NOT NULL, abs(alert.loss_milliwh) DESC, alert.opened DESC,
+                 alert.kind, alert.stream, device.external_id
         LIMIT %(limit)s
     )
-    SELECT acknowledged, kind, stream, external_id, opened, closed, evidence,
+    SELECT acknowledged, ac_milliwh, dc_milliwh, loss_milliwh, kind, stream, external_id, opened, closed, evidence,
            ARRAY(SELECT named.external_id
                  FROM jsonb_array_elements(evidence -> 'others') AS other
                  CROSS JOIN LATERAL (
@@ -217,5 +257,5 @@ _ALERTS = """
                  ) AS named
                  ORDER BY 1)
     FROM page
-    ORDER BY opened DESC, kind, stream, external_id
+    ORDER BY closed IS NOT NULL, abs(loss_milliwh) DESC, opened DESC, kind, stream, external_id
 """

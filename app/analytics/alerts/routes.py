@@ -13,7 +13,7 @@ from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.alerts.judge import EVIDENCE, Kind
-from app.analytics.alerts.listing import AlertFilter, AlertPage, fetch_alerts
+from app.analytics.alerts.listing import AlertFilter, AlertPage, fetch_alerts, position_of
 from app.analytics.efficiency.ranking import By, EfficiencyRanking, Rankings
 from app.csv_rows import CSV, csv_rows, prefers_csv, stamp
 from app.database import driver_connection
@@ -22,6 +22,8 @@ from app.problem_answers import AWAY, PARAMETER, problems
 
 _PROBLEMS = problems({400: PARAMETER, 503: AWAY})
 _ALERT_COLUMNS = ("id", "kind", "stream", "deviceId", "meterIds", "vehicleIds", "openedAt", "closedAt", "text")
+_CURRENT = ("acKwh", "dcKwh", "lossKwh", "efficiencyRatio")
+_CURRENT_COLUMNS = ("currentAcKwh", "currentDcKwh", "currentLossKwh", "currentEfficiencyRatio", "lossToDateKwh")
 _ACKNOWLEDGED_COLUMNS = ("acknowledgedAt", "acknowledgedBy", "acknowledgedReason")
 _RANKED_COLUMNS = ("id", "efficiencyRatio", "acKwh", "dcKwh", "lossKwh")
 
@@ -49,9 +51,11 @@ async def get_alerts(
         datetime | None, QueryParameter(name="to", description="Only alerts that opened before this time.")
     ] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=10_000, description="The most alerts to return.")] = 100,
-    after: Annotated[str | None, QueryParameter(description="Only alerts that follow the one with this id.")] = None,
+    after: Annotated[
+        str | None, QueryParameter(description="Only the alerts after this place; a `Link` has it.")
+    ] = None,
 ) -> Response[AlertPage]:
-    """Returns alerts of devices in service, newest first; as CSV where `Accept` prefers text/csv."""
+    """Returns alerts of devices in service: open ones first, then by loss to date; CSV if `Accept` prefers text/csv."""
     if any(at is not None and at.tzinfo is None for at in (start, end)):
         raise InvalidTimeRange("`from` and `to` need a time zone.")
     only = AlertFilter(is_open, kind, vehicle_id, meter_id, None, start, end, after, limit)
@@ -59,7 +63,7 @@ async def get_alerts(
         answer = await fetch_alerts(connection, only)
     headers = {"Vary": "Accept"}
     if len(answer.alerts) == limit:
-        query = {**dict(request.query_params), "after": answer.alerts[-1].id}
+        query = {**dict(request.query_params), "after": position_of(answer.alerts[-1])}
         headers["Link"] = f'</v1/analytics/alerts?{urlencode(query)}>; rel="next"'
     if not prefers_csv(request):
         return Response(answer, headers=headers)
@@ -67,10 +71,13 @@ async def get_alerts(
     rows = (
         [" ".join(one[name]) if name.endswith("Ids") else one[name] for name in _ALERT_COLUMNS]
         + [one["evidence"].get(name) for name in EVIDENCE]
+        + [*((one["current"] or {}).get(name) for name in _CURRENT), one["lossToDateKwh"]]
         + [*(one["acknowledged"] or dict.fromkeys(("at", "by", "reason"))).values()]
         for one in documents
     )
-    return _csv_answer("alerts", [*_ALERT_COLUMNS, *EVIDENCE, *_ACKNOWLEDGED_COLUMNS], rows, headers, answer.as_of)
+    return _csv_answer(
+        "alerts", [*_ALERT_COLUMNS, *EVIDENCE, *_CURRENT_COLUMNS, *_ACKNOWLEDGED_COLUMNS], rows, headers, answer.as_of
+    )
 
 
 @get("/v1/analytics/efficiency", tags=["analytics"], responses=_PROBLEMS)

@@ -1,8 +1,8 @@
-// Alerts, newest first, each with the numbers that it rests on.
+// Alerts by their loss to date, each with the numbers that it rests on and those since it opened.
 
 import { ask } from "./api.js";
 import { el } from "./dom.js";
-import { age, count, fixed, moment } from "./format.js";
+import { age, count, fixed, moment, percent } from "./format.js";
 import { live } from "./live.js";
 import { change, link, read } from "./state.js";
 
@@ -41,10 +41,24 @@ function ordered({ from, to, efficiencyRatio, ...evidence }) {
   return Object.entries(evidence).filter(([, value]) => value !== 0).sort((a, b) => place(a) - place(b));
 }
 
-function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt, text, evidence, acknowledged }) {
+// The efficiency is in the sentence of an alert only as of its opening.
+function since({ acKwh, dcKwh, lossKwh, efficiencyRatio }, lossToDateKwh) {
+  const energies = Object.entries({ acKwh, dcKwh, lossKwh }).map(evidenceOf);
+  const together = ["Loss to date, with that before it opened", `${fixed(lossToDateKwh, 3)} kWh`];
+  return [...energies, ["Efficiency", efficiencyRatio == null ? "–" : `${percent(efficiencyRatio)} %`], together];
+}
+
+function numbered(heading, numbers) {
+  if (!numbers.length) return null;
+  return [
+    el("p", { class: "opening" }, heading),
+    el("dl", { class: "evidence" }, numbers.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)))),
+  ];
+}
+
+function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt, text, evidence, current, lossToDateKwh, acknowledged }) {
   const [state, shape, name] = KINDS[kind] ?? ["warn", "●", kind];
   const when = closedAt ? el("span", {}, "closed ", age(closedAt)) : "open";
-  const numbers = ordered(evidence).map(evidenceOf);
   const opening = `When it opened${evidence.from ? `, since ${moment(evidence.from)}` : ""}`;
   const other = stream === "meter" ? "vehicle" : "meter";
   const others = stream === "meter" ? vehicleIds : meterIds;
@@ -55,8 +69,8 @@ function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt
     el("p", {}, el("a", { href: link(stream, deviceId) }, deviceId), others.map((id, i) => [i ? ", " : stream === "meter" ? " with " : " at ", el("a", { href: link(other, id) }, id)])),
     acknowledged ? el("p", { class: "acknowledged" }, "✓ Acknowledged by ", el("strong", {}, acknowledged.by), " ", age(acknowledged.at), `: ${acknowledged.reason}`) : null,
     el("p", { class: "text" }, text.replace(INSTANT, moment)),
-    numbers.length ? el("p", { class: "opening" }, `${opening}:`) : null,
-    numbers.length ? el("dl", { class: "evidence" }, numbers.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)))) : null,
+    numbered(`${opening}:`, ordered(evidence).map(evidenceOf)),
+    numbered(`Since it opened, ${closedAt ? "until it closed" : "up to the last judged hour"}:`, current ? since(current, lossToDateKwh) : []),
   );
 }
 
@@ -69,7 +83,7 @@ export function alertsPanel(parameters = {}) {
   const switched = el("label", { class: "switch", for: "closed" }, box, " closed alerts too");
   const amount = el("span", { class: "note" });
   const beyond = el("a", { class: "skip", href: "#", onclick: pass }, "Skip the alerts");
-  const scroll = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Alerts, newest first" }, list);
+  const scroll = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Alerts, those with the largest loss first" }, list);
   const element = el("section", { class: "card panel alerts-panel", "aria-labelledby": "alerts-title" }, el("div", { class: "title" }, el("h2", { id: "alerts-title" }, "Alerts", amount), switched, beyond), note, scroll);
 
   let asking = null;
@@ -101,7 +115,7 @@ export function alertsPanel(parameters = {}) {
       const still = alerts.filter(({ closedAt }) => !closedAt).length;
       amount.textContent = still ? ` ${count(still)}${alerts.length === SHOWN ? " or more" : ""} open` : "";
       const none = asOf ? `There are no${closed} alerts.` : "Nothing has been judged yet.";
-      note.textContent = alerts.length === 0 ? none : alerts.length === SHOWN ? `The newest ${SHOWN}${closed} alerts.` : "";
+      note.textContent = alerts.length === 0 ? none : alerts.length === SHOWN ? `The ${SHOWN}${closed} alerts with the largest loss to date.` : "";
       note.hidden = !note.textContent;
       scroll.hidden = alerts.length === 0;
     } catch (error) {
