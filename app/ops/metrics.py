@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.analytics.alerts.judge import Kind
 from app.ops.doctor.jobs import late_seconds
 from app.ops.watch import Watch
 from app.problem_answers import translated
@@ -21,6 +22,13 @@ REQUEST_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 
+# Those of devices in service.
+_OPEN_ALERTS = text("""
+    SELECT kind, acknowledged IS NOT NULL, count(*)
+    FROM alert JOIN device ON device.stream = alert.stream AND device.id = device_id
+    WHERE closed IS NULL AND in_service
+    GROUP BY 1, 2
+""")
 _STATEMENTS = {
     "wattline_quarantine_readings": ("Rejected readings in quarantine.", "SELECT count(*) FROM quarantine"),
     "wattline_quarantine_dropped_readings": (
@@ -58,6 +66,12 @@ async def get_metrics(pool: NamedDependency[AsyncEngine], watch: NamedDependency
 async def _gauge(connection: AsyncConnection, registry: CollectorRegistry) -> None:
     for name, (meaning, statement) in _STATEMENTS.items():
         Gauge(name, meaning, registry=registry).set(await connection.scalar(text(statement)))
+    alerts = Gauge("wattline_alerts_open", "Open alerts.", ["kind", "acknowledged"], registry=registry)
+    for kind in Kind:
+        for acknowledged in "false", "true":
+            alerts.labels(kind, acknowledged)
+    for kind, acknowledged, count in await connection.execute(_OPEN_ALERTS):
+        alerts.labels(kind, str(acknowledged).lower()).set(count)
 
 
 def _show(watch: Watch, registry: CollectorRegistry) -> None:

@@ -50,6 +50,26 @@ async def test_readings_are_counted_by_what_became_of_them(
     assert (after["wattline_quarantine_readings"], after["wattline_quarantine_dropped_readings"]) == (2, 17)
 
 
+async def test_open_alerts_are_counted_by_kind_and_by_whether_somebody_acknowledged_them(
+    client: httpx.AsyncClient, connection: psycopg.Connection
+) -> None:
+    connection.execute("INSERT INTO vehicle (external_id) SELECT 'V' || n FROM generate_series(1, 5) AS n")
+    connection.execute("UPDATE vehicle SET retired_at = now() WHERE external_id = 'V5'")
+    connection.execute(
+        """
+        INSERT INTO alert (kind, stream, device_id, opened, closed, evidence, acknowledged)
+        SELECT 'low_efficiency', 'vehicle', id, '2026-02-10', CASE WHEN id = 4 THEN now() END, '{}',
+               CASE WHEN id = 3 THEN '{"at": "2026-02-10T14:00:00Z", "by": "Ada", "reason": "so"}'::jsonb END
+        FROM vehicle
+        """
+    )
+    values = await metrics(client)
+    counted = {name.split(",", 1)[1]: value for name, value in values.items() if "wattline_alerts_open," in name}
+    kinds = "low_efficiency", "impossible_efficiency", "frozen_meter", "frozen_vehicle", "no_data"
+    nothing = {f"{acknowledged},{kind}": 0 for acknowledged in ("false", "true") for kind in kinds}
+    assert counted == nothing | {"false,low_efficiency": 2, "true,low_efficiency": 1}
+
+
 async def test_no_request_makes_a_label(client: httpx.AsyncClient) -> None:
     await client.get("/nowhere")
     known = (await metrics(client)).keys()

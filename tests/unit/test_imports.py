@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "analytics": {*DATABASE, "csv_rows", "loops", "telemetry", "fleet"},
     "policies": {*DATABASE, "telemetry"},
     "migrate": {*DATABASE, "policies"},
-    "ops": {*DATABASE, "broker", "fleet", "loops", "migrate", "policies"},
+    "ops": {*DATABASE, "analytics", "broker", "fleet", "loops", "migrate", "policies"},
     "webhooks": {*DATABASE, "analytics", "loops"},
     "dashboard": {*DATABASE, "telemetry", "fleet", "analytics", "ops"},
 }
