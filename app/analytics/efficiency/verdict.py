@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from app.analytics.efficiency.pairing import Pairing
+from app.analytics.efficiency.pairs import Evidence
 
 ENOUGH_AC_MILLIWH = 500_000
 POSSIBLE_RATIO = 1.02
@@ -36,23 +37,49 @@ def judge(pairing: Pairing, *, low_efficiency: float) -> tuple[Status, str | Non
     if ratio is None or pairing.paired_ac_milliwh < ENOUGH_AC_MILLIWH or 2 * pairing.paired < pairing.minutes:
         return Status.INSUFFICIENT_DATA, None
     if ratio > POSSIBLE_RATIO:
-        return Status.IMPOSSIBLE, _impossible_sentence(pairing)
+        return Status.IMPOSSIBLE, _impossible_sentence(pairing.paired_ac_milliwh, pairing.paired_dc_milliwh)
     if ratio < low_efficiency:
-        return Status.LOW_EFFICIENCY, _low_sentence(pairing, low_efficiency)
+        return Status.LOW_EFFICIENCY, _low_sentence(
+            pairing.paired_ac_milliwh, pairing.paired_dc_milliwh, low_efficiency
+        )
     return Status.OK, None
+
+
+def verdict(evidence: Evidence, *, has_meter: bool, low_efficiency: float) -> tuple[Status, str | None]:
+    """Returns the status, and an alert sentence for two of them. Ratios below `low_efficiency` are low.
+
+    A ratio is judged where its uncertainty does not reach over a limit. In doubtful time another vehicle may have taken
+    energy, which can only lower the ratio: a low one must be low without that time too.
+    """
+    ac, dc, unsure = evidence.paired_ac_milliwh, evidence.paired_dc_milliwh, evidence.unsure_milliwh
+    if not has_meter:
+        return Status.NO_METER, None
+    if ac < ENOUGH_AC_MILLIWH or 2 * dc < evidence.dc_milliwh:
+        return Status.INSUFFICIENT_DATA, None
+    # Python divides integers to the nearest float: see judge().
+    if (dc - unsure) / ac > POSSIBLE_RATIO:
+        return Status.IMPOSSIBLE, _impossible_sentence(ac, dc)
+    if low_efficiency <= (dc - unsure) / ac and (dc + unsure) / ac <= POSSIBLE_RATIO:
+        return Status.OK, None
+    sure_ac, sure_dc = ac - evidence.doubtful_ac_milliwh, dc - evidence.doubtful_dc_milliwh
+    if (
+        (dc + unsure) / ac < low_efficiency
+        and sure_ac >= ENOUGH_AC_MILLIWH
+        and ((sure_dc + unsure) / sure_ac < low_efficiency)
+    ):
+        return Status.LOW_EFFICIENCY, _low_sentence(ac, dc, low_efficiency)
+    return Status.INSUFFICIENT_DATA, None
 
 
 # The percentages are rounded away from the limit, so that no sentence says "85.0 % is below 85 %".
 
 
-def _impossible_sentence(pairing: Pairing) -> str:
-    ac, dc = pairing.paired_ac_milliwh, pairing.paired_dc_milliwh
+def _impossible_sentence(ac: int, dc: int) -> str:
     percent, limit = -(-1000 * dc // ac) / 10, 100 * POSSIBLE_RATIO
     return f"Efficiency {percent:.1f} % is above {limit:g} %: {_kwh(dc)} DC cannot come from {_kwh(ac)} AC"
 
 
-def _low_sentence(pairing: Pairing, low_efficiency: float) -> str:
-    ac, dc = pairing.paired_ac_milliwh, pairing.paired_dc_milliwh
+def _low_sentence(ac: int, dc: int, low_efficiency: float) -> str:
     percent, limit = 1000 * dc // ac / 10, 100 * low_efficiency
     return f"Efficiency {percent:.1f} % is below {limit:g} %: {_kwh(ac - dc)} of {_kwh(ac)} AC lost"
 

@@ -1,0 +1,56 @@
+"""The silences in which nothing was lost: their energy is taken whole. Pure."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from app.analytics.efficiency.counter import Counter
+from app.analytics.efficiency.rhythm import LONGEST_SILENCE_US, NEAR_US
+from app.analytics.efficiency.stretches import Stretch, Stretches, common
+
+# A silence fits when its ratio is within so many percent of the one around it, and there is energy to tell.
+_FITS_PERCENT = 12
+_ENOUGH_TO_FIT_MILLIWH = 10_000
+
+
+def silences(vehicle: Counter, meter: Counter, meter_id: int) -> Iterator[Stretch]:
+    """Yields the times in which one of them is silent, overlapping ones as one, when both counters know both ends."""
+    found = [span for span, is_silent in enumerate(vehicle.silent) if is_silent and vehicle.meters[span] == meter_id]
+    silent = sorted(
+        [(vehicle.points[span], vehicle.points[span + 1]) for span in found]
+        + [(a, b) for (a, b), is_silent in zip(pairwise(meter.points), meter.silent, strict=False) if is_silent]
+    )
+    joined: Stretches = []
+    for start, end in silent:
+        if joined and start < joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], end)
+        else:
+            joined.append((start, end))
+    for start, end in joined:
+        if end - start <= LONGEST_SILENCE_US and _knows(meter, start, end) and _knows(vehicle, start, end):
+            spans = vehicle.spans(start, end)
+            if all(vehicle.meters[span] == meter_id or not vehicle.energy(span) for span in spans):
+                yield start, end
+
+
+def _knows(counter: Counter, start: int, end: int) -> bool:
+    """Returns True when the counter knows the energy between two instants, and no silence reaches beyond them."""
+    points = counter.points
+    return (
+        bool(points)
+        and points[0] <= start
+        and end <= points[-1]
+        and all(
+            counter.covered[span] or (counter.silent[span] and start <= points[span] and points[span + 1] <= end)
+            for span in counter.spans(start, end)
+        )
+    )
+
+
+def fits(vehicle: Counter, meter: Counter, plain: Stretches, start: int, end: int) -> bool:
+    """Returns True when nothing was lost in a silence: its ratio fits that of the paired stretches around it."""
+    ac, dc = meter.flowed(start, end), vehicle.flowed(start, end)
+    near = common(plain, [(start - NEAR_US, end + NEAR_US)])
+    near_ac, near_dc = meter.flowed_in(near), vehicle.flowed_in(near)
+    if ac <= _ENOUGH_TO_FIT_MILLIWH or not near_ac or not near_dc:
+        return False
+    return 100 * abs(dc * near_ac - near_dc * ac) <= _FITS_PERCENT * near_dc * ac
