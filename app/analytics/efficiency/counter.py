@@ -56,7 +56,8 @@ class Counter(msgspec.Struct, frozen=True):
 
     A span is `covered` when its energy flowed evenly for all that is known. A span is `silent` when it is a silence of
     known energy, which flowed at an unknown time. In a span that is neither, nothing is known. `assumed` are the spans
-    that a first reading opened. `meters` is where a vehicle's spans are; None is no meter.
+    that a first reading opened; they are covered unless it is a lone one. `meters` is where a vehicle's spans are; None
+    is no meter.
     """
 
     points: list[int]
@@ -103,6 +104,21 @@ class Counter(msgspec.Struct, frozen=True):
             first -= 1
         return range(max(0, first), min(bisect_left(points, end), len(points) - 1))
 
+    def has_point(self, instant: int) -> bool:
+        """Returns True when a span begins or ends at the instant."""
+        after = bisect_left(self.points, instant)
+        return after < len(self.points) and self.points[after] == instant
+
+    def lone(self, meter_id: int | None) -> Stretches:
+        """Returns the spans at the meter that a lone reading opened."""
+        spans = (span for span in self.assumed if not self.covered[span] and self.meters[span] == meter_id)
+        return sorted((self.points[span], self.points[span + 1]) for span in spans)
+
+    def is_covered_after(self, point: int) -> bool:
+        """Returns True when the span that begins at a point is covered."""
+        span = bisect_left(self.points, point)
+        return span < len(self.covered) and self.covered[span]
+
     def takes_energy(self, span: int) -> bool:
         """Returns True for a span of at least 0.05 kW: with less, a vehicle only reports."""
         return self.energy(span) * _US_PER_CHARGING_MILLIWH >= self.points[span + 1] - self.points[span]
@@ -132,17 +148,25 @@ class Counter(msgspec.Struct, frozen=True):
     def catch_ups(self, meter_id: int) -> Stretches:
         """Returns the time in which the energy of spans that are not covered may have flowed at the meter.
 
-        It is the end of each span, long enough for the energy at the vehicle's highest power, and a half more.
+        It is all of the span when the vehicle took energy there before, as it may have gone on; else it is the end,
+        long enough for the energy at the vehicle's highest power, and a half more.
         """
         found = []
         for span, (covered, meter) in enumerate(zip(self.covered, self.meters, strict=True)):
             if covered or meter != meter_id or self.energy(span) <= _NOTHING_MILLIWH:
                 continue
             start, end = self.points[span], self.points[span + 1]
-            energy, duration = self._highest_power(start - NEAR_US, start, end, end + NEAR_US)
-            needed = 3 * self.energy(span) * duration // (2 * energy) if energy else LONGEST_SILENCE_US
-            found.append((max(start, end - min(needed, LONGEST_SILENCE_US)), end))
+            if not self.is_charging(span - 1, meter_id):
+                energy, duration = self._highest_power(start - NEAR_US, start, end, end + NEAR_US)
+                needed = 3 * self.energy(span) * duration // (2 * energy) if energy else LONGEST_SILENCE_US
+                start = max(start, end - needed)
+            found.append((start, end))
         return found
+
+    def is_charging(self, span: int, meter_id: int) -> bool:
+        """Returns True when a vehicle takes energy at the meter in a covered span; there may be no such span."""
+        exists = 0 <= span < len(self.covered)
+        return exists and self.covered[span] and self.meters[span] == meter_id and self.takes_energy(span)
 
     def _highest_power(self, before: int, start: int, end: int, after: int) -> tuple[int, int]:
         """Returns energy and duration of the span with the highest power in [before, start] or [end, after]."""
@@ -182,7 +206,7 @@ def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us
     previous, total = None, 0
     for number, (last, first, milliwh, _, meter) in enumerate(minutes):
         if previous is None or first - previous > LONGEST_SILENCE_US:
-            start, is_covered = opening(minutes, number)
+            start, is_covered, is_assumed = opening(minutes, number)
             is_silent = False
             if previous is not None:
                 covered.append(False)
@@ -190,16 +214,17 @@ def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us
                 meters.append(None)
             points.append(start)
             sums.append(total)
-            if is_covered:
-                assumed.add(len(covered))
         else:
-            start = previous
+            start, is_assumed = previous, False
             is_covered = first - start <= gap_us or first - start <= longest_gap_us(minutes, number)
             is_silent = not is_covered
-        if milliwh is None or milliwh * HOUR_US > limit_milliwatt * (last - start):
-            is_covered = is_silent = False
+        is_lone = is_assumed and not is_covered
+        if milliwh is None or (milliwh * HOUR_US > limit_milliwatt * (last - start) and not is_lone):
+            is_covered = is_silent = is_assumed = False
         else:
             total += milliwh
+        if is_assumed:
+            assumed.add(len(covered))
         points.append(last)
         sums.append(total)
         covered.append(is_covered)

@@ -29,7 +29,7 @@ def find_edges(
     for start, end in plain:
         span = bisect_left(vehicle.points, start)
         is_assumed = span in vehicle.assumed and vehicle.points[span] == start
-        if is_assumed:
+        if is_assumed and not meter.has_point(start):
             unsure.append((start, vehicle.energy(span) // 4))
         if start not in taken_to:
             begun = start in begins and (is_assumed or (span > 0 and vehicle.covered[span - 1]))
@@ -42,6 +42,8 @@ def find_edges(
             after = _own_after(meter, start, end) if end in ends else None
             if after is not None and not touches(cuts, end, after):
                 edges.append((end, after))
+                if not vehicle.is_covered_after(end):
+                    unsure.append((end, meter.flowed(end, after) // 2))
             else:
                 cut(end)
     return edges, unsure

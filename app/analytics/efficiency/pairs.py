@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import msgspec
 
 from app.analytics.efficiency.counter import Counter
-from app.analytics.efficiency.doubt import doubtful_after
+from app.analytics.efficiency.doubt import doubtful_beside
 from app.analytics.efficiency.edges import find_edges
 from app.analytics.efficiency.silences import fits, silences
 from app.analytics.efficiency.stretches import Stretch, Stretches, common, touches, union, without
@@ -129,8 +129,11 @@ def _pair(vehicle: Counter, meter_id: int, meter: Counter, others: Sequence[Coun
     here = vehicle.charging(meter_id)
     cuts = union(stretch for other in others for stretch in (*other.charging(meter_id), *other.catch_ups(meter_id)))
     plain = without(common(here, meter.cover()), cuts)
+    # However long the energy of two lone readings flowed, it flowed in the same time if they came in the same.
+    lone = {*vehicle.lone(meter_id)}.intersection(meter.lone(None))
     alone = (silence for silence in silences(vehicle, meter, meter_id) if not touches(cuts, *silence))
     taken = [silence for silence in alone if fits(vehicle, meter, plain, *silence)]
+    taken += [opened for opened in lone if not touches(cuts, *opened)]
     edges, unsure = find_edges(vehicle, meter, here, plain, cuts, taken)
     paired = union((*plain, *taken))
     shared = without(common(here, cuts), paired)
@@ -142,7 +145,7 @@ def _pair(vehicle: Counter, meter_id: int, meter: Counter, others: Sequence[Coun
         edges=without(union(edges), paired),
         shared=shared,
         unpaired=without(vehicle.taking(meter_id), union((*paired, *shared))),
-        doubtful=union(stretch for other in others for stretch in doubtful_after(other, meter, meter_id)),
+        doubtful=union(stretch for other in others for stretch in doubtful_beside(other, meter, meter_id)),
         unsure=unsure,
     )
 

@@ -25,21 +25,23 @@ def longest_gap_us(minutes: Sequence[Minute], number: int) -> int:
     return min(GAP_INTERVALS * _usual_interval_us(minutes, number, minutes[number - 1][0]), LONGEST_GAP_US)
 
 
-def opening(minutes: Sequence[Minute], number: int) -> tuple[int, bool]:
-    """Returns the start of the span that a first reading ends, and whether its energy flowed evenly in it.
+def opening(minutes: Sequence[Minute], number: int) -> tuple[int, bool, bool]:
+    """Returns the start of the span that a first reading ends, whether it is covered, and whether that is assumed.
 
     It is one usual interval. But if this would need more power than the next spans have, and a half more, the reading
-    makes up for a silence: the energy came at an unknown time, here in the last hours.
+    makes up for a silence: the energy came at an unknown time, here in the last hours. Of a reading that no other
+    follows soon, nobody knows how long its energy flowed.
     """
     last, first, milliwh, *_ = minutes[number]
     start = first - min(_usual_interval_us(minutes, number, None), LONGEST_GAP_US // GAP_INTERVALS)
     if not milliwh:
-        return start, True
-    for position in _following(minutes, number):
+        return start, True, True
+    following = _following(minutes, number)
+    for position in following:
         end, _, energy, *_ = minutes[position]
         if energy and 2 * milliwh * (end - minutes[position - 1][0]) <= 3 * energy * (last - start):
-            return start, True
-    return last - LONGEST_SILENCE_US, False
+            return start, True, True
+    return (last - LONGEST_SILENCE_US, False, False) if following else (start, False, True)
 
 
 def _usual_interval_us(minutes: Sequence[Minute], number: int, start: int | None) -> int:
