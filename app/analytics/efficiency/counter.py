@@ -6,10 +6,10 @@ of them energy is taken to flow evenly. Two counters can be compared over any st
 Times are microseconds since any epoch, energy is in thousandths of a Wh (1 kWh = 1,000,000), both in whole numbers.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import repeat
+from itertools import chain, groupby, repeat
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from app.analytics.efficiency.rhythm import (
     longest_gap_us,
     opening,
 )
-from app.analytics.efficiency.stretches import Stretch, Stretches
+from app.analytics.efficiency.stretches import Stretch, Stretches, union
 
 REACH_US = 2 * (LONGEST_SILENCE_US + NEAR_US) + LONGEST_GAP_US
 """Rows that lie further from a window than this change nothing in it."""
@@ -34,6 +34,7 @@ _CHARGING_MILLIWATT = 50_000
 _US_PER_CHARGING_MILLIWH = HOUR_US // _CHARGING_MILLIWATT
 # A reading of less energy than 1 Wh that ends a silence does not say that energy flowed in the silence.
 _NOTHING_MILLIWH = 1_000
+_NOTHING = False, False, None
 
 
 class Rows(NamedTuple):
@@ -51,21 +52,32 @@ class Rows(NamedTuple):
     readings: Sequence[int]
 
 
+class Alike(NamedTuple):
+    """Consecutive spans, from number `first` to before number `after`, that are of the same kind at the same meter.
+
+    Spans of at least 0.05 kW take energy: with less, a vehicle only reports.
+    """
+
+    first: int
+    after: int
+    is_covered: bool
+    takes_energy: bool
+    meter_id: int | None
+
+
 class Counter(msgspec.Struct, frozen=True):
     """A counter through `points`, with `sums` of energy; span i leads from point i to point i + 1.
 
-    A span is `covered` when its energy flowed evenly for all that is known. A span is `silent` when it is a silence of
+    A span is covered when its energy flowed evenly for all that is known. A span is `silent` when it is a silence of
     known energy, which flowed at an unknown time. In a span that is neither, nothing is known. `assumed` are the spans
-    that a first reading opened; they are covered unless it is a lone one. `meters` is where a vehicle's spans are; None
-    is no meter.
+    that a first reading opened; they are covered unless it is a lone one. All spans are in `alike`, in order.
     """
 
     points: list[int]
     sums: list[int]
-    covered: list[bool]
-    silent: list[bool]
+    alike: list[Alike]
+    silent: set[int]
     assumed: set[int]
-    meters: list[int | None]
 
     def at(self, instant: int) -> int:
         """Returns the energy up to an instant, rounded down, so that what flows in adjacent times adds up exactly."""
@@ -111,39 +123,36 @@ class Counter(msgspec.Struct, frozen=True):
 
     def lone(self, meter_id: int | None) -> Stretches:
         """Returns the spans at the meter that a lone reading opened."""
-        spans = (span for span in self.assumed if not self.covered[span] and self.meters[span] == meter_id)
+        kinds = ((span, self.kind(span)) for span in self.assumed)
+        spans = (span for span, kind in kinds if kind.meter_id == meter_id and not kind.is_covered)
         return sorted((self.points[span], self.points[span + 1]) for span in spans)
 
-    def is_covered_after(self, point: int) -> bool:
-        """Returns True when the span that begins at a point is covered."""
-        span = bisect_left(self.points, point)
-        return span < len(self.covered) and self.covered[span]
+    def kind(self, span: int) -> Alike:
+        """Returns the spans like this one; those before the first and after the last span are not covered."""
+        if not 0 <= span < len(self.points) - 1:
+            return Alike(span, span + 1, is_covered=False, takes_energy=False, meter_id=None)
+        return self.alike[bisect_right(self.alike, span, key=itemgetter(0)) - 1]
 
-    def takes_energy(self, span: int) -> bool:
-        """Returns True for a span of at least 0.05 kW: with less, a vehicle only reports."""
-        return self.energy(span) * _US_PER_CHARGING_MILLIWH >= self.points[span + 1] - self.points[span]
+    def meters(self) -> set[int | None]:
+        """Returns the meters at which a vehicle has spans; None is no meter."""
+        return {one.meter_id for one in self.alike}
 
     def cover(self) -> Stretches:
         """Returns the covered time."""
-        return self._joined(enumerate(self.covered))
+        return self._joined(one for one in self.alike if one.is_covered)
 
     def charging(self, meter_id: int | None) -> Stretches:
         """Returns the covered time in which a vehicle takes energy at the meter."""
-        where = zip(self.covered, self.meters, strict=True)
-        return self._joined(
-            (span, covered and meter == meter_id and self.takes_energy(span))
-            for span, (covered, meter) in enumerate(where)
-        )
+        here = (one for one in self.alike if one.meter_id == meter_id)
+        return self._joined(one for one in here if one.is_covered and one.takes_energy)
 
     def taking(self, meter_id: int | None) -> Stretches:
         """Returns the time, covered or not, in which a vehicle takes energy at the meter."""
-        return self._joined(
-            (span, meter == meter_id and self.takes_energy(span)) for span, meter in enumerate(self.meters)
-        )
+        return self._joined(one for one in self.alike if one.meter_id == meter_id and one.takes_energy)
 
     def at_meter(self, meter_id: int | None) -> Stretches:
         """Returns the time, covered or not, that a vehicle spent at the meter."""
-        return self._joined((span, meter == meter_id) for span, meter in enumerate(self.meters))
+        return self._joined(one for one in self.alike if one.meter_id == meter_id)
 
     def catch_ups(self, meter_id: int) -> Stretches:
         """Returns the time in which the energy of spans that are not covered may have flowed at the meter.
@@ -152,21 +161,17 @@ class Counter(msgspec.Struct, frozen=True):
         long enough for the energy at the vehicle's highest power, and a half more.
         """
         found = []
-        for span, (covered, meter) in enumerate(zip(self.covered, self.meters, strict=True)):
-            if covered or meter != meter_id or self.energy(span) <= _NOTHING_MILLIWH:
+        uncovered = (one for one in self.alike if one.meter_id == meter_id and not one.is_covered)
+        for span in chain.from_iterable(range(one.first, one.after) for one in uncovered):
+            if self.energy(span) <= _NOTHING_MILLIWH:
                 continue
             start, end = self.points[span], self.points[span + 1]
-            if not self.is_charging(span - 1, meter_id):
+            if self.kind(span - 1)[2:] != (True, True, meter_id):
                 energy, duration = self._highest_power(start - NEAR_US, start, end, end + NEAR_US)
                 needed = 3 * self.energy(span) * duration // (2 * energy) if energy else LONGEST_SILENCE_US
                 start = max(start, end - needed)
             found.append((start, end))
         return found
-
-    def is_charging(self, span: int, meter_id: int) -> bool:
-        """Returns True when a vehicle takes energy at the meter in a covered span; there may be no such span."""
-        exists = 0 <= span < len(self.covered)
-        return exists and self.covered[span] and self.meters[span] == meter_id and self.takes_energy(span)
 
     def _highest_power(self, before: int, start: int, end: int, after: int) -> tuple[int, int]:
         """Returns energy and duration of the span with the highest power in [before, start] or [end, after]."""
@@ -177,17 +182,8 @@ class Counter(msgspec.Struct, frozen=True):
                 best = max(best, (self.energy(span), b - a), key=lambda one: Fraction(*one))
         return best
 
-    def _joined(self, chosen: Iterable[tuple[int, bool]]) -> Stretches:
-        found: Stretches = []
-        points, follows = self.points, False
-        for span, is_chosen in chosen:
-            if is_chosen:
-                if follows:
-                    found[-1] = found[-1][0], points[span + 1]
-                else:
-                    found.append((points[span], points[span + 1]))
-            follows = is_chosen
-        return found
+    def _joined(self, chosen: Iterable[Alike]) -> Stretches:
+        return union((self.points[one.first], self.points[one.after]) for one in chosen)
 
 
 def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us: int, limit_milliwatt: int) -> Counter:
@@ -201,37 +197,42 @@ def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us
         key=itemgetter(0, 1),
     )
     history = [*mappings]
-    points, sums, covered, silent = list[int](), list[int](), list[bool](), list[bool]()
-    assumed, meters = set[int](), list[int | None]()
+    points, sums = list[int](), list[int]()
+    kinds: list[tuple[bool, bool, int | None]] = []
+    silent, assumed = set[int](), set[int]()
     previous, total = None, 0
     for number, (last, first, milliwh, _, meter) in enumerate(minutes):
         if previous is None or first - previous > LONGEST_SILENCE_US:
             start, is_covered, is_assumed = opening(minutes, number)
-            is_silent = False
             if previous is not None:
-                covered.append(False)
-                silent.append(False)
-                meters.append(None)
+                kinds.append(_NOTHING)
             points.append(start)
             sums.append(total)
         else:
             start, is_assumed = previous, False
             is_covered = first - start <= gap_us or first - start <= longest_gap_us(minutes, number)
-            is_silent = not is_covered
         is_lone = is_assumed and not is_covered
         if milliwh is None or (milliwh * HOUR_US > limit_milliwatt * (last - start) and not is_lone):
-            is_covered = is_silent = is_assumed = False
-        else:
-            total += milliwh
-        if is_assumed:
-            assumed.add(len(covered))
+            milliwh, is_covered = 0, False
+        elif is_assumed:
+            assumed.add(len(kinds))
+        elif not is_covered and start == previous:
+            silent.add(len(kinds))
+        total += milliwh
         points.append(last)
         sums.append(total)
-        covered.append(is_covered)
-        silent.append(is_silent)
-        meters.append(_mapped(history, start) if meter is None and history else meter)
+        where = _mapped(history, start) if meter is None and history else meter
+        kinds.append((is_covered, milliwh * _US_PER_CHARGING_MILLIWH >= last - start, where))
         previous = last
-    return Counter(points, sums, covered, silent, assumed, meters)
+    return Counter(points, sums, [*_alike(kinds)], silent, assumed)
+
+
+def _alike(kinds: Iterable[tuple[bool, bool, int | None]]) -> Iterator[Alike]:
+    first = 0
+    for kind, spans in groupby(kinds):
+        after = first + len([*spans])
+        yield Alike(first, after, *kind)
+        first = after
 
 
 def _mapped(history: Sequence[Mapping], instant: int) -> int | None:

@@ -1,5 +1,6 @@
 """Doubtful time: another vehicle was not seen before or after it charged, and may take energy. Pure."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from app.analytics.efficiency.counter import Counter
@@ -14,18 +15,15 @@ def doubtful_beside(other: Counter, meter: Counter, meter_id: int) -> Iterator[S
 
     After it fell silent, they last until it is seen again or the meter idles; before it is seen, likewise.
     """
-    points, last = other.points, len(other.covered) - 1
-    for span in range(last + 1):
-        if not other.is_charging(span, meter_id):
-            continue
-        if span == last or not other.covered[span + 1]:
-            since = points[span + 1]
-            until = min([since + LONGEST_DOUBT_US, *points[span + 2 : span + 3]])
-            yield since, min(_idle(meter, since, until), default=(until, until))[0]
-        if span == 0 or not other.covered[span - 1]:
-            until = points[span]
-            since = max([until - LONGEST_DOUBT_US, *points[max(0, span - 1) : span]])
-            yield max(_idle(meter, since, until), default=(since, since))[1], until
+    points = other.points
+    for first, end in other.charging(meter_id):
+        before, after = bisect_left(points, first) - 1, bisect_left(points, end)
+        if not other.kind(after).is_covered:
+            until = min([end + LONGEST_DOUBT_US, *points[after + 1 : after + 2]])
+            yield end, min(_idle(meter, end, until), default=(until, until))[0]
+        if not other.kind(before).is_covered:
+            since = max([first - LONGEST_DOUBT_US, *points[max(before, 0) : before + 1]])
+            yield max(_idle(meter, since, first), default=(since, since))[1], first
 
 
 def _idle(meter: Counter, since: int, until: int) -> Stretches:
@@ -35,5 +33,5 @@ def _idle(meter: Counter, since: int, until: int) -> Stretches:
         (points[span], points[span + 1])
         for span in meter.spans(since, until)
         if since <= points[span] and points[span + 1] <= until
-        if not (meter.covered[span] and meter.takes_energy(span))
+        if meter.kind(span)[2:4] != (True, True)
     ]

@@ -32,7 +32,7 @@ def find_edges(
         if is_assumed and not meter.has_point(start):
             unsure.append((start, vehicle.energy(span) // 4))
         if start not in taken_to:
-            begun = start in begins and (is_assumed or (span > 0 and vehicle.covered[span - 1]))
+            begun = start in begins and (is_assumed or vehicle.kind(span - 1).is_covered)
             before = _own_before(meter, start, end) if begun else None
             if before is not None and not touches(cuts, before, start):
                 edges.append((before, start))
@@ -42,7 +42,7 @@ def find_edges(
             after = _own_after(meter, start, end) if end in ends else None
             if after is not None and not touches(cuts, end, after):
                 edges.append((end, after))
-                if not vehicle.is_covered_after(end):
+                if not vehicle.kind(bisect_left(vehicle.points, end)).is_covered:
                     unsure.append((end, meter.flowed(end, after) // 2))
             else:
                 cut(end)
@@ -61,7 +61,7 @@ def _own_before(meter: Counter, start: int, end: int) -> int | None:
 def _own_after(meter: Counter, start: int, end: int) -> int | None:
     """Returns the end of the meter's span that the stretch's end cuts, if the meter idles in the span after it."""
     span = bisect_left(meter.points, end) - 1
-    if meter.points[span + 1] > end and span + 1 < len(meter.covered):
+    if meter.points[span + 1] > end and span + 1 < len(meter.points) - 1:
         since = max(start, end - _MEAN_POWER_US)
         return meter.points[span + 1] if _idles(meter, span + 1, since, end) else None
     return None
@@ -70,5 +70,6 @@ def _own_after(meter: Counter, start: int, end: int) -> int | None:
 def _idles(meter: Counter, span: int, start: int, end: int) -> bool:
     duration = meter.points[span + 1] - meter.points[span]
     return (
-        meter.covered[span] and _IDLE_ONE_IN * meter.energy(span) * (end - start) < meter.flowed(start, end) * duration
+        meter.kind(span).is_covered
+        and _IDLE_ONE_IN * meter.energy(span) * (end - start) < meter.flowed(start, end) * duration
     )

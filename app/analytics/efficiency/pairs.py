@@ -93,14 +93,14 @@ def pair_counters(
     `others` are all other vehicles that are at these meters, at whatever else.
     """
     others = [*others]
-    empty = Counter([], [], [], [], set(), [])
+    empty = Counter([], [], [], set(), set())
     return {
         meter_id: _at_no_meter(vehicle, empty)
         if meter_id is None
         else _pair(
-            vehicle, meter_id, meters.get(meter_id, empty), [other for other in others if meter_id in other.meters]
+            vehicle, meter_id, meters.get(meter_id, empty), [other for other in others if meter_id in other.meters()]
         )
-        for meter_id in {*vehicle.meters}
+        for meter_id in vehicle.meters()
     }
 
 

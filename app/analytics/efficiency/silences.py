@@ -1,7 +1,6 @@
 """The silences in which nothing was lost: their energy is taken whole. Pure."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 from app.analytics.efficiency.counter import Counter
 from app.analytics.efficiency.rhythm import LONGEST_SILENCE_US, NEAR_US
@@ -14,11 +13,9 @@ _ENOUGH_TO_FIT_MILLIWH = 10_000
 
 def silences(vehicle: Counter, meter: Counter, meter_id: int) -> Iterator[Stretch]:
     """Yields the times in which one of them is silent, overlapping ones as one, when both counters know both ends."""
-    found = [span for span, is_silent in enumerate(vehicle.silent) if is_silent and vehicle.meters[span] == meter_id]
-    silent = sorted(
-        [(vehicle.points[span], vehicle.points[span + 1]) for span in found]
-        + [(a, b) for (a, b), is_silent in zip(pairwise(meter.points), meter.silent, strict=False) if is_silent]
-    )
+    found = [(vehicle.points, span) for span in vehicle.silent if vehicle.kind(span).meter_id == meter_id]
+    found += [(meter.points, span) for span in meter.silent]
+    silent = sorted((points[span], points[span + 1]) for points, span in found)
     joined: Stretches = []
     for start, end in silent:
         if joined and start < joined[-1][1]:
@@ -28,7 +25,7 @@ def silences(vehicle: Counter, meter: Counter, meter_id: int) -> Iterator[Stretc
     for start, end in joined:
         if end - start <= LONGEST_SILENCE_US and _knows(meter, start, end) and _knows(vehicle, start, end):
             spans = vehicle.spans(start, end)
-            if all(vehicle.meters[span] == meter_id or not vehicle.energy(span) for span in spans):
+            if all(vehicle.kind(span).meter_id == meter_id or not vehicle.energy(span) for span in spans):
                 yield start, end
 
 
@@ -40,7 +37,8 @@ def _knows(counter: Counter, start: int, end: int) -> bool:
         and points[0] <= start
         and end <= points[-1]
         and all(
-            counter.covered[span] or (counter.silent[span] and start <= points[span] and points[span + 1] <= end)
+            counter.kind(span).is_covered
+            or (span in counter.silent and start <= points[span] and points[span + 1] <= end)
             for span in counter.spans(start, end)
         )
     )
