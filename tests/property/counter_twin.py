@@ -59,7 +59,7 @@ def spans_of(minutes: Sequence[Minute], mappings: Sequence[Mapping], gap: int, l
             is_assumed = kind in ("even", "lone")
         else:
             start, is_assumed = before.last, False
-            longest = max(gap, min(90 * MINUTE, 3 * interval(rows, number, start)))
+            longest = max(gap, min(90 * MINUTE, floor(Fraction(3, 2) * interval(rows, number, start))))
             kind = "even" if row.first - start <= longest else "silence"
         milliwh = row.milliwh
         if milliwh is None or (Fraction(milliwh * HOUR, row.last - start) > limit and kind != "lone"):

@@ -189,8 +189,8 @@ class Counter(msgspec.Struct, frozen=True):
 def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us: int, limit_milliwatt: int) -> Counter:
     """Returns the counter of one device from its rows and mappings; for how far they must reach see REACH_US.
 
-    Spans of up to `gap_us` are covered, and longer ones up to three usual intervals of the device. A span with a power
-    above the limit is not, and its energy counts as not known.
+    Spans of up to `gap_us` are covered, and longer ones up to one and a half usual intervals of the device. A span
+    with a power above the limit is not, and its energy counts as not known.
     """
     minutes = sorted(
         (minute for at in rows for minute in zip(*at[2:0:-1], *at[3:], repeat(at.meter_id), strict=False)),
