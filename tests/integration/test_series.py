@@ -784,18 +784,7 @@ async def test_before_the_first_refresh_of_all_that_it_is_made_of_a_series_claim
             "fleet_vehicle_hour": {(METER, "1m"), (METER, "1h"), (METER, "1d"), (VEHICLE, "1m"), (VEHICLE, "1h"),
                                    (VEHICLE, "1d"), (FLEET, "1m")},
         }.items():  # fmt: skip
-            # As if this aggregate, and those above it, had never been refreshed.
-            connection.execute(
-                """
-                WITH RECURSIVE above (name) AS (
-                    SELECT %s
-                    UNION ALL
-                    SELECT level.name FROM cagg_level AS level JOIN above ON source = above.name || '_cagg'
-                )
-                DELETE FROM cagg_refreshed WHERE name IN (TABLE above)
-                """,
-                [source],
-            )
+            connection.execute("DELETE FROM cagg_refreshed WHERE name = %s", [source])
             known = {
                 (what, bucket)
                 for what in KINDS
