@@ -155,7 +155,7 @@ CREATE TABLE source_chunk (
 
 CREATE VIEW present_chunk AS
 SELECT coalesce(cagg.view_name, chunk.hypertable_name) AS source, chunk.chunk_name AS chunk,
-       chunk.range_start, chunk.range_end
+       chunk.range_start, chunk.range_end, chunk.is_compressed, chunk.chunk_creation_time AS created_at
 FROM timescaledb_information.chunks AS chunk
 LEFT JOIN timescaledb_information.continuous_aggregates AS cagg
     ON cagg.materialization_hypertable_name = chunk.hypertable_name;

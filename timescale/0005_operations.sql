@@ -164,13 +164,11 @@ CREATE FUNCTION chunks_not_compressed() RETURNS TABLE (name text, chunks bigint,
 LANGUAGE sql STABLE AS $$
     SELECT regexp_replace(job.hypertable_name, '_cagg$', ''), count(*), job.job_id
     FROM timescaledb_information.jobs AS job
-    LEFT JOIN timescaledb_information.continuous_aggregates AS cagg ON cagg.view_name = job.hypertable_name
-    JOIN timescaledb_information.chunks AS chunk
-        ON chunk.hypertable_name = coalesce(cagg.materialization_hypertable_name, job.hypertable_name)
+    JOIN present_chunk AS chunk ON chunk.source = job.hypertable_name
     WHERE job.proc_name = 'policy_compression' AND NOT chunk.is_compressed
         AND chunk.range_end < now() - (job.config ->> 'compress_after')::interval - 2 * job.schedule_interval
         -- Late readings, such as imported ones, make old chunks anew.
-        AND chunk.chunk_creation_time < now() - 2 * job.schedule_interval
+        AND chunk.created_at < now() - 2 * job.schedule_interval
     GROUP BY job.hypertable_name, job.job_id
     ORDER BY 1
 $$;

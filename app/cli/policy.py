@@ -23,8 +23,6 @@ from app.settings import Settings
 
 YES = click.option("--yes", is_flag=True, help="Do not ask.")
 REASON = click.option("--reason", metavar="TEXT", help="Why, for the record.")
-
-
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

@@ -44,7 +44,7 @@ class Watch:
                 try:
                     async with asyncio.timeout(ROUND_SECONDS), pool.connect() as connection:
                         await connection.execution_options(isolation_level="READ COMMITTED", postgresql_readonly=True)
-                        await connection.run_sync(ask_database, facts)
+                        await connection.run_sync(ask_database, facts, for_report=False)
                 except SetupError as error:
                     facts.away = str(error)
                 except (SQLAlchemyError, TimeoutError) as error:

@@ -34,13 +34,6 @@ def migrate_policies(connection: Connection, policies: Policies) -> list[str]:
     return [change.words for change in applied] + ([note] if left else [])
 
 
-def apply_policies(connection: Connection, policies: Policies, reason: str | None = None) -> list[str]:
-    """Applies all changes in the connection's transaction; returns a line for each."""
-    changes = plan_policies(connection, policies).changes
-    apply_changes(connection, changes, reason)
-    return [change.words for change in changes]
-
-
 def apply_changes(connection: Connection, changes: list[Change], reason: str | None) -> None:
     """Makes the changes in the connection's transaction, and records them with who asks and why."""
     for change in changes:

@@ -129,12 +129,10 @@ def _rule_of_job(row: Any) -> tuple[Kind, Rule]:
             bounds = {key: row[key] for key in ("start", "end", "buckets_per_batch", "materialized_only")}
             return "refresh", Refresh(**job, **bounds)
         case "policy_retention":
-            return "retention", Retention(**job, age=row["age"]) if row["age"] is not None else None
-        case "policy_compression" if row["age"] is not None:
-            layout = {"segmentby": row["segmentby"], "orderby": row["orderby"]}
-            return "columnstore", Columnstore(**job, age=row["age"], **layout)
+            return "retention", None if row["age"] is None else Retention(**job, age=row["age"])
         case "policy_compression":
-            return "columnstore", None
+            layout = {key: row[key] for key in ("age", "segmentby", "orderby")}
+            return "columnstore", None if row["age"] is None else Columnstore(**job, **layout)
         case _:
             # A refresh policy of TimescaleDB's own.
             return "refresh", None
@@ -149,8 +147,7 @@ _CHUNKS = text("""
     WHERE dimension_number = 1 AND hypertable_name IN ('meter_reading', 'vehicle_reading')
 """)
 
-# The columnstore policy's job still bears the name of its predecessor. The owner of a paused job, of its table and of
-# the aggregate's hypertable may all differ when somebody else has made one of them.
+# The columnstore policy's job still bears the name of its predecessor.
 _JOBS = text("""
     SELECT proc_name,
            relation,

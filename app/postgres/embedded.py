@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
@@ -40,7 +39,6 @@ CONFIGURATION = Path(__file__).resolve().parents[2] / "timescale" / "postgresql.
 INITDB = ("--username=wattline", "--encoding=UTF8", "--locale=C", "--auth-local=trust", "--auth-host=reject")
 # Unlike pg_ctl, this quotes: a directory's name may hold `$` and `"`. The server becomes init's child, not ours.
 DETACHED = ("-c", '"$@" >>"$0" 2>&1 &')
-URL = "postgresql://wattline@/{1}?host={0}&port=5432"
 # Recovery after a crash replays at most a checkpoint's distance of log (`max_wal_size`).
 WAIT_SECONDS = 60
 _NOT_RUNNING = "No database runs under {}: start it with `wattline serve`, or restart the service that lost it."
@@ -87,10 +85,9 @@ def running(
 def _serve(data_dir: Path, pg_bin: Path | None, settings: Mapping[str, str], start: bool) -> str:
     """Attaches to the server, or starts it; returns the URL once the database exists."""
     socket_dir = _socket_dir(data_dir)
-    url = partial(URL.format, socket_dir)
     started = False
     deadline = time.monotonic() + WAIT_SECONDS
-    while not _answers(url("postgres")):
+    while not _answers(_url(socket_dir, "postgres")):
         with _open_lock(data_dir, "server") as lock:
             if _acquired(lock):
                 if not start:
@@ -105,11 +102,15 @@ def _serve(data_dir: Path, pg_bin: Path | None, settings: Mapping[str, str], sta
                 f"on (try again), or run in another container: {_log_tail(data_dir)}"
             )
         time.sleep(0.02)
-    with psycopg.connect(url("postgres"), autocommit=True) as connection:
+    with psycopg.connect(_url(socket_dir, "postgres"), autocommit=True) as connection:
         if not connection.execute("SELECT FROM pg_database WHERE datname = 'wattline'").rowcount:
             # TimescaleDB's launcher connects to template1, which would delay the copy; nobody can connect to template0.
             connection.execute("CREATE DATABASE wattline TEMPLATE template0")
-    return url("wattline")
+    return _url(socket_dir, "wattline")
+
+
+def _url(socket_dir: Path, database: str) -> str:
+    return f"postgresql://wattline@/{database}?host={socket_dir}&port=5432"
 
 
 def _start(data_dir: Path, socket_dir: Path, pg_bin: Path | None, settings: Mapping[str, str], lock: IO[bytes]) -> None:
@@ -208,7 +209,7 @@ def _stop(data_dir: Path) -> None:
     with _open_lock(data_dir, "server") as lock, suppress(OSError):
         state = (data_dir / "postgres" / "postmaster.pid").read_text()
         if not _acquired(lock) and "ready" in state:
-            held = hold_jobs(URL.format(_socket_dir(data_dir), "wattline"))
+            held = hold_jobs(_url(_socket_dir(data_dir), "wattline"))
             os.kill(int(state.split()[0]), signal.SIGINT)
             deadline = time.monotonic() + WAIT_SECONDS
             while not _acquired(lock) and time.monotonic() < deadline:

@@ -1,7 +1,7 @@
 """The jobs of TimescaleDB on Wattline's own server, which is not to be stopped in the middle of one."""
 
 import time
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 
 import psycopg
 
@@ -26,13 +26,15 @@ def hold_jobs(url: str) -> psycopg.Connection | None:
     from each start of the server. Returns None when jobs go on running, and on a server without jobs.
     """
     deadline = time.monotonic() + WAIT_SECONDS
-    with suppress(psycopg.Error):
-        connection = psycopg.connect(url, connect_timeout=WAIT_SECONDS)
-        while time.monotonic() < deadline and connection.execute(_HAS_JOBS).fetchone() == (True,):
+    with suppress(psycopg.Error), ExitStack() as opened:
+        connection = opened.enter_context(closing(psycopg.connect(url, connect_timeout=WAIT_SECONDS)))
+        if connection.execute(_HAS_JOBS).fetchone() != (True,):
+            return None
+        while time.monotonic() < deadline:
             connection.execute(_HOLD)
             if not connection.execute(_RUNNING).rowcount:
+                opened.pop_all()  # it stays open, and with it the lock
                 return connection
             connection.rollback()
             time.sleep(0.05)
-        connection.close()
     return None

@@ -242,12 +242,12 @@ def test_truncating_the_quarantine_frees_its_disk_at_once(fleet: str, engine: st
     truncate = code("## When the disk is full", "sql")[1]
     with psycopg.connect(as_role(fleet, OWNER), autocommit=True) as owner:
         size = "SELECT pg_total_relation_size('quarantine')"
-        empty = owner.execute(size).fetchone()
+        empty = owner.execute(size).fetchall()
         owner.execute(QUARANTINED)
-        assert owner.execute(size).fetchone() > empty  # type: ignore[operator]
+        assert owner.execute(size).fetchall() > empty
         owner.execute("DELETE FROM quarantine WHERE id % 2 = 0")
         in_psql(truncate, engine, tmp_path, as_role(fleet, OWNER))
-        assert owner.execute(size).fetchone() == empty
+        assert owner.execute(size).fetchall() == empty
 
 
 @on_timescale

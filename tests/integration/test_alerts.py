@@ -16,7 +16,6 @@ from app.analytics.alerts import evaluator
 from app.analytics.alerts.judge import EVIDENCE
 from app.analytics.alerts.listing import answer_of
 from app.database import command_connection
-from app.policies.apply import apply_policies
 from app.policies.invariants import read_policies
 from app.settings import Settings
 from app.simulator.charging import DAY_US, HOUR_US
@@ -26,6 +25,7 @@ from tests.fixtures.alerts import judge_all, judge_once, standing_alerts
 from tests.fixtures.commands import command
 from tests.fixtures.database import Server
 from tests.fixtures.engines import refresh_while_young
+from tests.fixtures.policies import apply_policies
 from tests.fixtures.readings import Reading, Rows, meter_reading, midnight, store, vehicle_reading
 from tests.fixtures.sending import map_vehicle, problem, send, stamp
 from tests.fixtures.service import service

@@ -14,10 +14,10 @@ from psycopg import sql
 from app.database import command_connection, connect
 from app.ops.maintenance import QUARANTINE_ROWS, maintain
 from app.ops.refresh import refresh_aggregates
-from app.policies.apply import apply_policies
 from app.policies.desired import Table
 from app.policies.invariants import read_policies
 from tests.fixtures.engines import on_plain, on_timescale, policy_jobs, refresh_while_young, run_policies
+from tests.fixtures.policies import apply_policies
 from tests.fixtures.readings import (
     Reading,
     Rows,

@@ -12,7 +12,6 @@ import pytest
 from app.database import command_connection
 from app.errors import SetupError
 from app.migrate import migrate
-from app.policies.apply import apply_policies
 from app.policies.desired import POLICIES_FILE, Policies, Table
 from app.policies.invariants import read_policies
 from app.policies.plan import plan_policies
@@ -20,6 +19,7 @@ from app.policies.words import words
 from app.telemetry.instant import MAX_AGE
 from app.webhooks.queue import GIVE_UP_DAYS
 from tests.fixtures.engines import on_plain, on_timescale
+from tests.fixtures.policies import apply_policies
 from tests.fixtures.readings import Rows
 
 JOBS = """

@@ -15,7 +15,6 @@ from psycopg import sql
 
 from app.database import command_connection
 from app.ops.refresh import refresh_aggregates
-from app.policies.apply import apply_policies
 from app.policies.desired import Policies
 from app.policies.invariants import read_policies, violations
 from app.telemetry.reading import Stream
@@ -23,6 +22,7 @@ from tests.fixtures.commands import command
 from tests.fixtures.engines import on_timescale, run_policies
 from tests.fixtures.files import write_csv
 from tests.fixtures.fleet_days import SEED, register_fleet, store_fleet_day
+from tests.fixtures.policies import apply_policies
 from tests.fixtures.readings import counted, midnight
 from tests.fixtures.sending import Reading, meter, vehicle
 from tests.fixtures.waiting import eventually

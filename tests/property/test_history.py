@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
 from app.database import command_connection
-from app.policies.apply import apply_policies, migrate_policies
+from app.policies.apply import migrate_policies
 from app.policies.desired import Aggregate, Policies, Readings, Refresh, span
 from app.policies.invariants import SOURCES, read_policies, violations
 from app.telemetry.instant import MAX_AGE
 from tests.fixtures.database import Server
 from tests.fixtures.engines import on_timescale, policy_jobs
+from tests.fixtures.policies import apply_policies
 from tests.fixtures.readings import Rows, midnight
 
 DAYS = 40

@@ -189,10 +189,11 @@ def test_a_vehicle_pairs_at_each_of_its_meters() -> None:
     session = Session(120)
     (rows,) = session.vehicle()
     half = len(rows.first_us) // 2
-    vehicle = counter(
-        Rows(1, *(column[:half] for column in rows[1:])),  # type: ignore[arg-type]
-        Rows(2, *(column[half:] for column in rows[1:])),  # type: ignore[arg-type]
-    )
+
+    def part(meter_id: int, of: slice) -> Rows:
+        return Rows(meter_id, rows.first_us[of], rows.last_us[of], rows.milliwh[of], rows.readings[of])
+
+    vehicle = counter(part(1, slice(half)), part(2, slice(half, None)))
     meter = counter(rows_of(session.meter()))
     by_meter = evidence_between(pair_counters(vehicle, {1: meter, 2: meter}), 0, 2 * START)
     assert {*by_meter} == {1, 2}

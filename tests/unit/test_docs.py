@@ -258,8 +258,9 @@ def test_the_sizes_of_a_fleet_follow_from_those_of_a_row() -> None:
     of_rows, of_fleets = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
     head, _, *rows = (line.strip("| \n").split(" | ") for line in of_rows.splitlines())
     row = {(name, cadence): sizes(cell) for name, *cells in rows for cadence, cell in zip(head[1:], cells, strict=True)}
-    hours = [sizes(cell) for cell in re.search(r"An hour takes (.*) bytes for a meter and (.*) for a", text).groups()]  # type: ignore[union-attr]
-    a_day = sizes(re.search(r"and a day ([\d]+ and [\d]+)", text)[1])  # type: ignore[index]
+    ((of_meter, of_vehicle),) = re.findall(r"An hour takes (.*) bytes for a meter and (.*) for a", text)
+    hours = sizes(of_meter), sizes(of_vehicle)
+    (a_day,) = map(sizes, re.findall(r"and a day ([\d]+ and [\d]+)", text))
     after = {name: int(POLICIES.columnstore_after[name].split()[0]) for name in ("meter_reading", "meter_minute")}
     raw, aggregate = after["meter_reading"] + 1, after["meter_minute"] + AGGREGATE_CHUNK.days
     for line in of_fleets.splitlines()[2:]:

@@ -29,7 +29,7 @@ def find_out(database: AbstractContextManager[str], settings: Settings, environ:
     try:
         with database as url, command_connection(url) as connection:
             connection.execution_options(postgresql_readonly=True)
-            ask_database(connection, facts)
+            ask_database(connection, facts, for_report=True)
     except SetupError as error:
         facts.away = str(error)
         if settings.database_url is None:
@@ -52,10 +52,15 @@ def unasked(settings: Settings, environ: Mapping[str, str]) -> Facts:
     )
 
 
-def ask_database(connection: Connection, facts: Facts) -> None:
-    """Asks all questions. The connection should be read-only. Raises SetupError when it is lost."""
+def ask_database(connection: Connection, facts: Facts, *, for_report: bool) -> None:
+    """Asks all questions that the checks need, and with `for_report` what only the report shows.
+
+    The connection should be read-only. Raises SetupError when it is lost.
+    """
     for subject, question in _QUESTIONS:
-        _ask(subject, question, connection, facts)
+        # Sizes take a look at each chunk, and wait for one that is being compressed.
+        if for_report or question is not _sizes:
+            _ask(subject, question, connection, facts)
 
 
 def _ask(subject: str, question: Callable[[Connection, Facts], None], connection: Connection, facts: Facts) -> None:
@@ -155,9 +160,12 @@ def _devices(connection: Connection, facts: Facts) -> None:
     (facts.devices,) = _rows(connection, Devices, DEVICES_IN_SERVICE)
 
 
+def _partitions(connection: Connection, facts: Facts) -> None:
+    facts.prepared_until = connection.scalar(text("SELECT prepared_until()"))
+
+
 def _sizes(connection: Connection, facts: Facts) -> None:
     facts.sizes = _rows(connection, Size, "SELECT * FROM storage_sizes() ORDER BY name NOT LIKE '%reading', name")
-    facts.prepared_until = connection.scalar(text("SELECT prepared_until()"))
 
 
 def _quarantine(connection: Connection, facts: Facts) -> None:
@@ -183,6 +191,7 @@ _QUESTIONS: tuple[tuple[str, Callable[[Connection, Facts], None]], ...] = (
     ("jobs", _jobs),
     ("freshness of the aggregates", _freshness),
     ("devices", _devices),
+    ("partitions", _partitions),
     ("sizes", _sizes),
     ("quarantine", _quarantine),
 )
