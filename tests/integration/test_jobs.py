@@ -146,7 +146,8 @@ async def test_a_refresh_whose_process_was_killed_is_told_and_run_by_maintenance
                 assert await maintain(maintaining)
             assert connection.execute(MATERIALISED).fetchone() != (None,)
             connection.execute("CALL refresh_aggregates()")
-        assert [found for found in of_jobs(url) if found.code == "crashed_jobs"] == []
+        # A job of another kind that ran when the server went down is told of until it has run again.
+        assert not any("(refresh " in found.sentence for found in of_jobs(url) if found.code == "crashed_jobs")
 
 
 MATERIALISED = "SELECT cagg_materialized_through('meter_minute_cagg')"
