@@ -1,6 +1,9 @@
 """The meeting of a vehicle's counter with those of its meters: how much of the AC energy reached its battery. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -9,7 +12,7 @@ from app.analytics.efficiency.counter import Counter
 from app.analytics.efficiency.doubt import doubtful_beside
 from app.analytics.efficiency.edges import find_edges
 from app.analytics.efficiency.silences import fits, silences
-from app.analytics.efficiency.stretches import Stretch, Stretches, common, touches, union, without
+from app.analytics.efficiency.stretches import Stretches, common, touches, union, without
 
 Kind: TypeAlias = Literal["paired", "shared", "unpaired"]
 
@@ -41,7 +44,42 @@ class Run(NamedTuple):
     is_doubtful: bool
 
 
-class Pair(msgspec.Struct, frozen=True):
+class Flow:
+    """The sum over some stretches up to any instant, of energy or of microseconds."""
+
+    def __init__(self, stretches: Stretches, at: Callable[[int], int] = int) -> None:
+        self._at = at
+        self._starts = [start for start, _ in stretches]
+        self._ends = [end for _, end in stretches]
+        self._before = [0, *accumulate(at(end) - at(start) for start, end in stretches)]
+
+    def until(self, instant: int) -> int:
+        """Returns the sum over the time before the instant."""
+        last = bisect_left(self._starts, instant) - 1
+        if last < 0:
+            return 0
+        return self._before[last] + self._at(min(instant, self._ends[last])) - self._at(self._starts[last])
+
+    def between(self, start: int, end: int) -> int:
+        """Returns the sum over the time in [start, end)."""
+        return self.until(end) - self.until(start)
+
+
+class Flows(NamedTuple):
+    """The flows behind the evidence of the same names."""
+
+    paired_ac_milliwh: Flow
+    paired_dc_milliwh: Flow
+    doubtful_ac_milliwh: Flow
+    doubtful_dc_milliwh: Flow
+    dc_milliwh: Flow
+    paired_us: Flow
+    shared_us: Flow
+    unpaired_us: Flow
+    doubtful_us: Flow
+
+
+class Pair(msgspec.Struct, frozen=True, dict=True):
     """A vehicle at one meter. Both counters count in `paired`, only the meter's in `edges`; `unsure` is by instant."""
 
     vehicle: Counter
@@ -54,22 +92,27 @@ class Pair(msgspec.Struct, frozen=True):
     doubtful: Stretches
     unsure: list[tuple[int, int]]
 
+    @cached_property
+    def flows(self) -> Flows:
+        """What flowed between the two."""
+        drawn, doubtful = union((*self.paired, *self.edges)), common(self.paired, self.doubtful)
+        return Flows(
+            paired_ac_milliwh=Flow(drawn, self.meter.at),
+            paired_dc_milliwh=Flow(self.paired, self.vehicle.at),
+            doubtful_ac_milliwh=Flow(common(drawn, self.doubtful), self.meter.at),
+            doubtful_dc_milliwh=Flow(doubtful, self.vehicle.at),
+            dc_milliwh=Flow(self.present, self.vehicle.at),
+            paired_us=Flow(self.paired),
+            shared_us=Flow(self.shared),
+            unpaired_us=Flow(self.unpaired),
+            doubtful_us=Flow(doubtful),
+        )
+
     def between(self, start: int, end: int) -> Evidence:
         """Returns the evidence in [start, end)."""
-        window = [(start, end)]
-        both, edges = common(self.paired, window), common(self.edges, window)
-        doubtful = common(both, self.doubtful)
         return Evidence(
-            paired_ac_milliwh=self.meter.flowed_in(both) + self.meter.flowed_in(edges),
-            paired_dc_milliwh=self.vehicle.flowed_in(both),
-            doubtful_ac_milliwh=self.meter.flowed_in(doubtful) + self.meter.flowed_in(common(edges, self.doubtful)),
-            doubtful_dc_milliwh=self.vehicle.flowed_in(doubtful),
-            dc_milliwh=self.vehicle.flowed_in(common(self.present, window)),
             unsure_milliwh=sum(milliwh for instant, milliwh in self.unsure if start <= instant < end),
-            paired_us=_duration(both),
-            shared_us=_duration(common(self.shared, window)),
-            unpaired_us=_duration(common(self.unpaired, window)),
-            doubtful_us=_duration(doubtful),
+            **{name: flow.between(start, end) for name, flow in zip(Flows._fields, self.flows, strict=True)},
         )
 
     def runs(self, start: int, end: int) -> list[Run]:
@@ -148,7 +191,3 @@ def _pair(vehicle: Counter, meter_id: int, meter: Counter, others: Sequence[Coun
         doubtful=union(stretch for other in others for stretch in doubtful_beside(other, meter, meter_id)),
         unsure=unsure,
     )
-
-
-def _duration(stretches: Iterable[Stretch]) -> int:
-    return sum([end - start for start, end in stretches])
