@@ -156,24 +156,22 @@ touched_hour = Table(
     CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
 )
 
-# A vehicle's minutes at a meter (0: at none) in a UTC hour, each in one row; the energies are of the paired ones.
+# The evidence on a vehicle at a meter (0: at none) in a UTC hour.
 efficiency_hour = Table(
     "efficiency_hour",
     metadata,
     Column("vehicle_id", Integer, primary_key=True, autoincrement=False),
     Column("hour", Moment, primary_key=True),
     Column("meter_id", Integer, primary_key=True, autoincrement=False),
-    Column("ac_milliwh", BigInteger, nullable=False),
-    Column("dc_milliwh", BigInteger, nullable=False),
-    Column("minutes", SmallInteger, nullable=False),
-    Column("paired", SmallInteger, nullable=False),
-    Column("shared", SmallInteger, nullable=False),
-    Column("unpaired", SmallInteger, nullable=False),
+    *(
+        Column(f"{name}_milliwh", BigInteger, nullable=False)
+        for name in ("paired_ac", "paired_dc", "doubtful_ac", "doubtful_dc", "dc", "unsure")
+    ),
+    *(Column(f"{name}_us", BigInteger, nullable=False) for name in ("paired", "shared", "unpaired", "doubtful")),
     Column("frozen_meter_minutes", SmallInteger, nullable=False),
     Column("frozen_meter_dc_milliwh", BigInteger, nullable=False),
     Column("frozen_vehicle_minutes", SmallInteger, nullable=False),
     Column("frozen_vehicle_ac_milliwh", BigInteger, nullable=False),
-    Column("charging", SmallInteger, nullable=False, server_default="0"),
     Index(None, "hour"),
     Index(None, "meter_id", "hour", postgresql_where=text("frozen_meter_minutes > 0")),
 )

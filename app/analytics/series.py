@@ -4,25 +4,24 @@ from bisect import bisect_left
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
+from operator import sub
 from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.analytics.efficiency.evidence import VEHICLE_MINUTES, fetch_minutes, fetch_sides, pair_sides
-from app.analytics.efficiency.pairing import Evidence
+from app.analytics.efficiency.evidence import fetch_sides, pair_one
+from app.analytics.efficiency.pairs import Pairs
+from app.analytics.efficiency.rhythm import MINUTE_US
 from app.analytics.freshness import fetch_instants
 from app.analytics.series_source import (
     FLEET,
-    MEASURED_MINUTES,
     METER,
     VEHICLE,
     Source,
     Width,
     WidthOrAuto,
-    minute_columns,
-    minutes_between,
 )
 from app.analytics.window import Window
 from app.database import snapshot
@@ -196,22 +195,15 @@ async def fetch_vehicle_series(
             instants = await fetch_instants(connection, *VEHICLE.aggregates[buckets.width])
         bounds = efficiency_bounds(buckets, minutes.kept_from, datetime.now(UTC))
         async with snapshot(connection):
-            if buckets.width == "1m":
-                start = min(buckets.start, bounds[0])
-                own = await fetch_minutes(connection, MEASURED_MINUTES, [device], start, buckets.end)
-                sums = minute_columns(own, buckets.start)
-                own = minutes_between(own, *bounds) if sums[0] else []
-            else:
-                sums = await _fetch(connection, VEHICLE, buckets, [device])
-                own = await fetch_minutes(connection, VEHICLE_MINUTES, [device], *bounds) if sums[0] else []
-            if own:
+            sums = await _fetch(connection, VEHICLE, buckets, [device])
+            if sums[0] and bounds[0] < bounds[1]:
                 with suppress(InvalidTimeRange):  # too many vehicles share its meters, so there is no efficiency
-                    sides = await fetch_sides(connection, own, *bounds)
+                    sides = await fetch_sides(connection, [device], *bounds, gap_minutes=gap_minutes)
 
     efficiency: tuple[list[Any], list[Any]] = [None] * len(sums[0]), [None] * len(sums[0])
     if sides is not None:
-        evidence = await pair_sides(sides, device, gap_minutes=gap_minutes)
-        efficiency = _efficiency(sums[0], buckets, evidence, bounds[0])
+        pairs = await pair_one(sides, device, gap_minutes=gap_minutes)
+        efficiency = _efficiency(sums[0], buckets, pairs, bounds[0])
     columns = VehicleColumns(*[*sums, *efficiency])
     both = [instant for instant in (instants.as_of, minutes.as_of) if instant is not None]
     as_of = min(both) if len(both) == 2 else None
@@ -257,18 +249,31 @@ async def _fetch(
 
 
 def _efficiency(
-    starts: list[int], buckets: Buckets, evidence: Evidence, kept_from: datetime
+    starts: list[int], buckets: Buckets, pairs: Pairs, kept_from: datetime
 ) -> tuple[list[int | None], list[float | None]]:
     """Returns each bucket's paired minutes and efficiency; None where not all of its minutes are kept."""
-    ac, dc = evidence.paired_ac_milliwh, evidence.paired_dc_milliwh
-    paired, ratios = _trailing(starts, buckets, [(minute, ac[minute], dc[minute]) for minute in sorted(ac)])
-    span_s = max(_SECONDS[buckets.width], 60 * _EFFICIENCY_MINUTES)
-    first = kept_from.timestamp() + span_s - _SECONDS[buckets.width]
-    whole = [start >= first for start in starts]
-    return (
-        [count if is_whole else None for count, is_whole in zip(paired, whole, strict=True)],
-        [ratio if is_whole else None for ratio, is_whole in zip(ratios, whole, strict=True)],
-    )
+    seconds = _SECONDS[buckets.width]
+    span_s = max(seconds, 60 * _EFFICIENCY_MINUTES)
+    flows = [pair.flows for meter_id, pair in pairs.items() if meter_id is not None]
+
+    def until(second: int) -> tuple[int, int, int]:
+        instant = 1_000_000 * second
+        return (
+            sum([flow.paired_us.until(instant) for flow in flows]),
+            sum([flow.paired_ac_milliwh.until(instant) for flow in flows]),
+            sum([flow.paired_dc_milliwh.until(instant) for flow in flows]),
+        )
+
+    ends = [start + seconds for start in starts]
+    sums = {second: until(second) for second in {*ends, *(end - span_s for end in ends)}}
+    paired: list[int | None] = []
+    ratios: list[float | None] = []
+    for end in ends:
+        us, ac, dc = map(sub, sums[end], sums[end - span_s])
+        is_whole = end - span_s >= kept_from.timestamp()
+        paired.append(round(us / MINUTE_US) if is_whole else None)
+        ratios.append(dc / ac if is_whole and ac else None)
+    return paired, ratios
 
 
 def _trailing(

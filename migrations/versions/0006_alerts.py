@@ -15,26 +15,25 @@ def upgrade() -> None:
     # All readings that were committed before it have been judged if their hour was over.
     op.add_column("installation", sa.Column("judged_as_of", sa.DateTime(timezone=True)))
 
-    # A row counts the minutes of a vehicle at a meter in a UTC hour; meter 0 stands for no meter. `minutes` is paired +
-    # shared + unpaired, the energies are those of the paired minutes, and `charging` counts the paired minutes with
-    # energy. The `frozen_` columns describe the longest stretch of paired minutes that ends in the hour and in which
-    # one device was frozen: its length, and the energy that the other device measured meanwhile.
+    # A row is the evidence on a vehicle at a meter in a UTC hour; meter 0 stands for no meter. `dc_milliwh` is all DC at
+    # the meter, the doubtful energies and times are paired ones too. The `frozen_` columns describe the longest stretch
+    # that ends in the hour and in which one device was frozen: its length, and the energy that the other device
+    # measured meanwhile.
+    energies = ("paired_ac", "paired_dc", "doubtful_ac", "doubtful_dc", "dc", "unsure")
     op.create_table(
         "efficiency_hour",
         sa.Column("vehicle_id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("hour", sa.DateTime(timezone=True), primary_key=True),
         sa.Column("meter_id", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("ac_milliwh", sa.BigInteger, nullable=False),
-        sa.Column("dc_milliwh", sa.BigInteger, nullable=False),
-        sa.Column("minutes", sa.SmallInteger, nullable=False),
-        sa.Column("paired", sa.SmallInteger, nullable=False),
-        sa.Column("shared", sa.SmallInteger, nullable=False),
-        sa.Column("unpaired", sa.SmallInteger, nullable=False),
+        *(sa.Column(f"{name}_milliwh", sa.BigInteger, nullable=False) for name in energies),
+        *(
+            sa.Column(f"{name}_us", sa.BigInteger, nullable=False)
+            for name in ("paired", "shared", "unpaired", "doubtful")
+        ),
         sa.Column("frozen_meter_minutes", sa.SmallInteger, nullable=False),
         sa.Column("frozen_meter_dc_milliwh", sa.BigInteger, nullable=False),
         sa.Column("frozen_vehicle_minutes", sa.SmallInteger, nullable=False),
         sa.Column("frozen_vehicle_ac_milliwh", sa.BigInteger, nullable=False),
-        sa.Column("charging", sa.SmallInteger, nullable=False, server_default="0"),
     )
     op.create_index(None, "efficiency_hour", ["hour"])
     op.create_index(None, "efficiency_hour", ["meter_id", "hour"], postgresql_where=sa.text("frozen_meter_minutes > 0"))

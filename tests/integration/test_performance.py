@@ -22,11 +22,14 @@ def coverage(answer: dict[str, Any]) -> tuple[int, ...]:
 def charge(
     name: str, minutes: int, *, ac: float = 0.5, dc: float = 0.45, start: datetime | None = None, **more: Any
 ) -> list[Reading]:
-    """Returns readings each minute of a vehicle and a meter of one name; the vehicle's readings name the meter."""
+    """Returns readings each minute of a vehicle and a meter of one name; the vehicle's readings name the meter.
+
+    The first ones carry the energy of the minute before.
+    """
     first = start or minutes_ago(minutes + 30)
     instants = [first + n * MINUTE for n in range(minutes)]
     return [meter(at, ac, meter_id=name) for at in instants] + [
-        vehicle(at + timedelta(seconds=20), dc, vehicle_id=name, meterId=name, **more) for at in instants
+        vehicle(at, dc, vehicle_id=name, meterId=name, **more) for at in instants
     ]
 
 
@@ -46,30 +49,36 @@ async def test_the_answer_has_all_its_members(shared_client: httpx.AsyncClient, 
         "timeWindowHours": 24,
         "totalAcConsumption": 5,
         "totalDcDelivery": 4.5,
+        "pairedDcDelivery": 4.5,
         "efficiencyRatio": 0.9,
+        "uncertainty": 0,
         "avgSoc": 50,
         "avgBatteryTemp": 20,
         "dataPoints": 10,
         "energyLossKwh": 0.5,
-        "coverage": {"minutes": 10, "paired": 10, "shared": 0, "unpaired": 0},
+        "coverage": {"minutes": 10, "paired": 10, "shared": 0, "unpaired": 0, "doubtful": 0},
         "status": "ok",
         "alert": None,
     }
 
 
-async def test_the_window_takes_the_minutes_that_it_touches(shared_client: httpx.AsyncClient) -> None:
+async def test_the_window_takes_the_readings_and_the_time_of_the_minutes_that_it_touches(
+    shared_client: httpx.AsyncClient,
+) -> None:
     first = minutes_ago(100)
     await send(shared_client, charge("window", 10, start=first))
-    for start, end, minutes in (
-        (first, first + 10 * MINUTE, 10),
-        (first + MINUTE, first + 10 * MINUTE, 9),
-        (first + timedelta(seconds=59), first + 10 * MINUTE, 10),
-        (first, first + 9 * MINUTE, 9),
-        (first, first + 9 * MINUTE + timedelta(microseconds=1), 10),
-        (first + 3 * MINUTE, first + 3 * MINUTE + timedelta(seconds=1), 1),
+    for start, end, readings, minutes in (
+        (first - MINUTE, first + 10 * MINUTE, 10, 10),
+        (first, first + 10 * MINUTE, 10, 9),
+        (first + MINUTE, first + 10 * MINUTE, 9, 8),
+        (first + timedelta(seconds=59), first + 10 * MINUTE, 10, 9),
+        (first, first + 9 * MINUTE, 9, 9),
+        (first, first + 9 * MINUTE + timedelta(microseconds=1), 10, 9),
+        (first + 3 * MINUTE, first + 3 * MINUTE + timedelta(seconds=1), 1, 1),
     ):
         answer = await performance(shared_client, "window", **{"from": stamp(start), "to": stamp(end)})
-        assert (answer["dataPoints"], answer["coverage"]["minutes"]) == (minutes, minutes)
+        assert (answer["dataPoints"], answer["coverage"]["minutes"]) == (readings, minutes)
+        assert (answer["totalAcConsumption"], answer["efficiencyRatio"]) == (minutes * 0.5, 0.9)
         assert (datetime.fromisoformat(answer["from"]), datetime.fromisoformat(answer["to"])) == (start, end)
         assert answer["timeWindowHours"] == pytest.approx((end - start) / timedelta(hours=1))
     assert (await performance(shared_client, "window", hours=2))["timeWindowHours"] == 2
@@ -187,7 +196,7 @@ async def test_an_alert_is_a_sentence_exactly_for_low_and_impossible(
     assert answer["efficiencyRatio"] == pytest.approx(dc / 0.5, rel=1e-12)
 
 
-async def test_little_energy_or_few_paired_minutes_are_insufficient(shared_client: httpx.AsyncClient) -> None:
+async def test_little_energy_or_little_of_it_paired_is_insufficient(shared_client: httpx.AsyncClient) -> None:
     await send(shared_client, charge("little", 9, ac=0.05, dc=0.01))
     first = minutes_ago(90)
     alone = [vehicle(first + n * MINUTE, vehicle_id="few", meterId="few") for n in range(12, 30)]
@@ -227,18 +236,29 @@ async def test_reports_each_two_minutes_cover_the_minutes_between(shared_client:
     instants = [first + timedelta(seconds=120 * n + 30) for n in range(21)]
     await send(shared_client, [vehicle(at, 0.9, vehicle_id="slow", meterId="slow") for at in instants])
     answer = await performance(shared_client, "slow")
-    assert coverage(answer) == (41, 41, 0, 0)
-    assert (answer["totalAcConsumption"], answer["totalDcDelivery"], answer["dataPoints"]) == (20.5, 18.9, 21)
-    assert answer["efficiencyRatio"] == pytest.approx(18.9 / 20.5, rel=1e-12)
+    # The meter's readings begin 30 seconds after the energy of the vehicle's first, and end 30 seconds sooner.
+    assert coverage(answer) == (42, 41, 0, 1)
+    assert (answer["totalAcConsumption"], answer["pairedDcDelivery"], answer["dataPoints"]) == (20.5, 18.45, 21)
+    assert (answer["totalDcDelivery"], answer["efficiencyRatio"]) == (18.9, 0.9)
 
 
-async def test_a_silence_of_more_than_five_minutes_is_not_covered(shared_client: httpx.AsyncClient) -> None:
-    first = minutes_ago(90)
-    for gap, minutes in ((5, 6), (6, 2)):
-        name = f"pause-{gap}"
-        await send(shared_client, [meter(first + n * MINUTE, 0.5, meter_id=name) for n in range(20)])
-        await send(shared_client, [vehicle(first + n * MINUTE, vehicle_id=name, meterId=name) for n in (0, gap)])
-        assert coverage(await performance(shared_client, name)) == (minutes, minutes, 0, 0)
+@pytest.mark.parametrize(
+    ("gap", "carried", "minutes"),
+    [(5, 1, (15, 15, 0, 0)), (6, 1, (16, 10, 0, 6)), (6, 6, (16, 16, 0, 0))],
+    ids=["no silence", "lost", "carried on"],
+)
+async def test_a_silence_of_more_than_five_minutes_is_paired_where_nothing_was_lost_in_it(
+    shared_client: httpx.AsyncClient, gap: int, carried: int, minutes: tuple[int, ...]
+) -> None:
+    first, name = minutes_ago(90), f"pause-{gap}-{carried}"
+    await send(shared_client, [meter(first + n * MINUTE, 0.5, meter_id=name) for n in range(20)])
+    seen = [vehicle(first + n * MINUTE, vehicle_id=name, meterId=name) for n in range(10)]
+    ends = vehicle(first + (9 + gap) * MINUTE, 0.45 * carried, vehicle_id=name, meterId=name)
+    await send(shared_client, [*seen, ends])
+    answer = await performance(shared_client, name)
+    assert coverage(answer) == minutes
+    if gap > 5:
+        assert answer["efficiencyRatio"] == pytest.approx(0.9, rel=1e-6)
 
 
 async def test_a_change_of_mapping_moves_the_vehicle_to_the_other_meter(shared_client: httpx.AsyncClient) -> None:
@@ -252,7 +272,8 @@ async def test_a_change_of_mapping_moves_the_vehicle_to_the_other_meter(shared_c
     await send(shared_client, [vehicle(at, 0.45, vehicle_id="moves") for at in instants])
     answer = await performance(shared_client, "moves")
     assert coverage(answer) == (20, 20, 0, 0)
-    assert (answer["totalAcConsumption"], answer["totalDcDelivery"]) == (10 * 0.5 + 10 * 1.0, 9)
+    # The reading at the change carries the energy of the minute before it.
+    assert (answer["totalAcConsumption"], answer["totalDcDelivery"]) == (11 * 0.5 + 9 * 1.0, 9)
     only_first = await performance(shared_client, "moves", **{"from": stamp(first), "to": stamp(change)})
     assert (only_first["totalAcConsumption"], only_first["efficiencyRatio"]) == (5, 0.9)
 

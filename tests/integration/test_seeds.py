@@ -91,7 +91,7 @@ async def assert_answers_as_printed(client: httpx.AsyncClient) -> None:
     for vehicle, printed in PRINTED.items():
         answer = await performance(client, vehicle)
         assert {name: answer[name] for name in printed} == pytest.approx(printed, rel=1e-12, abs=0)
-        assert answer["coverage"] == {"minutes": 5, "paired": 5, "shared": 0, "unpaired": 0}
+        assert answer["coverage"] == {"minutes": 5, "paired": 5, "shared": 0, "unpaired": 0, "doubtful": 5}
         assert (answer["status"], answer["alert"]) == ("ok", None)
     unknown = problem(await client.get("/v1/analytics/performance/V3"), 404, "no_charging_data")
     assert unknown["vehicleId"] == "V3"

@@ -23,7 +23,7 @@ def judged(
     """Returns the evidence and the status over all time."""
     pairs = pair_counters(counter(*vehicle), {METER: counter(rows_of(meter))}, [counter(*other) for other in others])
     by_meter = evidence_between(pairs, 0, 2 * START)
-    evidence = total(by_meter)
+    evidence = total(by_meter.values())
     return evidence, verdict(evidence, has_meter=METER in by_meter, low_efficiency=0.85)[0]
 
 
@@ -152,7 +152,7 @@ def test_the_worked_example(is_mapped: bool) -> None:
         (v2, v1, 2_857_500, 0.892178477690289),
     ):
         by_meter = evidence_between(pair_counters(vehicle, meters, [other]), START - HOUR_US, START + HOUR_US)
-        evidence = total(by_meter)
+        evidence = total(by_meter.values())
         assert evidence.paired_ac_milliwh == ac
         assert ratio(evidence) == pytest.approx(ratio_of, rel=1e-12)
         assert verdict(evidence, has_meter=True, low_efficiency=0.85)[0] is Status.OK
@@ -197,7 +197,7 @@ def test_a_vehicle_pairs_at_each_of_its_meters() -> None:
     meter = counter(rows_of(session.meter()))
     by_meter = evidence_between(pair_counters(vehicle, {1: meter, 2: meter}), 0, 2 * START)
     assert {*by_meter} == {1, 2}
-    assert ratio(total(by_meter)) == pytest.approx(TRUTH, abs=0.002)
+    assert ratio(total(by_meter.values())) == pytest.approx(TRUTH, abs=0.002)
     assert by_meter[1].dc_milliwh + by_meter[2].dc_milliwh == sum(milliwh or 0 for milliwh in rows.milliwh)
 
 

@@ -34,7 +34,7 @@ def answers(sharing: Sharing, *, slow: bool, day: int, stations: int) -> Iterato
                 continue
             pairs = pair_counters(own, meters, [other for other in counters if other is not own])
             by_meter = evidence_between(pairs, START, START + DAY_US)
-            evidence = total(by_meter)
+            evidence = total(by_meter.values())
             status, _ = verdict(evidence, has_meter=METER in by_meter, low_efficiency=0.85)
             if status in (Status.NO_METER, Status.INSUFFICIENT_DATA):
                 yield None

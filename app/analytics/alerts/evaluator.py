@@ -1,11 +1,12 @@
 """The loop that judges the hours in which readings have arrived, and finds silent devices."""
 
 import asyncio
-import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
+from functools import partial
+from typing import NamedTuple
 
 import psycopg
 import structlog
@@ -13,10 +14,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.analytics.alerts import tables
-from app.analytics.alerts.hours import NO_METER, Hours, judge_hours, margins
+from app.analytics.alerts.hours import NO_METER, Hours, judge_hours
 from app.analytics.alerts.judge import KINDS, TRAILING_HOURS, judge, splice
 from app.analytics.alerts.loss import sum_energies
-from app.analytics.efficiency.evidence import VEHICLE_MINUTES, fetch_concerned, fetch_minutes, fetch_sides
+from app.analytics.efficiency.evidence import SETTLED, Sides, fetch_near, pair_each, settled
+from app.analytics.efficiency.neighbours import JUDGED_NEIGHBOURS, REACH, fetch_concerned
 from app.analytics.freshness import fetch_instants
 from app.database import ALERTS_POOL_SIZE, create_pool, driver_connection, snapshot
 from app.fleet.states import REPORTING_MINUTES
@@ -27,8 +29,9 @@ from app.telemetry.reading import Stream
 PERIOD_SECONDS = 60
 # This is an hour of 10,000 devices at once; of an import, it is a day of some hundred.
 _TOUCHED_AT_ONCE = 10_000
-# The product of vehicles and minutes. Their arrays and sets take some 100 MB, and half a second.
+# The product of vehicles and minutes. Their rows and counters take some 100 MB, and half a second.
 _PAIRED_AT_ONCE = 150_000
+_REACH_HOURS = -(-REACH // timedelta(hours=1))
 _GRACE_SECONDS = 60 * REPORTING_MINUTES
 
 _log = structlog.get_logger()
@@ -105,8 +108,8 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
         if instants.as_of is None:
             return False
         as_of, over = instants.as_of, _hour(instants.as_of - timedelta(minutes=settings.pairing_gap_minutes))
-        # An hour keeps its rows when its minutes, or those before it, were dropped.
-        first = 0 if instants.kept_from is None else _hour(instants.kept_from) + 2
+        # An hour keeps its rows when its minutes, or those that it depends on, were dropped.
+        first = 0 if instants.kept_from is None else _hour(instants.kept_from) + 1 + _REACH_HOURS
         hours = await tables.fetch_touched_hours(writing, tables.start_of_hour(over), as_of)
         while chosen := _first_of(hours, at_once):
             hours = hours[len(chosen) :]
@@ -114,10 +117,10 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
                 if not await tables.try_lock(writing):
                     return False
                 touched = await tables.fetch_touched(writing, chosen)
-                near = {_hour(hour) + step for hour in chosen for step in (-1, 0, 1)}
-                if touched and (judgeable := [hour for hour in sorted(near) if first <= hour < over]):
-                    judged = await _judge_hours(reading, touched, judgeable, settings)
-                    await _judge_devices(writing, judged, judgeable, settings)
+                if touched:
+                    between = range(_hour(chosen[0]), _hour(chosen[-1]) + 1)
+                    judged = await _judge_hours(reading, touched, between, range(first, over), settings)
+                    await _judge_devices(writing, judged, settings)
                 # The other notes may stand for readings that are not visible yet.
                 await tables.forget_touched(writing, [note for note in touched if note[3] < as_of])
             if hours and time.monotonic() > ends:
@@ -142,34 +145,75 @@ def _first_of(touched: list[tuple[datetime, int]], at_once: int) -> list[datetim
     return chosen
 
 
+class Judged(NamedTuple):
+    """The rows of some vehicles in some hours, all of them."""
+
+    vehicles: set[int]
+    hours: Sequence[int]
+    rows: Hours
+
+
 async def _judge_hours(
-    connection: AsyncConnection, touched: tables.Touched, hours: list[int], settings: Settings
-) -> tuple[set[int], Hours]:
-    """Returns the vehicles concerned and their rows of these hours."""
-    gap_minutes = settings.pairing_gap_minutes
-    before, after = (timedelta(minutes=margin) for margin in margins(gap_minutes))
-    bounds = tables.start_of_hour(hours[0]) - before, tables.start_of_hour(hours[-1] + 1) + after
+    connection: AsyncConnection, touched: tables.Touched, hours: range, judgeable: range, settings: Settings
+) -> list[Judged]:
+    """Returns the rows of the vehicles that the touched hours concern.
+
+    They concern the hours beside them, and where a device was silent near them, all hours within REACH.
+    """
+    near, far = (range(hours.start - reach, hours.stop + reach) for reach in (1, _REACH_HOURS))
+    around = tables.start_of_hour(hours.start) - SETTLED, tables.start_of_hour(hours.stop) + SETTLED
+    beyond = tables.start_of_hour(far.start) - REACH, tables.start_of_hour(far.stop) + REACH
     vehicles, meters = ({device for stream, device, *_ in touched if stream == each} for each in ("vehicle", "meter"))
-    judged: Hours = {}
-    judging: asyncio.Task[Hours] | None = None
+    judge = partial(_judge_slices, connection, gap_minutes=settings.pairing_gap_minutes)
     async with snapshot(connection):
-        concerned = await fetch_concerned(connection, vehicles, meters, *bounds)
-        size = max(1, _PAIRED_AT_ONCE * timedelta(minutes=1) // (bounds[1] - bounds[0]))
-        for start in range(0, len(concerned), size):
-            # The database collects a slice while the previous one is paired.
-            some = {*concerned[start : start + size]}
-            own = await fetch_minutes(connection, VEHICLE_MINUTES, some, *bounds)
-            sides = await fetch_sides(connection, own, *bounds, max_shared_minutes=math.inf)
-            if judging:
-                judged |= await judging
-            judging = asyncio.create_task(asyncio.to_thread(judge_hours, some, hours, sides, gap_minutes=gap_minutes))
-    return {*concerned}, judged | (await judging if judging else {})
+        concerned = await fetch_concerned(connection, vehicles, meters, *around)
+        calm = await judge(concerned, around, _common(near, judgeable), only_settled=True)
+        others = [vehicle_id for vehicle_id in concerned if vehicle_id not in calm.vehicles]
+        return [calm, await judge(others, beyond, _common(far, judgeable), only_settled=False)]
 
 
-async def _judge_devices(
-    connection: tables.Connection, judged: tuple[set[int], Hours], hours: list[int], settings: Settings
-) -> None:
-    changed = await tables.replace_hours(connection, judged[0], hours, judged[1])
+def _common(left: range, right: range) -> range:
+    return range(max(left.start, right.start), min(left.stop, right.stop))
+
+
+async def _judge_slices(
+    connection: AsyncConnection,
+    vehicles: Sequence[int],
+    bounds: tuple[datetime, datetime],
+    hours: range,
+    *,
+    only_settled: bool,
+    gap_minutes: int,
+) -> Judged:
+    def pair_and_judge(some: set[int], sides: Sides) -> tuple[set[int], Hours]:
+        chosen = settled(sides, some, *bounds, gap_minutes=gap_minutes) if only_settled else some
+        return chosen, judge_hours(pair_each(chosen, sides, gap_minutes=gap_minutes), hours)
+
+    judged = Judged(set(), hours, {})
+    if not hours:
+        return judged
+    judging: asyncio.Task[tuple[set[int], Hours]] | None = None
+    size = max(1, _PAIRED_AT_ONCE * timedelta(minutes=1) // (bounds[1] - bounds[0]))
+    for some in (vehicles[start : start + size] for start in range(0, len(vehicles), size)):
+        # The database collects a slice while the previous one is paired.
+        sides = await fetch_near(connection, some, *bounds, JUDGED_NEIGHBOURS)
+        if judging:
+            _add(judged, *await judging)
+        judging = asyncio.create_task(asyncio.to_thread(pair_and_judge, {*some}, sides))
+    if judging:
+        _add(judged, *await judging)
+    return judged
+
+
+def _add(judged: Judged, vehicles: set[int], rows: Hours) -> None:
+    judged.vehicles.update(vehicles)
+    judged.rows.update(rows)
+
+
+async def _judge_devices(connection: tables.Connection, judged: list[Judged], settings: Settings) -> None:
+    changed = set[tuple[int, int, int]]()
+    for one in judged:
+        changed |= await tables.replace_hours(connection, one.vehicles, one.hours, one.rows)
     if not changed:
         return
     first = min(hour for _, hour, _ in changed)

@@ -7,16 +7,19 @@ an open alert stays open in them.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, NamedTuple
 
-from app.analytics.alerts.hours import FROZEN_MINUTES, NO_METER, Hour
-from app.analytics.efficiency.verdict import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO
+from app.analytics.alerts.hours import FROZEN_MINUTES, NO_METER, Frozen, Hour
+from app.analytics.efficiency.pairs import Evidence, total
+from app.analytics.efficiency.rhythm import MINUTE_US
+from app.analytics.efficiency.verdict import Status, coverage_of, efficiency_ratio, uncertainty, verdict
 from app.csv_rows import stamp
 from app.telemetry.reading import Stream
 
 TRAILING_HOURS = 24
-# In a short session the first and last readings of two clocks weigh too much (docs/efficiency.md).
-ENOUGH_CHARGING_MINUTES = 60
+# After so much paired time without a frozen stretch, a device is sound again.
+ENOUGH_PAIRED_MINUTES = 60
 # A low efficiency ends this far above the limit: a ratio near the limit would open and close an alert each hour.
 HYSTERESIS = 0.02
 
@@ -32,7 +35,7 @@ class Kind(StrEnum):
 
 
 EVIDENCE = (
-    *("efficiencyRatio", "acKwh", "dcKwh", "lossKwh", "minutes", "pairedMinutes", "sharedMinutes"),
+    *("efficiencyRatio", "uncertainty", "acKwh", "dcKwh", "lossKwh", "minutes", "pairedMinutes", "sharedMinutes"),
     *("frozenMinutes", "from", "to", "lastSeen"),
 )
 """The members that an alert's evidence may have, over all kinds."""
@@ -62,19 +65,10 @@ class TrailingDay(NamedTuple):
     hour: int
     rows: Sequence[Row]
 
-    def total(self, column: str) -> int:
-        """Returns the sum of a column."""
-        return sum(getattr(row, column) for _, _, row in self.rows)
-
     @property
-    def ratio(self) -> float | None:
-        """The efficiency; None when too few minutes are paired to tell."""
-        ac, paired = self.total("ac_milliwh"), self.total("paired")
-        if ac < ENOUGH_AC_MILLIWH or 2 * paired < self.total("minutes"):
-            return None
-        if self.total("charging") < ENOUGH_CHARGING_MINUTES:
-            return None
-        return self.total("dc_milliwh") / ac
+    def evidence(self) -> Evidence:
+        """The evidence of all hours."""
+        return total(row.evidence for _, _, row in self.rows)
 
 
 def judge(kind: Kind, rows: Sequence[Row], first: int, alert: Alert | None, *, low_efficiency: float) -> list[Alert]:
@@ -122,23 +116,28 @@ def _trailing_days(rows: Sequence[Row], first: int) -> Iterator[TrailingDay]:
 # Each function says whether its alert is to be open after a day; None means that the day does not tell.
 
 
+def _status(evidence: Evidence, low_efficiency: float) -> Status:
+    return verdict(evidence, has_meter=True, low_efficiency=low_efficiency)[0]
+
+
 def _is_low(day: TrailingDay, low_efficiency: float) -> bool | None:
-    ratio = day.ratio
-    if ratio is None or low_efficiency <= ratio < round(low_efficiency + HYSTERESIS, 9):
-        return None
-    return ratio < low_efficiency
+    evidence = day.evidence
+    if _status(evidence, low_efficiency) is Status.LOW_EFFICIENCY:
+        return True
+    sound = round(low_efficiency + HYSTERESIS, 9)
+    return False if _status(evidence, sound) in (Status.OK, Status.IMPOSSIBLE) else None
 
 
-def _is_impossible(day: TrailingDay, _: float) -> bool | None:
-    ratio = day.ratio
-    return None if ratio is None else ratio > POSSIBLE_RATIO
+def _is_impossible(day: TrailingDay, low_efficiency: float) -> bool | None:
+    status = _status(day.evidence, low_efficiency)
+    return None if status is Status.INSUFFICIENT_DATA else status is Status.IMPOSSIBLE
 
 
-def _has_frozen(column: str) -> Callable[[TrailingDay, float], bool | None]:
+def _has_frozen(frozen_of: Callable[[Hour], Frozen]) -> Callable[[TrailingDay, float], bool | None]:
     def is_frozen(day: TrailingDay, _: float) -> bool | None:
-        if any(getattr(row, column) for _, _, row in day.rows):
+        if any(frozen_of(row).minutes for _, _, row in day.rows):
             return True
-        return False if day.total("charging") >= ENOUGH_CHARGING_MINUTES else None
+        return False if day.evidence.paired_us >= ENOUGH_PAIRED_MINUTES * MINUTE_US else None
 
     return is_frozen
 
@@ -146,34 +145,35 @@ def _has_frozen(column: str) -> Callable[[TrailingDay, float], bool | None]:
 _VERDICTS: dict[Kind, Callable[[TrailingDay, float], bool | None]] = {
     Kind.LOW_EFFICIENCY: _is_low,
     Kind.IMPOSSIBLE_EFFICIENCY: _is_impossible,
-    Kind.FROZEN_METER: _has_frozen("frozen_meter_minutes"),
-    Kind.FROZEN_VEHICLE: _has_frozen("frozen_vehicle_minutes"),
+    Kind.FROZEN_METER: _has_frozen(attrgetter("frozen_meter")),
+    Kind.FROZEN_VEHICLE: _has_frozen(attrgetter("frozen_vehicle")),
 }
 
 
 def _efficiency_evidence(day: TrailingDay) -> dict[str, Any]:
-    ac, dc = day.total("ac_milliwh"), day.total("dc_milliwh")
+    evidence = day.evidence
+    ac, dc, coverage = evidence.paired_ac_milliwh, evidence.paired_dc_milliwh, coverage_of(evidence)
     return {
-        "efficiencyRatio": dc / ac,
+        "efficiencyRatio": efficiency_ratio(evidence),
+        "uncertainty": uncertainty(evidence),
         "acKwh": ac / 1_000_000,
         "dcKwh": dc / 1_000_000,
         "lossKwh": (ac - dc) / 1_000_000,
-        "minutes": day.total("minutes"),
-        "pairedMinutes": day.total("paired"),
-        "sharedMinutes": day.total("shared"),
+        "minutes": coverage.minutes,
+        "pairedMinutes": coverage.paired,
+        "sharedMinutes": coverage.shared,
         "from": stamp(_end(day.hour - TRAILING_HOURS)),
         "to": stamp(_end(day.hour)),
-        "others": _others((other for _, other, row in day.rows if row.paired)),
+        "others": _others(other for _, other, row in day.rows if row.evidence.paired_us),
     }
 
 
-def _frozen_evidence(minutes: str, milliwh: str, energy: str) -> Callable[[TrailingDay], dict[str, Any]]:
+def _frozen_evidence(frozen_of: Callable[[Hour], Frozen], energy: str) -> Callable[[TrailingDay], dict[str, Any]]:
     def evidence(day: TrailingDay) -> dict[str, Any]:
-        frozen = [row for row in day.rows if getattr(row[2], minutes)]
-        hour, other, row = max(frozen, key=lambda row: (getattr(row[2], minutes), row))
+        frozen, hour, other = max((frozen_of(row), hour, other) for hour, other, row in day.rows)
         return {
-            "frozenMinutes": getattr(row, minutes),
-            energy: getattr(row, milliwh) / 1_000_000,
+            "frozenMinutes": frozen.minutes,
+            energy: frozen.other_milliwh / 1_000_000,
             "from": stamp(_end(hour - 1) - timedelta(minutes=FROZEN_MINUTES)),
             "to": stamp(_end(hour)),
             "others": _others([other]),
@@ -185,8 +185,8 @@ def _frozen_evidence(minutes: str, milliwh: str, energy: str) -> Callable[[Trail
 _EVIDENCE: dict[Kind, Callable[[TrailingDay], dict[str, Any]]] = {
     Kind.LOW_EFFICIENCY: _efficiency_evidence,
     Kind.IMPOSSIBLE_EFFICIENCY: _efficiency_evidence,
-    Kind.FROZEN_METER: _frozen_evidence("frozen_meter_minutes", "frozen_meter_dc_milliwh", "dcKwh"),
-    Kind.FROZEN_VEHICLE: _frozen_evidence("frozen_vehicle_minutes", "frozen_vehicle_ac_milliwh", "acKwh"),
+    Kind.FROZEN_METER: _frozen_evidence(attrgetter("frozen_meter"), "dcKwh"),
+    Kind.FROZEN_VEHICLE: _frozen_evidence(attrgetter("frozen_vehicle"), "acKwh"),
 }
 
 

@@ -24,9 +24,9 @@ _SUM_AT = sql.SQL("""
         SELECT kind, opened, device_id, energies.*
         FROM alert
         CROSS JOIN LATERAL (
-            SELECT coalesce(sum(judged.ac_milliwh) FILTER (WHERE hour >= opened), 0)::bigint AS ac,
-                   coalesce(sum(judged.dc_milliwh) FILTER (WHERE hour >= opened), 0)::bigint AS dc,
-                   coalesce(sum(judged.ac_milliwh - judged.dc_milliwh), 0)::bigint AS loss
+            SELECT coalesce(sum(judged.paired_ac_milliwh) FILTER (WHERE hour >= opened), 0)::bigint AS ac,
+                   coalesce(sum(judged.paired_dc_milliwh) FILTER (WHERE hour >= opened), 0)::bigint AS dc,
+                   coalesce(sum(judged.paired_ac_milliwh - judged.paired_dc_milliwh), 0)::bigint AS loss
             FROM efficiency_hour AS judged
             WHERE {own} = device_id AND hour >= opened - make_interval(hours => %(hours)s)
                 AND hour < coalesce(closed, 'infinity') AND {counted}

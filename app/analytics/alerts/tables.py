@@ -11,13 +11,13 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import scalar_row
 from psycopg.types.json import Jsonb
 
-from app.analytics.alerts.hours import Hour, Hours
+from app.analytics.alerts.hours import COLUMNS, Hours, hour_of, values_of
 from app.analytics.alerts.judge import TRAILING_HOURS, Alert, Kind, Row
 from app.telemetry.instant import MAX_AGE
 from app.telemetry.reading import Stream
 
 Connection = AsyncConnection[tuple[Any, ...]]
-_VALUES = sql.SQL(", ".join(Hour._fields))
+_VALUES = sql.SQL(", ".join(COLUMNS))
 
 Touched = Sequence[tuple[str, int, datetime, datetime]]
 """The stream, the device, the hour, and the instant at which it was touched."""
@@ -97,7 +97,7 @@ async def replace_hours(
         ).format(_VALUES),
         [[*vehicles], [start_of_hour(hour) for hour in hours]],
     )
-    stored = {(row[0], row[1], row[2]): Hour(*row[3:]) for row in await cursor.fetchall()}
+    stored = {(row[0], row[1], row[2]): hour_of(row[3:]) for row in await cursor.fetchall()}
     changed = {key for key in stored.keys() | judged.keys() if stored.get(key) != judged.get(key)}
     if gone := [(vehicle, start_of_hour(hour), meter) for vehicle, hour, meter in changed & stored.keys()]:
         await connection.execute(
@@ -112,7 +112,7 @@ async def replace_hours(
     copy = sql.SQL("COPY efficiency_hour (vehicle_id, hour, meter_id, {}) FROM STDIN").format(_VALUES)
     async with connection.cursor().copy(copy) as rows:
         for vehicle, hour, meter in sorted(changed & judged.keys()):
-            await rows.write_row((vehicle, start_of_hour(hour), meter, *judged[vehicle, hour, meter]))
+            await rows.write_row((vehicle, start_of_hour(hour), meter, *values_of(judged[vehicle, hour, meter])))
     return changed
 
 
@@ -134,7 +134,7 @@ async def fetch_rows(
     )
     rows: dict[int, list[Row]] = {}
     for device, hour, at, *values in await cursor.fetchall():
-        rows.setdefault(device, []).append((hour, at, Hour(*values)))
+        rows.setdefault(device, []).append((hour, at, hour_of(values)))
     return rows
 
 

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from app.analytics.efficiency.pairing import Mapping
 from app.analytics.efficiency.rhythm import (
     HOUR_US,
     LONGEST_GAP_US,
@@ -52,6 +51,18 @@ class Rows(NamedTuple):
     readings: Sequence[int]
 
 
+class Mapping(NamedTuple):
+    """A vehicle charges at this meter from `from_us` until before `to_us`, in microseconds since 1970-01-01 UTC.
+
+    An open end is any integer far outside the window. A vehicle is mapped to one meter at a time.
+    """
+
+    vehicle_id: int
+    meter_id: int
+    from_us: int
+    to_us: int
+
+
 class Alike(NamedTuple):
     """Consecutive spans, from number `first` to before number `after`, that are of the same kind at the same meter.
 
@@ -68,13 +79,15 @@ class Alike(NamedTuple):
 class Counter(msgspec.Struct, frozen=True):
     """A counter through `points`, with `sums` of energy; span i leads from point i to point i + 1.
 
-    A span is covered when its energy flowed evenly for all that is known. A span is `silent` when it is a silence of
-    known energy, which flowed at an unknown time. In a span that is neither, nothing is known. `assumed` are the spans
-    that a first reading opened; they are covered unless it is a lone one. All spans are in `alike`, in order.
+    Each span has as many `readings` as its minute. It is covered when its energy flowed evenly for all that is known. A
+    span is `silent` when it is a silence of known energy, which flowed at an unknown time. In a span that is neither,
+    nothing is known. `assumed` are the spans that a first reading opened; they are covered unless it is a lone one. All
+    spans are in `alike`, in order.
     """
 
     points: list[int]
     sums: list[int]
+    readings: list[int]
     alike: list[Alike]
     silent: set[int]
     assumed: set[int]
@@ -146,6 +159,10 @@ class Counter(msgspec.Struct, frozen=True):
         here = (one for one in self.alike if one.meter_id == meter_id)
         return self._joined(one for one in here if one.is_covered and one.takes_energy)
 
+    def known_at(self, meter_id: int | None) -> Stretches:
+        """Returns the covered time that a vehicle spent at the meter."""
+        return self._joined(one for one in self.alike if one.is_covered and one.meter_id == meter_id)
+
     def taking(self, meter_id: int | None) -> Stretches:
         """Returns the time, covered or not, in which a vehicle takes energy at the meter."""
         return self._joined(one for one in self.alike if one.meter_id == meter_id and one.takes_energy)
@@ -197,15 +214,16 @@ def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us
         key=itemgetter(0, 1),
     )
     history = [*mappings]
-    points, sums = list[int](), list[int]()
+    points, sums, readings = list[int](), list[int](), list[int]()
     kinds: list[tuple[bool, bool, int | None]] = []
     silent, assumed = set[int](), set[int]()
     previous, total = None, 0
-    for number, (last, first, milliwh, _, meter) in enumerate(minutes):
+    for number, (last, first, milliwh, count, meter) in enumerate(minutes):
         if previous is None or first - previous > LONGEST_SILENCE_US:
             start, is_covered, is_assumed = opening(minutes, number)
             if previous is not None:
                 kinds.append(_NOTHING)
+                readings.append(0)
             points.append(start)
             sums.append(total)
         else:
@@ -221,10 +239,11 @@ def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us
         total += milliwh
         points.append(last)
         sums.append(total)
+        readings.append(count)
         where = _mapped(history, start) if meter is None and history else meter
         kinds.append((is_covered, milliwh * _US_PER_CHARGING_MILLIWH >= last - start, where))
         previous = last
-    return Counter(points, sums, [*_alike(kinds)], silent, assumed)
+    return Counter(points, sums, readings, [*_alike(kinds)], silent, assumed)
 
 
 def _alike(kinds: Iterable[tuple[bool, bool, int | None]]) -> Iterator[Alike]:

@@ -1,14 +1,13 @@
-"""The minutes on which a vehicle's efficiency rests."""
+"""The stretches of time on which a vehicle's efficiency rests."""
 
 from contextlib import suppress
 from datetime import datetime
-from typing import Literal, TypeAlias
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.analytics.efficiency.evidence import VEHICLE_MINUTES, fetch_minutes, fetch_sides, pair_sides
-from app.analytics.efficiency.pairing import Evidence
+from app.analytics.efficiency.evidence import fetch_sides, pair_one, us
+from app.analytics.efficiency.pairs import Kind
 from app.analytics.freshness import fetch_instants
 from app.analytics.window import Window
 from app.database import snapshot
@@ -16,19 +15,21 @@ from app.errors import UnknownDevice
 from app.fleet.registry import device_id_of
 from app.tables import vehicle
 
-Kind: TypeAlias = Literal["paired", "shared", "unpaired"]
-
 
 class CoverageColumns(msgspec.Struct, frozen=True, rename="camel"):
-    """Runs of minutes of one kind; `t` is the start of the first, in seconds since 1970 UTC, `minutes` their number."""
+    """Stretches of time of one kind: `t` is the start in seconds since 1970 UTC, `seconds` is the length.
 
-    t: list[int]
-    minutes: list[int]
+    `doubtful` stretches are paired: a neighbour was not seen, and may have taken energy.
+    """
+
+    t: list[float]
+    seconds: list[float]
     kind: list[Kind]
+    doubtful: list[bool]
 
 
 class VehicleCoverage(msgspec.Struct, frozen=True, rename="camel"):
-    """The minutes that a vehicle covers, in order; minutes outside all runs are not covered.
+    """The stretches of time in which a vehicle takes energy, in order. Outside of them it takes none.
 
     All readings committed before `as_of` are included, but minutes before `kept_from` are no longer kept.
     """
@@ -42,41 +43,24 @@ class VehicleCoverage(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def fetch_coverage(pool: AsyncEngine, vehicle_id: str, window: Window, *, gap_minutes: int) -> VehicleCoverage:
-    """Returns a vehicle's runs; none when it has no reading in the window, or is not known.
+    """Returns a vehicle's stretches; none when it has no reading in the window, or is not known.
 
     Raises InvalidTimeRange when too many vehicles share its meters for so long a window.
     """
     bounds = window.first_minute, window.end_minute
-    columns = CoverageColumns([], [], [])
+    columns = CoverageColumns([], [], [], [])
     sides = None
     async with pool.connect() as connection:
         instants = await fetch_instants(connection, "vehicle_minute", "meter_minute")
         async with snapshot(connection):
             with suppress(UnknownDevice):
                 device = await device_id_of(connection, vehicle, vehicle_id)
-                if own := await fetch_minutes(connection, VEHICLE_MINUTES, [device], *bounds):
-                    sides = await fetch_sides(connection, own, *bounds)
+                sides = await fetch_sides(connection, [device], *bounds, gap_minutes=gap_minutes)
     if sides is not None:
-        columns = _runs(await pair_sides(sides, device, gap_minutes=gap_minutes))
+        pairs = await pair_one(sides, device, gap_minutes=gap_minutes)
+        for run in sorted(run for pair in pairs.values() for run in pair.runs(us(bounds[0]), us(bounds[1]))):
+            columns.t.append(run.from_us / 1_000_000)
+            columns.seconds.append((run.to_us - run.from_us) / 1_000_000)
+            columns.kind.append(run.kind)
+            columns.doubtful.append(run.is_doubtful)
     return VehicleCoverage(vehicle_id, *bounds, instants.as_of, instants.kept_from, columns)
-
-
-def _runs(evidence: Evidence) -> CoverageColumns:
-    columns = CoverageColumns([], [], [])
-    after = None
-    for minute in sorted(evidence.covered):
-        kind = _kind(evidence, minute)
-        if minute == after and columns.kind[-1] == kind:
-            columns.minutes[-1] += 1
-        else:
-            columns.t.append(60 * minute)
-            columns.minutes.append(1)
-            columns.kind.append(kind)
-        after = minute + 1
-    return columns
-
-
-def _kind(evidence: Evidence, minute: int) -> Kind:
-    if minute in evidence.paired_ac_milliwh:
-        return "paired"
-    return "shared" if minute in evidence.shared else "unpaired"

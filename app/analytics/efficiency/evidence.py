@@ -1,180 +1,225 @@
-"""The minutes that prove how much of a meter's AC energy reached a vehicle's battery: fetched, then paired.
+"""The rows that prove how much of a meter's AC energy reached a vehicle's battery: fetched, then paired.
 
 Performance, coverage, a vehicle's series and the evaluator of alerts all fetch them here, as arrays by device and
 meter: a day has 1,440 minutes, and arrays need a tenth of the rows.
 """
 
 import asyncio
-from collections.abc import Collection, Iterator
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from operator import sub
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    ARRAY,
+    BigInteger,
     ColumnElement,
-    CompoundSelect,
-    Integer,
     Select,
     TableValuedAlias,
-    any_,
-    bindparam,
     cast,
     func,
     null,
     select,
-    union,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.analytics.efficiency.pairing import Evidence, Mapping, Minutes, Sides, pair
+from app.analytics.efficiency.counter import Counter, Mapping, Rows, counter_of
+from app.analytics.efficiency.neighbours import MAPPED, NEIGHBOURS, REACH, Neighbours, fetch_neighbours, one_of
+from app.analytics.efficiency.pairs import Pairs, pair_counters
+from app.analytics.efficiency.rhythm import MINUTE_US, SETTLED_US
 from app.errors import InvalidTimeRange
 from app.tables import meter_minute, vehicle_meter, vehicle_minute
+from app.telemetry.instant import MAX_AHEAD
 
 MAX_SHARED_MINUTES = 1_000_000
-"""The limit for all vehicles that share a vehicle's meters; each minute takes 144 bytes during pairing."""
+"""The limit for all vehicles that share a vehicle's meters; each minute takes 250 bytes during pairing."""
+SETTLED = timedelta(microseconds=SETTLED_US)
+LIMIT_MILLIWATT = 1_000_000_000
 
 _MINUTE = timedelta(minutes=1)
 _PAIRING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairing")
-_FAR_US = 10**18
-"""An instant beyond any window, in microseconds."""
+_FAR_US = 10**18  # beyond any window
 
 
-async def fetch_minutes(
-    connection: AsyncConnection,
-    statement: Select[Any],
-    devices: Collection[int],
-    range_from: datetime,
-    range_to: datetime,
-) -> list[Minutes]:
-    """Returns the minutes of some devices in [range_from, range_to), by vehicle_minutes() or a similar statement."""
-    rows = await connection.execute(statement, {"devices": [*devices], "range_from": range_from, "range_to": range_to})
-    return [
-        Minutes(device_id, meter_id, minutes, milliwh, readings, others)
-        for device_id, meter_id, minutes, milliwh, readings, *others in rows
-    ]
+class Sides(NamedTuple):
+    """The DC side and the AC side, by device: rows of vehicles and of meters, and the mappings of these vehicles.
+
+    `sharers` are the other vehicles at these meters, by meter: also those that have no rows here, but near.
+    """
+
+    vehicles: dict[int, list[Rows]]
+    meters: dict[int, list[Rows]]
+    mappings: dict[int, list[Mapping]]
+    sharers: dict[int, set[int]]
+
+    def meters_of(self, vehicle_id: int) -> set[int]:
+        """Returns the meters that the vehicle's readings name, or that it is mapped to."""
+        named = {rows.meter_id for rows in self.vehicles.get(vehicle_id, []) if rows.meter_id is not None}
+        return named.union(mapping.meter_id for mapping in self.mappings.get(vehicle_id, []))
 
 
 async def fetch_sides(
     connection: AsyncConnection,
-    own: list[Minutes],
+    vehicles: Collection[int],
     range_from: datetime,
     range_to: datetime,
     *,
-    max_shared_minutes: float = MAX_SHARED_MINUTES,
+    gap_minutes: int,
 ) -> Sides:
-    """Returns the minutes that the pairs of some vehicles depend on; `own` are all of these vehicles in the range.
+    """Returns the rows on which the pairs of some vehicles in [range_from, range_to) depend.
+
+    Raises InvalidTimeRange when too many vehicles share the meters.
+    """
+    near, far = ((range_from - margin, range_to + margin) for margin in (SETTLED, REACH))
+    sides = await fetch_near(connection, vehicles, *near, NEIGHBOURS, max_shared_minutes=MAX_SHARED_MINUTES)
+    if {*vehicles} == settled(sides, vehicles, *near, gap_minutes=gap_minutes):
+        return sides
+    return await fetch_near(connection, vehicles, *far, NEIGHBOURS, max_shared_minutes=MAX_SHARED_MINUTES)
+
+
+async def fetch_near(
+    connection: AsyncConnection,
+    vehicles: Collection[int],
+    range_from: datetime,
+    range_to: datetime,
+    neighbours: Neighbours,
+    *,
+    max_shared_minutes: float = math.inf,
+) -> Sides:
+    """Returns the rows in [range_from, range_to) of some vehicles, their meters, and of all vehicles at these.
 
     Each side is fetched by itself: one anti-join takes 80 times as long. Raises InvalidTimeRange when too many
     vehicles share the meters.
     """
     bounds = {"range_from": range_from, "range_to": range_to}
-    vehicles = {at.device_id for at in own}
-    mappings = await _fetch_mappings(connection, vehicles, bounds)
-    meters = {at.meter_id for at in own if at.meter_id is not None} | {mapping.meter_id for mapping in mappings}
+    own = Sides(
+        await _fetch_rows(connection, _VEHICLE_ROWS, vehicles, bounds),
+        {},
+        await _fetch_mappings(connection, vehicles, bounds),
+        defaultdict(set),
+    )
+    meters = {meter_id for vehicle_id in own.vehicles for meter_id in own.meters_of(vehicle_id)}
     if not meters:
-        return Sides(own, [], [])
-    consumed = await fetch_minutes(connection, METER_MINUTES, meters, **bounds)
-    others = await connection.execute(_OTHERS_AT, {"meters": [*meters], "known": [*vehicles], **bounds})
-    sharers = {vehicle_id for vehicle_id, _ in others}
-    if len(sharers) * ((range_to - range_from) / _MINUTE) > max_shared_minutes:
-        raise InvalidTimeRange(f"{len(sharers):,} other vehicles charge at its meters: ask for a shorter window.")
-    if sharers:
-        own = own + await fetch_minutes(connection, VEHICLE_MINUTES, sharers, **bounds)
-        mappings += await _fetch_mappings(connection, sharers, bounds)
-    return Sides(own, consumed, mappings)
+        return own
+    own.meters.update(await _fetch_rows(connection, _METER_ROWS, meters, bounds))
+    found = await fetch_neighbours(connection, neighbours, meters, {*vehicles}, **bounds)
+    others = {vehicle_id for vehicle_id, _ in found}
+    if len(others) * ((range_to - range_from) / _MINUTE) > max_shared_minutes:
+        raise InvalidTimeRange(f"{len(others):,} other vehicles charge at its meters: ask for a shorter window.")
+    found += [(vehicle_id, meter_id) for vehicle_id in own.vehicles for meter_id in own.meters_of(vehicle_id)]
+    for vehicle_id, meter_id in found:
+        own.sharers[meter_id].add(vehicle_id)
+    if others:
+        own.vehicles.update(await _fetch_rows(connection, _VEHICLE_ROWS, others, bounds))
+        own.mappings.update(await _fetch_mappings(connection, others, bounds))
+    return own
 
 
-async def fetch_concerned(
-    connection: AsyncConnection, vehicles: set[int], meters: set[int], range_from: datetime, range_to: datetime
-) -> list[int]:
-    """Returns the vehicles whose pairs may change with readings of these devices, those of a meter side by side.
+def settled(
+    sides: Sides, vehicles: Iterable[int], range_from: datetime, range_to: datetime, *, gap_minutes: int
+) -> set[int]:
+    """Returns the vehicles that no row outside of [range_from, range_to) concerns, for SETTLED within the range.
 
-    They are these vehicles, and all vehicles at their meters and at these meters.
+    Neither they nor their meters nor any vehicle at these are silent in it. What is still to come is no silence.
     """
-    bounds = {"range_from": range_from, "range_to": range_to}
-    found = [(*row,) for row in await connection.execute(_METERS_OF, {"devices": [*vehicles], **bounds})]
-    near = meters.union(meter_id for _, meter_id in found)
-    others = {"meters": [*near], "known": [*vehicles], **bounds}
-    found += [(*row,) for row in await connection.execute(_OTHERS_AT, others)]
-    # A vehicle at several meters counts at the one with the least id.
-    meter_of = dict(sorted(found, reverse=True))
-    return sorted(vehicles | meter_of.keys(), key=lambda vehicle_id: (meter_of.get(vehicle_id, 0), vehicle_id))
+    start, end, gap_us = us(range_from), us(range_to), gap_minutes * MINUTE_US
+    is_now = range_to > datetime.now(UTC) + MAX_AHEAD
+
+    def is_silent(rows: list[Rows]) -> bool:
+        firsts = sorted(instant for at in rows for instant in at.first_us)
+        lasts = sorted(instant for at in rows for instant in at.last_us)
+        return (
+            not firsts
+            or firsts[0] - start > gap_us
+            or (end - lasts[-1] > gap_us and not is_now)
+            or max(map(sub, firsts[1:], lasts), default=0) > gap_us
+        )
+
+    heard = {vehicle_id for vehicle_id, rows in sides.vehicles.items() if not is_silent(rows)}
+    sound = {
+        meter_id for meter_id, rows in sides.meters.items() if not is_silent(rows) and sides.sharers[meter_id] <= heard
+    }
+    return {vehicle_id for vehicle_id in heard.intersection(vehicles) if sides.meters_of(vehicle_id) <= sound}
 
 
-async def pair_sides(sides: Sides, vehicle_id: int, *, gap_minutes: int) -> Evidence:
-    """Pairs the vehicle's minutes. This needs no connection and runs in a thread: 90 days take seconds.
+async def pair_one(sides: Sides, vehicle_id: int, *, gap_minutes: int) -> Pairs:
+    """Returns the pairs of one vehicle. This needs no connection and runs in a thread: 90 days take seconds.
 
     Only one runs at a time: threads that compute take turns with each other, and with those that store readings.
     """
-    pairing = partial(pair, vehicle_id, sides, gap_minutes=gap_minutes)
-    return await asyncio.get_running_loop().run_in_executor(_PAIRING, pairing)
+    pairing = partial(pair_each, [vehicle_id], sides, gap_minutes=gap_minutes)
+    (pairs,) = (await asyncio.get_running_loop().run_in_executor(_PAIRING, pairing)).values()
+    return pairs
+
+
+def pair_each(vehicles: Iterable[int], sides: Sides, *, gap_minutes: int) -> dict[int, Pairs]:
+    """Returns the pairs of some vehicles with their meters. The order of rows does not matter."""
+    build = partial(counter_of, gap_us=gap_minutes * MINUTE_US, limit_milliwatt=LIMIT_MILLIWATT)
+    counters = {
+        vehicle_id: build(rows, sides.mappings.get(vehicle_id, [])) for vehicle_id, rows in sides.vehicles.items()
+    }
+    meters = {meter_id: build(rows) for meter_id, rows in sides.meters.items()}
+    at: defaultdict[int | None, dict[int, Counter]] = defaultdict(dict)
+    for vehicle_id, counter in counters.items():
+        for meter_id in counter.meters() - {None}:
+            at[meter_id][vehicle_id] = counter
+    none = build([])
+
+    def pairs(vehicle_id: int) -> Pairs:
+        own = counters.get(vehicle_id, none)
+        others = {other: counter for meter_id in own.meters() for other, counter in at[meter_id].items()}
+        return pair_counters(own, meters, [counter for other, counter in others.items() if other != vehicle_id])
+
+    return {vehicle_id: pairs(vehicle_id) for vehicle_id in vehicles}
+
+
+async def _fetch_rows(
+    connection: AsyncConnection, statement: Select[Any], devices: Collection[int], bounds: dict[str, datetime]
+) -> dict[int, list[Rows]]:
+    rows: defaultdict[int, list[Rows]] = defaultdict(list)
+    for device_id, *columns in await connection.execute(statement, {"devices": [*devices], **bounds}):
+        rows[device_id].append(Rows(*columns))
+    return dict(rows)
 
 
 async def _fetch_mappings(
     connection: AsyncConnection, vehicles: Collection[int], bounds: dict[str, datetime]
-) -> list[Mapping]:
-    rows = await connection.execute(_MAPPINGS, {"devices": [*vehicles], **bounds})
-    return [
-        Mapping(vehicle_id, meter_id, _us(valid.lower, -_FAR_US), _us(valid.upper, _FAR_US))
-        for vehicle_id, meter_id, valid in rows
-    ]
+) -> dict[int, list[Mapping]]:
+    found = await connection.execute(_MAPPINGS, {"devices": [*vehicles], **bounds})
+    mappings: defaultdict[int, list[Mapping]] = defaultdict(list)
+    for vehicle_id, meter_id, valid in found:
+        from_us = us(valid.lower) if valid.lower else -_FAR_US
+        to_us = us(valid.upper) if valid.upper else _FAR_US
+        mappings[vehicle_id].append(Mapping(vehicle_id, meter_id, from_us, to_us))
+    return dict(mappings)
 
 
-def _us(instant: datetime | None, unlimited: int) -> int:
-    return unlimited if instant is None else round(instant.timestamp() * 1_000_000)
+def us(instant: datetime) -> int:
+    """Returns the microseconds since 1970-01-01 UTC."""
+    return round(instant.timestamp() * 1_000_000)
 
 
 # The statements, all over [:range_from, :range_to) and of :devices where these are given.
 
 
 def _arrays(source: TableValuedAlias, milliwh: ColumnElement[int]) -> Iterator[ColumnElement[Any]]:
-    """Yields the minutes by their number since 1970-01-01 UTC, their energy, and their number of readings."""
-    yield func.array_agg(cast(func.date_part("epoch", source.c.bucket) / 60, Integer))
+    """Yields the columns of Rows. A double holds the microseconds of this era exactly, once rounded."""
+    for instant in (source.c.first_ts, source.c.last_ts):
+        yield func.array_agg(cast(func.date_part("epoch", instant) * 1_000_000, BigInteger))
     yield func.array_agg(milliwh)
     yield func.array_agg(source.c.readings)
 
 
-def vehicle_minutes(*others: ColumnElement[Any]) -> Select[Any]:
-    """Selects the minutes of vehicles; `others` are aggregates over a vehicle's minutes at a meter."""
-    key = vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id
-    return select(*key, *_arrays(vehicle_minute, vehicle_minute.c.dc_milliwh), *others).group_by(*key)
-
-
-VEHICLE_MINUTES = vehicle_minutes()
-
-# The minutes of meters.
-METER_MINUTES = select(meter_minute.c.meter_id, null(), *_arrays(meter_minute, meter_minute.c.ac_milliwh)).group_by(
+_KEY = vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id
+_VEHICLE_ROWS = select(*_KEY, *_arrays(vehicle_minute, vehicle_minute.c.dc_milliwh)).group_by(*_KEY)
+_METER_ROWS = select(meter_minute.c.meter_id, null(), *_arrays(meter_minute, meter_minute.c.ac_milliwh)).group_by(
     meter_minute.c.meter_id
-)
-
-
-def _one_of(column: ColumnElement[int], ids: str) -> ColumnElement[bool]:
-    return column == any_(bindparam(ids, type_=ARRAY(Integer)))
-
-
-_VALID = vehicle_meter.c.valid.op("&&")(func.tstzrange(bindparam("range_from"), bindparam("range_to")))
-
-
-def _charging(named: ColumnElement[bool], mapped: ColumnElement[bool]) -> CompoundSelect[Any]:
-    """Selects vehicles, with the meters that their readings name or that they are mapped to."""
-    return union(
-        select(vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id).where(named),
-        select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id).where(mapped, _VALID),
-    )
-
-
-# The vehicles :devices with their meters, and the vehicles at :meters other than :known.
-_METERS_OF = _charging(vehicle_minute.c.meter_id.is_not(None), _one_of(vehicle_meter.c.vehicle_id, "devices"))
-_OTHERS_AT = _charging(
-    *(
-        _one_of(table.c.meter_id, "meters") & ~_one_of(table.c.vehicle_id, "known")
-        for table in (vehicle_minute, vehicle_meter)
-    )
 )
 
 # The mappings of :devices.
 _MAPPINGS = select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id, vehicle_meter.c.valid).where(
-    _one_of(vehicle_meter.c.vehicle_id, "devices"), _VALID
+    one_of(vehicle_meter.c.vehicle_id, "devices"), MAPPED
 )

@@ -20,7 +20,8 @@ Kind: TypeAlias = Literal["paired", "shared", "unpaired"]
 class Evidence(NamedTuple):
     """The evidence on a vehicle at a meter in a window. That of adjacent windows adds up to that of the whole.
 
-    `dc_milliwh` is all DC of the vehicle at the meter, `unsure_milliwh` half the energy of spans that edges cut.
+    `dc_milliwh` is all DC of the vehicle at the meter, and 0 at no meter; `unsure_milliwh` is half the energy of spans
+    that edges cut.
     """
 
     paired_ac_milliwh: int = 0
@@ -80,11 +81,15 @@ class Flows(NamedTuple):
 
 
 class Pair(msgspec.Struct, frozen=True, dict=True):
-    """A vehicle at one meter. Both counters count in `paired`, only the meter's in `edges`; `unsure` is by instant."""
+    """A vehicle at one meter. Both counters count in `paired`, only the meter's in `edges`; `unsure` is by instant.
+
+    In `alone` both cover the vehicle's time at the meter, whether it takes energy or not, and no other takes any.
+    """
 
     vehicle: Counter
     meter: Counter
     present: Stretches
+    alone: Stretches
     paired: Stretches
     edges: Stretches
     shared: Stretches
@@ -128,15 +133,17 @@ class Pair(msgspec.Struct, frozen=True, dict=True):
         return sorted(Run(*stretch, kind, doubtful) for kind, doubtful, stretches in kinds for stretch in stretches)
 
 
-def pair_counters(
-    vehicle: Counter, meters: Mapping[int, Counter], others: Iterable[Counter] = ()
-) -> dict[int | None, Pair]:
+Pairs: TypeAlias = dict[int | None, Pair]
+"""A vehicle's pairs by meter; None stands for no meter."""
+
+
+def pair_counters(vehicle: Counter, meters: Mapping[int, Counter], others: Iterable[Counter] = ()) -> Pairs:
     """Pairs a vehicle with each meter that its spans are at; under None stands the rest of its time.
 
     `others` are all other vehicles that are at these meters, at whatever else.
     """
     others = [*others]
-    empty = Counter([], [], [], set(), set())
+    empty = Counter([], [], [], [], set(), set())
     return {
         meter_id: _at_no_meter(vehicle, empty)
         if meter_id is None
@@ -147,7 +154,7 @@ def pair_counters(
     }
 
 
-def evidence_between(pairs: Mapping[int | None, Pair], start: int, end: int) -> dict[int | None, Evidence]:
+def evidence_between(pairs: Pairs, start: int, end: int) -> dict[int | None, Evidence]:
     """Returns the evidence in [start, end) by meter, for those where the vehicle was or has evidence."""
     window = [(start, end)]
     return {
@@ -157,25 +164,24 @@ def evidence_between(pairs: Mapping[int | None, Pair], start: int, end: int) -> 
     }
 
 
-def total(by_meter: Mapping[int | None, Evidence]) -> Evidence:
-    """Returns the sum of the evidence at all meters, with the time but without the energy at no meter."""
-    summed = (one if meter_id is not None else one._replace(dc_milliwh=0) for meter_id, one in by_meter.items())
+def total(summed: Iterable[Evidence]) -> Evidence:
+    """Returns the sum of the evidence."""
     return Evidence(*map(sum, zip(*summed, strict=True)))
 
 
 def _at_no_meter(vehicle: Counter, empty: Counter) -> Pair:
-    present = vehicle.at_meter(None)
-    return Pair(vehicle, empty, present, [], [], [], vehicle.taking(None), [], [])
+    return Pair(vehicle, empty, [], [], [], [], [], unpaired=vehicle.taking(None), doubtful=[], unsure=[])
 
 
 def _pair(vehicle: Counter, meter_id: int, meter: Counter, others: Sequence[Counter]) -> Pair:
     here = vehicle.charging(meter_id)
     cuts = union(stretch for other in others for stretch in (*other.charging(meter_id), *other.catch_ups(meter_id)))
-    plain = without(common(here, meter.cover()), cuts)
+    alone = without(common(vehicle.known_at(meter_id), meter.cover()), cuts)
+    plain = common(here, alone)
     # However long the energy of two lone readings flowed, it flowed in the same time if they came in the same.
     lone = {*vehicle.lone(meter_id)}.intersection(meter.lone(None))
-    alone = (silence for silence in silences(vehicle, meter, meter_id) if not touches(cuts, *silence))
-    taken = [silence for silence in alone if fits(vehicle, meter, plain, *silence)]
+    uncut = (silence for silence in silences(vehicle, meter, meter_id) if not touches(cuts, *silence))
+    taken = [silence for silence in uncut if fits(vehicle, meter, plain, *silence)]
     taken += [opened for opened in lone if not touches(cuts, *opened)]
     edges, unsure = find_edges(vehicle, meter, here, plain, cuts, taken)
     paired = union((*plain, *taken))
@@ -184,6 +190,7 @@ def _pair(vehicle: Counter, meter_id: int, meter: Counter, others: Sequence[Coun
         vehicle,
         meter,
         present=vehicle.at_meter(meter_id),
+        alone=alone,
         paired=paired,
         edges=without(union(edges), paired),
         shared=shared,

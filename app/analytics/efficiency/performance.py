@@ -1,17 +1,15 @@
 """One vehicle's efficiency over a window, with its evidence."""
 
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, cast, func
+from sqlalchemy import BigInteger, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.analytics.efficiency.evidence import fetch_minutes, fetch_sides, pair_sides, vehicle_minutes
-from app.analytics.efficiency.pairing import Minutes
-from app.analytics.efficiency.verdict import Status, efficiency_ratio, judge
+from app.analytics.efficiency.evidence import fetch_sides, pair_one, us
+from app.analytics.efficiency.pairs import evidence_between, total
+from app.analytics.efficiency.verdict import Coverage, Status, coverage_of, efficiency_ratio, uncertainty, verdict
 from app.analytics.freshness import fetch_instants
 from app.analytics.window import Window
 from app.database import snapshot
@@ -20,21 +18,13 @@ from app.fleet.registry import device_id_of
 from app.tables import vehicle, vehicle_minute
 
 
-class Coverage(msgspec.Struct, frozen=True):
-    """The vehicle's minutes, each counted once: paired, else shared, else unpaired."""
-
-    minutes: int
-    paired: int
-    shared: int
-    unpaired: int
-
-
 class Performance(msgspec.Struct, frozen=True, rename="camel"):
     """A vehicle's energy in kWh, and averages over its readings in percent and °C.
 
-    `total_dc_delivery` is all DC of the window; `total_ac_consumption`, `efficiency_ratio` and `energy_loss_kwh` are of
-    the paired minutes. `data_points` counts the vehicle's readings. All readings committed before `as_of` are included,
-    but minutes before `kept_from` are no longer kept; null means that all are kept.
+    `total_dc_delivery` is all DC of the window; `total_ac_consumption`, `paired_dc_delivery`, `energy_loss_kwh` and
+    `efficiency_ratio` are of the paired time, and the ratio may be off by `uncertainty` in either direction.
+    `data_points` counts the vehicle's readings. All readings committed before `as_of` are included, but minutes before
+    `kept_from` are no longer kept; null means that all are kept.
     """
 
     vehicle_id: str
@@ -43,7 +33,9 @@ class Performance(msgspec.Struct, frozen=True, rename="camel"):
     to: datetime
     total_ac_consumption: float
     total_dc_delivery: float
+    paired_dc_delivery: float
     efficiency_ratio: float | None
+    uncertainty: float | None
     avg_soc: float | None
     avg_battery_temp: float | None
     data_points: int
@@ -63,34 +55,39 @@ async def fetch_performance(
     Raises InvalidTimeRange when too many vehicles share its meters for so long a window.
     """
     bounds = window.first_minute, window.end_minute
-    own: list[Minutes] = []
     async with pool.connect() as connection:
         instants = await fetch_instants(connection, "vehicle_minute", "meter_minute")
         async with snapshot(connection):
+            readings = 0
             with suppress(UnknownDevice):
                 device = await device_id_of(connection, vehicle, vehicle_id)
-                own = await fetch_minutes(connection, _MINUTES, [device], *bounds)
-            if not own:
+                devices = {"devices": [device], "range_from": bounds[0], "range_to": bounds[1]}
+                readings, milliwh, *sums = (await connection.execute(_TOTALS, devices)).one()
+            if not readings:
                 raise NoChargingData(
                     f"No charging data found in last {window.hours:g} hours", vehicleId=vehicle_id, asOf=instants.as_of
                 )
-            sides = await fetch_sides(connection, own, *bounds)
+            sides = await fetch_sides(connection, [device], *bounds, gap_minutes=gap_minutes)
 
-    pairing = (await pair_sides(sides, device, gap_minutes=gap_minutes)).total()
-    status, alert = judge(pairing, low_efficiency=low_efficiency)
+    pairs = await pair_one(sides, device, gap_minutes=gap_minutes)
+    by_meter = evidence_between(pairs, us(bounds[0]), us(bounds[1]))
+    evidence = total(by_meter.values())
+    status, alert = verdict(evidence, has_meter=bool(by_meter.keys() - {None}), low_efficiency=low_efficiency)
     return Performance(
         vehicle_id=vehicle_id,
         time_window_hours=window.hours,
         from_=window.start,
         to=window.end,
-        total_ac_consumption=pairing.paired_ac_milliwh / 1_000_000,
-        total_dc_delivery=sum(sum(at.milliwh) for at in own) / 1_000_000,
-        efficiency_ratio=efficiency_ratio(pairing),
-        avg_soc=_average(at.others[:2] for at in own),
-        avg_battery_temp=_average(at.others[2:] for at in own),
-        data_points=sum(sum(at.readings) for at in own),
-        energy_loss_kwh=(pairing.paired_ac_milliwh - pairing.paired_dc_milliwh) / 1_000_000,
-        coverage=Coverage(pairing.minutes, pairing.paired, pairing.shared, pairing.unpaired),
+        total_ac_consumption=evidence.paired_ac_milliwh / 1_000_000,
+        total_dc_delivery=milliwh / 1_000_000,
+        paired_dc_delivery=evidence.paired_dc_milliwh / 1_000_000,
+        efficiency_ratio=efficiency_ratio(evidence),
+        uncertainty=uncertainty(evidence),
+        avg_soc=_average(*sums[:2]),
+        avg_battery_temp=_average(*sums[2:]),
+        data_points=readings,
+        energy_loss_kwh=(evidence.paired_ac_milliwh - evidence.paired_dc_milliwh) / 1_000_000,
+        coverage=coverage_of(evidence),
         status=status,
         alert=alert,
         as_of=instants.as_of,
@@ -98,16 +95,17 @@ async def fetch_performance(
     )
 
 
-def _average(sums: Iterable[Sequence[Any]]) -> float | None:
-    """Returns the average of hundredths, from sums and counts; None over no readings."""
-    hundredths, readings = (sum(filter(None, column)) for column in zip(*sums, strict=True))
-    return hundredths / (100 * readings) if readings else None
+def _average(hundredths: int | None, readings: int | None) -> float | None:
+    return hundredths / (100 * readings) if hundredths is not None and readings else None
 
 
-# The minutes of one vehicle, with the sums for its averages.
-_MINUTES = vehicle_minutes(
+# The vehicle's readings, their energy, and the sums for its averages.
+_TOTALS = select(
     *(
         cast(func.sum(vehicle_minute.c[column]), BigInteger)
-        for column in ("soc_centipercent_sum", "soc_readings", "battery_temp_centic_sum", "battery_temp_readings")
+        for column in (
+            *("readings", "dc_milliwh", "soc_centipercent_sum", "soc_readings"),
+            *("battery_temp_centic_sum", "battery_temp_readings"),
+        )
     )
 )

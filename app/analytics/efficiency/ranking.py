@@ -9,9 +9,16 @@ import msgspec
 from psycopg import AsyncConnection, sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.analytics.efficiency.pairing import Pairing
-from app.analytics.efficiency.performance import Coverage
-from app.analytics.efficiency.verdict import ENOUGH_AC_MILLIWH, Status, efficiency_ratio, judge
+from app.analytics.efficiency.pairs import Evidence
+from app.analytics.efficiency.verdict import (
+    ENOUGH_AC_MILLIWH,
+    Coverage,
+    Status,
+    coverage_of,
+    efficiency_ratio,
+    uncertainty,
+    verdict,
+)
 from app.analytics.window import CALENDAR_HOURS, Window, window_of
 from app.database import driver_connection
 from app.settings import Settings
@@ -28,6 +35,7 @@ class Ranked(msgspec.Struct, frozen=True, rename="camel"):
 
     id: str
     efficiency_ratio: float | None
+    uncertainty: float | None
     ac_kwh: float
     dc_kwh: float
     loss_kwh: float
@@ -100,9 +108,14 @@ class Rankings:
         judged_to = as_of and _floor(as_of - timedelta(minutes=self._settings.pairing_gap_minutes))
         window = window_of(start, end or judged_to or _floor(now), None, now=now, max_hours=CALENDAR_HOURS)
         window = Window(_floor(window.start), _floor(window.end + _HOUR - _TICK))
-        statement = _RANKING.format(id=sql.Identifier(f"{by}_id"))
+        statement = _RANKING.format(
+            id=sql.Identifier(f"{by}_id"),
+            sums=_each("sum({column})::bigint AS {column}"),
+            totals=_each("coalesce(sum({column}), 0)::bigint"),
+            columns=_each("{column}"),
+        )
         bounds = {"by": by, "from": window.start, "to": window.end, "worst": worst, "enough": ENOUGH_AC_MILLIWH}
-        (_, *totals), *rows = await (await connection.execute(statement, bounds)).fetchall()
+        (_, _, *totals), *rows = await (await connection.execute(statement, bounds)).fetchall()
         ranked = [_ranked(self._settings.low_efficiency, *row) for row in rows]
         return EfficiencyRanking(by, *window, as_of, judged_to, _totals(*totals[:2]), ranked)
 
@@ -121,20 +134,25 @@ def _totals(ac: int, dc: int) -> Totals:
     return Totals(ac / 1_000_000, dc / 1_000_000, (ac - dc) / 1_000_000, dc / ac if ac else None)
 
 
-def _ranked(
-    low_efficiency: float, name: str, ac: int, dc: int, paired: int, shared: int, unpaired: int, has_meter: bool
-) -> Ranked:
-    pairing = Pairing(paired, shared, unpaired, ac, dc, has_meter)
-    status, _ = judge(pairing, low_efficiency=low_efficiency)
+def _ranked(low_efficiency: float, name: str, has_meter: bool, *sums: int) -> Ranked:
+    evidence = Evidence(*sums)
+    ac, dc = evidence.paired_ac_milliwh, evidence.paired_dc_milliwh
+    status, _ = verdict(evidence, has_meter=has_meter, low_efficiency=low_efficiency)
     return Ranked(
         name,
-        efficiency_ratio(pairing),
+        efficiency_ratio(evidence),
+        uncertainty(evidence),
         ac / 1_000_000,
         dc / 1_000_000,
         (ac - dc) / 1_000_000,
-        Coverage(pairing.minutes, paired, shared, unpaired),
+        coverage_of(evidence),
         status,
     )
+
+
+def _each(expression: str) -> sql.Composed:
+    """Writes an expression over each column of the evidence."""
+    return sql.SQL(", ").join(sql.SQL(expression.replace("{column}", name)) for name in Evidence._fields)
 
 
 # The first row has the totals; the worst devices follow. Meter 0 stands for none.
@@ -142,8 +160,7 @@ _RANKING = sql.SQL("""
     WITH known AS MATERIALIZED (
         SELECT external_id, summed.*
         FROM (
-            SELECT {id} AS id, sum(ac_milliwh)::bigint AS ac, sum(dc_milliwh)::bigint AS dc, sum(paired) AS paired,
-                   sum(shared) AS shared, sum(unpaired) AS unpaired, max(meter_id) > 0 AS has_meter
+            SELECT {id} AS id, max(meter_id) > 0 AS has_meter, {sums}
             FROM efficiency_hour
             WHERE hour >= %(from)s AND hour < %(to)s
             GROUP BY {id}
@@ -151,11 +168,11 @@ _RANKING = sql.SQL("""
         JOIN device USING (id)
         WHERE stream = %(by)s AND in_service
     )
-    SELECT NULL, coalesce(sum(ac), 0)::bigint, coalesce(sum(dc), 0)::bigint, 0, 0, 0, false FROM known
+    SELECT NULL, false, {totals} FROM known
     UNION ALL
-    (SELECT external_id, ac, dc, paired, shared, unpaired, has_meter
+    (SELECT external_id, has_meter, {columns}
      FROM known
-     ORDER BY ac >= %(enough)s AND 2 * paired >= paired + shared + unpaired DESC,
-              dc::float8 / nullif(ac, 0), external_id
+     ORDER BY paired_ac_milliwh >= %(enough)s AND 2 * paired_dc_milliwh >= dc_milliwh DESC,
+              paired_dc_milliwh::float8 / nullif(paired_ac_milliwh, 0), external_id
      LIMIT %(worst)s::integer)
 """)

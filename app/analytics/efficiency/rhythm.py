@@ -11,6 +11,9 @@ LONGEST_SILENCE_US = 4 * HOUR_US
 """After a longer silence nothing is known of the time before; the reading that ends it is like a device's first."""
 NEAR_US = 2 * HOUR_US
 """A device's rhythm and highest power, and the ratio that a silence must fit, come from so much time on either side."""
+SETTLED_US = NEAR_US + 45 * MINUTE_US
+"""What lies beyond so much time without a silence changes nothing: rhythms and fitting ratios reach so far, and edges
+compare their span with the half hour beside it."""
 
 # After more than one and a half usual intervals a reading is missing, and its energy is carried on or lost: with three
 # intervals, a meter that lost two readings of ten minutes made a ratio of 1.16 from 0.89.

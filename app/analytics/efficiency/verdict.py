@@ -2,8 +2,10 @@
 
 from enum import StrEnum
 
-from app.analytics.efficiency.pairing import Pairing
+import msgspec
+
 from app.analytics.efficiency.pairs import Evidence
+from app.analytics.efficiency.rhythm import MINUTE_US
 
 ENOUGH_AC_MILLIWH = 500_000
 POSSIBLE_RATIO = 1.02
@@ -20,29 +22,40 @@ class Status(StrEnum):
     OK = "ok"
 
 
-def efficiency_ratio(pairing: Pairing) -> float | None:
+class Coverage(msgspec.Struct, frozen=True):
+    """The minutes in which the vehicle took energy: paired, shared or unpaired. Doubtful ones are paired.
+
+    Each is rounded; `minutes` is their sum.
+    """
+
+    minutes: int
+    paired: int
+    shared: int
+    unpaired: int
+    doubtful: int
+
+
+def coverage_of(evidence: Evidence) -> Coverage:
+    """Returns the minutes of the evidence."""
+    paired, shared, unpaired, doubtful = (
+        (2 * us + MINUTE_US) // (2 * MINUTE_US)
+        for us in (evidence.paired_us, evidence.shared_us, evidence.unpaired_us, evidence.doubtful_us)
+    )
+    return Coverage(paired + shared + unpaired, paired, shared, unpaired, doubtful)
+
+
+def efficiency_ratio(evidence: Evidence) -> float | None:
     """Returns the share of the paired AC energy that reached the battery, never clamped; None without AC energy."""
-    if pairing.paired_ac_milliwh == 0:
+    if evidence.paired_ac_milliwh == 0:
         return None
-    return pairing.paired_dc_milliwh / pairing.paired_ac_milliwh
+    return evidence.paired_dc_milliwh / evidence.paired_ac_milliwh
 
 
-def judge(pairing: Pairing, *, low_efficiency: float) -> tuple[Status, str | None]:
-    """Returns the status, and an alert sentence for two of them. Ratios below `low_efficiency` are low."""
-    # Python divides integers to the nearest float, so a ratio of exactly 85/100 is the very float that 0.85 is:
-    # comparing floats is exact at the limits.
-    ratio = efficiency_ratio(pairing)
-    if not pairing.has_meter:
-        return Status.NO_METER, None
-    if ratio is None or pairing.paired_ac_milliwh < ENOUGH_AC_MILLIWH or 2 * pairing.paired < pairing.minutes:
-        return Status.INSUFFICIENT_DATA, None
-    if ratio > POSSIBLE_RATIO:
-        return Status.IMPOSSIBLE, _impossible_sentence(pairing.paired_ac_milliwh, pairing.paired_dc_milliwh)
-    if ratio < low_efficiency:
-        return Status.LOW_EFFICIENCY, _low_sentence(
-            pairing.paired_ac_milliwh, pairing.paired_dc_milliwh, low_efficiency
-        )
-    return Status.OK, None
+def uncertainty(evidence: Evidence) -> float | None:
+    """Returns by how much the ratio may be off in either direction; None without AC energy."""
+    if evidence.paired_ac_milliwh == 0:
+        return None
+    return evidence.unsure_milliwh / evidence.paired_ac_milliwh
 
 
 def verdict(evidence: Evidence, *, has_meter: bool, low_efficiency: float) -> tuple[Status, str | None]:
@@ -56,7 +69,8 @@ def verdict(evidence: Evidence, *, has_meter: bool, low_efficiency: float) -> tu
         return Status.NO_METER, None
     if ac < ENOUGH_AC_MILLIWH or 2 * dc < evidence.dc_milliwh:
         return Status.INSUFFICIENT_DATA, None
-    # Python divides integers to the nearest float: see judge().
+    # Python divides integers to the nearest float, so a ratio of exactly 85/100 is the very float that 0.85 is:
+    # comparing floats is exact at the limits.
     if (dc - unsure) / ac > POSSIBLE_RATIO:
         return Status.IMPOSSIBLE, _impossible_sentence(ac, dc)
     if low_efficiency <= (dc - unsure) / ac and (dc + unsure) / ac <= POSSIBLE_RATIO:
