@@ -1,4 +1,4 @@
-"""The minutes on which a vehicle's efficiency rests, as runs."""
+"""The stretches of time on which a vehicle's efficiency rests."""
 
 from datetime import timedelta
 
@@ -10,7 +10,7 @@ from tests.fixtures.sending import meter, minutes_ago, performance, problem, sen
 PATH = "/v1/analytics/vehicles/{}/coverage"
 
 
-async def test_the_runs_are_those_of_the_documented_timeline(client: httpx.AsyncClient) -> None:
+async def test_the_stretches_are_those_of_the_documented_timeline(client: httpx.AsyncClient) -> None:
     start = minutes_ago(60)
 
     def at(*minutes: int) -> list[str]:
@@ -24,29 +24,28 @@ async def test_the_runs_are_those_of_the_documented_timeline(client: httpx.Async
     await send(client, readings)
 
     answer = (await client.get(PATH.format("V7"), params={"hours": 2})).json()
-    first = start.timestamp()
+    first = start.timestamp() - 30
     assert answer["columns"] == {
         "t": [first, first + 8 * 60, first + 11 * 60, first + 12 * 60],
-        "minutes": [8, 3, 1, 2],
+        "seconds": [8 * 60, 3 * 60, 60, 2 * 60],
         "kind": ["paired", "shared", "paired", "unpaired"],
+        "doubtful": [True, False, True, False],
     }
     coverage = (await performance(client, "V7", hours=2))["coverage"]
-    assert coverage == {"minutes": 14, "paired": 9, "shared": 3, "unpaired": 2}
+    assert coverage == {"minutes": 14, "paired": 9, "shared": 3, "unpaired": 2, "doubtful": 9}
 
 
-async def test_a_gap_parts_two_runs(client: httpx.AsyncClient) -> None:
-    await send(
-        client,
-        [one for ago in (30, 29, 10) for one in (meter(minutes_ago(ago)), vehicle(minutes_ago(ago), meterId="M1"))],
-    )
+async def test_a_silence_parts_two_stretches(client: httpx.AsyncClient) -> None:
+    for ago, dc in (30, 0.45), (29, 0.45), (28, 0.45), (10, 0.1):
+        await send(client, [meter(minutes_ago(ago)), vehicle(minutes_ago(ago), dc, meterId="M1")])
     columns = (await client.get(PATH.format("V1"), params={"hours": 1})).json()["columns"]
-    assert (columns["minutes"], columns["kind"]) == ([2, 1], ["paired", "paired"])
+    assert (columns["seconds"], columns["kind"]) == ([180, 1080], ["paired", "unpaired"])
 
 
-async def test_no_readings_are_no_runs(client: httpx.AsyncClient) -> None:
+async def test_no_readings_are_no_stretches(client: httpx.AsyncClient) -> None:
     answer = await client.get(PATH.format("nobody"))
     assert answer.status_code == httpx.codes.OK
-    assert answer.json()["columns"] == {"t": [], "minutes": [], "kind": []}
+    assert answer.json()["columns"] == {"t": [], "seconds": [], "kind": [], "doubtful": []}
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,25 @@
 """The numbers of the performance answer, computed the slow way from raw readings.
 
-It follows the sentences of the definition one by one, minute by minute, and shares no code with the service, so that
-the two can be compared. Readings are the stored ones: distinct by device and instant.
+It follows the sentences of the definition one by one, by elementary stretches of time, and shares no code with the
+service, so that the two can be compared. Readings are the stored ones: distinct by device and instant.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
 from typing import Any
 
+from app.analytics.efficiency.counter import Mapping
+from app.analytics.efficiency.pairs import Evidence
 from app.telemetry.reading import MeterReading, VehicleReading
+from tests.property.counter_twin import Device, Minute, Twin, spans_of
 
 MINUTE_US = 60_000_000
+_LIMIT_MILLIWATT = 1_000_000_000
+
+_Energy = tuple[str, str | None, int, int]
+"""Device, the meter that a vehicle's reading names, instant, energy."""
 
 VehicleMeter = tuple[str, str, float, float]
 """Vehicle, meter, from, to: microseconds since 1970 UTC; `to` is excluded, -inf and inf mean no limit."""
@@ -22,37 +30,47 @@ class Performance:
     """Energy in thousandths of a Wh; averages are exact, in percent and degrees Celsius."""
 
     dc_milliwh: int
-    paired_ac_milliwh: int
-    paired_dc_milliwh: int
-    efficiency_ratio: Fraction | None
-    minutes: int
-    paired: int
-    shared: int
-    unpaired: int
+    evidence: Evidence
     data_points: int
     avg_soc: Fraction | None
     avg_battery_temp: Fraction | None
-    has_meter: bool
     status: str
 
     def answer(self) -> dict[str, Any]:
         """Returns the members of the JSON answer that hold these numbers, each rounded once."""
+        ac, dc, unsure = (
+            Fraction(milliwh, 1_000_000)
+            for milliwh in (
+                self.evidence.paired_ac_milliwh,
+                self.evidence.paired_dc_milliwh,
+                self.evidence.unsure_milliwh,
+            )
+        )
+        paired, shared, unpaired, doubtful = map(minutes_of, self.evidence[6:])
         return {
-            "totalAcConsumption": float(Fraction(self.paired_ac_milliwh, 1_000_000)),
+            "totalAcConsumption": float(ac),
             "totalDcDelivery": float(Fraction(self.dc_milliwh, 1_000_000)),
-            "efficiencyRatio": None if self.efficiency_ratio is None else float(self.efficiency_ratio),
+            "pairedDcDelivery": float(dc),
+            "efficiencyRatio": float(dc / ac) if ac else None,
+            "uncertainty": float(unsure / ac) if ac else None,
             "avgSoc": None if self.avg_soc is None else float(self.avg_soc),
             "avgBatteryTemp": None if self.avg_battery_temp is None else float(self.avg_battery_temp),
             "dataPoints": self.data_points,
-            "energyLossKwh": float(Fraction(self.paired_ac_milliwh - self.paired_dc_milliwh, 1_000_000)),
+            "energyLossKwh": float(ac - dc),
             "coverage": {
-                "minutes": self.minutes,
-                "paired": self.paired,
-                "shared": self.shared,
-                "unpaired": self.unpaired,
+                "minutes": paired + shared + unpaired,
+                "paired": paired,
+                "shared": shared,
+                "unpaired": unpaired,
+                "doubtful": doubtful,
             },
             "status": self.status,
         }
+
+
+def minutes_of(us: int) -> int:
+    """Returns the nearest number of minutes; half a minute is rounded up."""
+    return int(Fraction(us, MINUTE_US) + Fraction(1, 2))
 
 
 def performance(
@@ -67,128 +85,101 @@ def performance(
     low_efficiency: Fraction = Fraction(85, 100),
 ) -> Performance:
     """Returns the performance of one vehicle over the minutes whose start is in [floor(from), ceil(to))."""
-    window = range(from_us // MINUTE_US, -(-to_us // MINUTE_US))
-    fleet = Fleet(window, meter_readings, vehicle_readings, mappings, gap_minutes)
-    own = [reading for readings in fleet.vehicles.get(vehicle_id, {}).values() for reading in readings]
-    paired = shared = unpaired = ac = dc = 0
-    has_meter = False
-    for minute in window:
-        meters = fleet.meters_of(vehicle_id, minute)
-        if meters is None:
-            continue
-        has_meter = has_meter or meters != set()
-        shared_at = {meter for meter in meters if fleet.is_shared(vehicle_id, meter, minute)}
-        paired_at = {meter for meter in meters if meter not in shared_at and fleet.meter_covers(meter, minute)}
-        for meter in paired_at:
-            ac += sum(reading.ac_milliwh for reading in fleet.meters[meter].get(minute, []))
-            dc += sum(
-                reading.dc_milliwh
-                for reading in fleet.vehicles[vehicle_id].get(minute, [])
-                if fleet.meter_of(reading) == meter
-            )
-        if paired_at:
-            paired += 1
-        elif shared_at:
-            shared += 1
-        else:
-            unpaired += 1
-
-    minutes = paired + shared + unpaired
-    ratio = Fraction(dc, ac) if ac else None
-    if not has_meter:
-        status = "no_meter"
-    elif ratio is None or Fraction(ac, 1_000_000) < Fraction(1, 2) or Fraction(paired, minutes) < Fraction(1, 2):
-        status = "insufficient_data"
-    elif ratio > Fraction(102, 100):
-        status = "impossible"
-    elif ratio < low_efficiency:
-        status = "low_efficiency"
-    else:
-        status = "ok"
+    start, end = from_us // MINUTE_US * MINUTE_US, -(-to_us // MINUTE_US) * MINUTE_US
+    vehicles = list(vehicle_readings)
+    fleet = Fleet(meter_readings, vehicles, mappings, gap_minutes)
+    by_meter = fleet.evidence(vehicle_id, start, end)
+    evidence = Evidence(*map(sum, zip(Evidence(), *by_meter.values(), strict=True)))
+    own = [reading for reading in vehicles if reading.vehicle_id == vehicle_id and start <= reading.ts_us < end]
     return Performance(
         dc_milliwh=sum(reading.dc_milliwh for reading in own),
-        paired_ac_milliwh=ac,
-        paired_dc_milliwh=dc,
-        efficiency_ratio=ratio,
-        minutes=minutes,
-        paired=paired,
-        shared=shared,
-        unpaired=unpaired,
+        evidence=evidence,
         data_points=len(own),
         avg_soc=average_of_hundredths([reading.soc_centipercent for reading in own]),
         avg_battery_temp=average_of_hundredths([reading.battery_temp_centic for reading in own]),
-        has_meter=has_meter,
-        status=status,
+        status=status_of(evidence, low_efficiency) if by_meter.keys() - {None} else "no_meter",
     )
 
 
+def status_of(evidence: Evidence, low: Fraction) -> str:
+    """Returns the status of a vehicle that was at a meter."""
+    ac, dc, unsure = evidence.paired_ac_milliwh, evidence.paired_dc_milliwh, evidence.unsure_milliwh
+    if ac < 500_000 or Fraction(dc) < Fraction(evidence.dc_milliwh, 2):
+        return "insufficient_data"
+    least, most, highest = Fraction(dc - unsure, ac), Fraction(dc + unsure, ac), Fraction(102, 100)
+    if least > highest:
+        return "impossible"
+    if least >= low and most <= highest:
+        return "ok"
+    sure_ac, sure_dc = ac - evidence.doubtful_ac_milliwh, dc - evidence.doubtful_dc_milliwh
+    is_low = most < low and sure_ac >= 500_000 and Fraction(sure_dc + unsure, sure_ac) < low
+    return "low_efficiency" if is_low else "insufficient_data"
+
+
 class Fleet:
-    """The readings in the window by device and minute, and the minutes that each device covers."""
+    """The devices of some readings."""
 
     def __init__(
         self,
-        window: range,
         meter_readings: Iterable[MeterReading],
         vehicle_readings: Iterable[VehicleReading],
         mappings: Sequence[VehicleMeter],
         gap_minutes: int,
     ) -> None:
-        self.meters: dict[str, dict[int, list[MeterReading]]] = {}
-        self.vehicles: dict[str, dict[int, list[VehicleReading]]] = {}
-        self.mappings = mappings
-        self.gap_minutes = gap_minutes
-        for meter in meter_readings:
-            if meter.ts_us // MINUTE_US in window:
-                self.meters.setdefault(meter.meter_id, {}).setdefault(meter.ts_us // MINUTE_US, []).append(meter)
-        for vehicle in vehicle_readings:
-            if vehicle.ts_us // MINUTE_US in window:
-                by_minute = self.vehicles.setdefault(vehicle.vehicle_id, {})
-                by_minute.setdefault(vehicle.ts_us // MINUTE_US, []).append(vehicle)
-
-    def meter_of(self, reading: VehicleReading) -> str | None:
-        """Returns the meter that the reading names, else the one mapped at the start of its minute."""
-        if reading.meter_id is not None:
-            return reading.meter_id
-        start_us = reading.ts_us // MINUTE_US * MINUTE_US
-        for vehicle_id, meter_id, from_us, to_us in self.mappings:
-            if vehicle_id == reading.vehicle_id and from_us <= start_us < to_us:
-                return meter_id
-        return None
-
-    def meters_of(self, vehicle_id: str, minute: int) -> set[str] | None:
-        """Returns the meters at which the vehicle covers the minute; None when it does not cover it."""
-        by_minute = self.vehicles.get(vehicle_id, {})
-        if minute in by_minute:
-            return self.meters_read_in(vehicle_id, minute)
-        between = self.neighbours(set(by_minute), minute)
-        if between is None:
-            return None
-        before, after = between
-        return self.meters_read_in(vehicle_id, before) & self.meters_read_in(vehicle_id, after)
-
-    def meters_read_in(self, vehicle_id: str, minute: int) -> set[str]:
-        """Returns the meters of the vehicle's readings in the minute."""
-        meters = {self.meter_of(reading) for reading in self.vehicles[vehicle_id][minute]}
-        return {meter for meter in meters if meter is not None}
-
-    def meter_covers(self, meter_id: str, minute: int) -> bool:
-        """Returns True when the meter covers the minute."""
-        by_minute = self.meters.get(meter_id, {})
-        return minute in by_minute or self.neighbours(set(by_minute), minute) is not None
-
-    def is_shared(self, vehicle_id: str, meter_id: str, minute: int) -> bool:
-        """Returns True when another vehicle covers that meter in the minute."""
-        return any(
-            meter_id in (self.meters_of(other, minute) or set()) for other in self.vehicles if other != vehicle_id
+        meters: list[_Energy] = [(one.meter_id, None, one.ts_us, one.ac_milliwh) for one in meter_readings]
+        vehicles: list[_Energy] = [
+            (one.vehicle_id, one.meter_id, one.ts_us, one.dc_milliwh) for one in vehicle_readings
+        ]
+        names = sorted(
+            {name for name, *_ in meters} | {at for _, at, *_ in vehicles if at} | {at for _, at, *_ in mappings}
         )
+        self.number = {name: number for number, name in enumerate(names)}
+        history: dict[str, list[Mapping]] = {}
+        for vehicle, meter, from_us, to_us in mappings:
+            bounds = int(max(from_us, -1e15)), int(min(to_us, 1e16))
+            history.setdefault(vehicle, []).append(Mapping(0, self.number[meter], *bounds))
 
-    def neighbours(self, with_readings: set[int], minute: int) -> tuple[int, int] | None:
-        """Returns the two consecutive minutes with readings around the minute, when their starts are close enough."""
-        earlier = [other for other in with_readings if other < minute]
-        later = [other for other in with_readings if other > minute]
-        if not earlier or not later or min(later) - max(earlier) > self.gap_minutes:
-            return None
-        return max(earlier), min(later)
+        def devices(readings: list[_Energy]) -> dict[str, Device]:
+            return {
+                name: Device(
+                    spans_of(
+                        [*self._minutes(one for one in readings if one[0] == name)],
+                        history.get(name, []),
+                        gap_minutes * MINUTE_US,
+                        _LIMIT_MILLIWATT,
+                    )
+                )
+                for name in {name for name, *_ in readings}
+            }
+
+        self.meters, self.vehicles = devices(meters), devices(vehicles)
+
+    def _minutes(self, readings: Iterable[_Energy]) -> Iterable[Minute]:
+        def key(reading: _Energy) -> tuple[int, str]:
+            return reading[2] // MINUTE_US, reading[1] or ""
+
+        for (_, meter), together in groupby(sorted(readings, key=lambda one: (*key(one), one[2])), key=key):
+            some = [*together]
+            instants = [at for _, _, at, _ in some]
+            energy = sum(milliwh for *_, milliwh in some)
+            yield Minute(min(instants), max(instants), energy, len(some), self.number[meter] if meter else None)
+
+    def evidence(self, vehicle_id: str, start: int, end: int) -> dict[int | None, Evidence]:
+        """Returns the vehicle's evidence in a window by meter; None is no meter."""
+        own = self.vehicles.get(vehicle_id)
+        if own is None:
+            return {}
+        others = [device for name, device in self.vehicles.items() if name != vehicle_id]
+        found: dict[int | None, Evidence] = {}
+        for name, meter_id in self.number.items():
+            if any(span.meter == meter_id for span in own.over(start, end)):
+                twin = Twin(own, self.meters.get(name, Device([])), meter_id, others)
+                found[meter_id] = twin.evidence(start, end)
+        taking = [span for span in own.over(start, end) if span.meter is None and span.takes]
+        if taking:
+            unpaired = sum(min(span.end, end) - max(span.start, start) for span in taking)
+            found[None] = Evidence(unpaired_us=unpaired)
+        return found
 
 
 def average_of_hundredths(values: Iterable[int | None]) -> Fraction | None:

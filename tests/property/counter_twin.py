@@ -9,7 +9,7 @@ from fractions import Fraction
 from itertools import pairwise
 from math import floor
 
-from app.analytics.efficiency.pairing import Mapping
+from app.analytics.efficiency.counter import Mapping
 from app.analytics.efficiency.pairs import Evidence
 
 MINUTE = 60_000_000
@@ -203,7 +203,8 @@ def silent(vehicle: Device, meter: Device, meter_id: int) -> list[tuple[int, int
     found = []
     for a, b in clusters:
         knows = all(
-            device.spans[0].start <= a
+            bool(device.spans)
+            and device.spans[0].start <= a
             and b <= device.spans[-1].end
             and all(
                 span.kind == "even" or (span.kind == "silence" and a <= span.start and span.end <= b)

@@ -1,4 +1,4 @@
-"""Hours add up to the pairing of each vehicle, and alerts judged piece by piece equal those judged at once."""
+"""Hours add up to the evidence on each vehicle, and alerts judged piece by piece equal those judged at once."""
 
 from datetime import UTC, datetime
 from itertools import groupby
@@ -6,61 +6,62 @@ from itertools import groupby
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.analytics.alerts.hours import FROZEN_MINUTES, Hour, judge_hours
+from app.analytics.alerts.hours import FROZEN_MINUTES, Frozen, Hour, judge_hours
 from app.analytics.alerts.judge import Alert, Kind, judge, splice
-from app.analytics.efficiency.pairing import Mapping, Minutes, Sides, pair
-from tests.fixtures.minutes import MeterMinute, VehicleMinute, sides_of
+from app.analytics.efficiency.counter import Rows
+from app.analytics.efficiency.evidence import Sides, pair_each
+from app.analytics.efficiency.pairs import Evidence, total
+from app.analytics.efficiency.rhythm import HOUR_US, MINUTE_US
+from tests.property.test_counter import EPOCH, columns, fleet_of
 
-FIRST_HOUR = 100
+FIRST_HOUR = EPOCH // HOUR_US
 LOW = 0.85
 
-minutes = st.integers(60 * FIRST_HOUR, 60 * (FIRST_HOUR + 2) - 1)
-energies = st.integers(0, 200_000)
-vehicle_minutes = st.lists(
-    st.builds(VehicleMinute, st.integers(1, 3), minutes, st.none() | st.integers(1, 2), energies), max_size=60
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=60)
+def test_hours_add_up_to_the_evidence_on_each_vehicle(seed: int) -> None:
+    fleet = fleet_of(seed)
+    rows = [{device: columns(minutes) for device, minutes in devices.items()} for devices in fleet[:2]]
+    pairs = pair_each(fleet.vehicles, Sides(rows[1], rows[0], fleet.mappings, {}), gap_minutes=5)
+    hours = range(FIRST_HOUR - 5, FIRST_HOUR + 20)
+    judged = judge_hours(pairs, hours)
+    for vehicle, of_vehicle in pairs.items():
+        for meter, pair in of_vehicle.items():
+            of_hours = [row.evidence for key, row in judged.items() if (key[0], key[2]) == (vehicle, meter or 0)]
+            assert total([Evidence(), *of_hours]) == pair.between(hours.start * HOUR_US, hours.stop * HOUR_US)
+
+
+@given(
+    st.lists(st.sampled_from([1, 1, 1, 1, 2, 3]), min_size=60, max_size=60),
+    st.integers(0, 200_000),
+    st.booleans(),
+    st.booleans(),
 )
-meter_minutes = st.lists(st.builds(MeterMinute, st.integers(1, 2), minutes, energies), max_size=60)
-mappings = st.lists(
-    st.builds(Mapping, st.integers(1, 3), st.integers(1, 2), st.just(-(10**18)), st.just(10**18)),
-    unique_by=lambda mapping: mapping.vehicle_id,
-)
-
-
-@given(vehicle_minutes, meter_minutes, mappings, st.integers(1, 6))
-@settings(max_examples=200)
-def test_hours_add_up_to_the_pairing_of_each_vehicle(
-    of_vehicles: list[VehicleMinute], of_meters: list[MeterMinute], mapped: list[Mapping], gap_minutes: int
-) -> None:
-    sides = sides_of(of_vehicles, of_meters, mapped)
-    judged = judge_hours({1, 2, 3}, [FIRST_HOUR, FIRST_HOUR + 1], sides, gap_minutes=gap_minutes)
-    for vehicle in (1, 2, 3):
-        total = pair(vehicle, sides, gap_minutes=gap_minutes).total()
-        rows = [row for (of_vehicle, _, _), row in judged.items() if of_vehicle == vehicle]
-        assert sum(row.ac_milliwh for row in rows) == total.paired_ac_milliwh
-        assert sum(row.dc_milliwh for row in rows) == total.paired_dc_milliwh
-        counts = [sum(row[column] for row in rows) for column in range(2, 6)]
-        assert counts == [total.minutes, total.paired, total.shared, total.unpaired]
-
-
-@given(st.lists(st.sampled_from([1, 1, 1, 1, 2, 3]), min_size=60, max_size=60), st.integers(1, 200_000), st.booleans())
 @settings(max_examples=100)
-def test_a_meter_is_frozen_when_its_readings_are_equal_and_not_when_its_minutes_are_multiples(
-    steps: list[int], value: int, is_frozen: bool
+def test_a_device_is_frozen_when_its_readings_are_equal_and_not_when_its_minutes_are_multiples(
+    steps: list[int], value: int, is_frozen: bool, is_meter: bool
 ) -> None:
     """The device has as many readings as steps, or one reading of so many steps of a coarse register."""
-    at = [60 * FIRST_HOUR + n for n in range(60)]
-    vehicle = Minutes(1, 1, at, [150_000 + n for n in range(60)], [1] * 60)
-    meter = Minutes(1, None, at, [value * step for step in steps], steps if is_frozen else [1] * 60)
-    ((_, row),) = judge_hours({1}, [FIRST_HOUR], Sides([vehicle], [meter], []), gap_minutes=3).items()
+    at = [FIRST_HOUR * HOUR_US + (1 + n) * MINUTE_US - 1 for n in range(60)]
+    other = Rows(None, at, at, [150_000 + n for n in range(60)], [1] * 60)
+    stuck = Rows(None, at, at, [value * step for step in steps], steps if is_frozen else [1] * 60)
+    vehicle, meter = (other, stuck) if is_meter else (stuck, other)
+    pairs = pair_each([1], Sides({1: [vehicle._replace(meter_id=1)]}, {1: [meter]}, {}, {}), gap_minutes=3)
+    row = judge_hours(pairs, [FIRST_HOUR])[1, FIRST_HOUR, 1]
+    frozen, sound = (row.frozen_meter, row.frozen_vehicle)[:: 1 if is_meter else -1]
+    assert sound == Frozen()
     longest = max(len([*run]) for _, run in groupby(steps))
-    if is_frozen:
-        assert row.frozen_meter_minutes == 60
+    if is_frozen or value == 0:
+        assert frozen.minutes >= 59
     elif longest < FROZEN_MINUTES:
-        assert row.frozen_meter_minutes == 0
+        assert frozen.minutes == 0
 
 
 def hour(ratio: float, frozen: int) -> Hour:
-    return Hour(1_000_000, round(1_000_000 * ratio), 60, 60, 0, 0, frozen, 600_000 * (frozen > 0), 0, 0, 60)
+    dc = round(1_000_000 * ratio)
+    evidence = Evidence(paired_ac_milliwh=1_000_000, paired_dc_milliwh=dc, dc_milliwh=dc, paired_us=HOUR_US)
+    return Hour(evidence, Frozen(frozen, 600_000) if frozen else Frozen())
 
 
 days = st.dictionaries(

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.analytics.efficiency.counter import REACH_US, Counter, Rows, counter_of
-from app.analytics.efficiency.pairing import Mapping
+from app.analytics.efficiency.counter import REACH_US, Counter, Mapping, Rows, counter_of
 from app.analytics.efficiency.pairs import Evidence, Pair, evidence_between, pair_counters
 from tests.fixtures.charges import METER, Sharing, Station
 from tests.property.counter_twin import HOUR, MINUTE, Device, Minute, Twin, spans_of

@@ -5,8 +5,7 @@ from random import Random
 
 import pytest
 
-from app.analytics.efficiency.counter import Rows
-from app.analytics.efficiency.pairing import Mapping
+from app.analytics.efficiency.counter import Mapping, Rows
 from app.analytics.efficiency.pairs import Evidence, evidence_between, pair_counters, total
 from app.analytics.efficiency.rhythm import HOUR_US, MINUTE_US
 from app.analytics.efficiency.verdict import Status, verdict
