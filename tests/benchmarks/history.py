@@ -42,7 +42,7 @@ def store_day(connection: psycopg.Connection, devices: int, *, hours: int = 24) 
 
 HOURS = """
     INSERT INTO efficiency_hour
-    SELECT id, hour, id, 7000000 + id, 6000000 + 13 * id, 60, 60, 0, 0, 0, 0, 0, 0, 60
+    SELECT id, hour, id, 7000000 + id, 6000000 + 13 * id, 0, 0, 6000000 + 13 * id, 0, 3600000000, 0, 0, 0, 0, 0, 0, 0
     FROM generate_series(date_trunc('hour', now()) - INTERVAL '72 hours', date_trunc('hour', now()), '1 hour') AS hour,
          generate_series(1, %s) AS id
     ON CONFLICT DO NOTHING

@@ -252,7 +252,7 @@ def test_a_range_that_fails_leaves_nothing_of_the_one_before(
 # Too little is known of V1 to judge it.
 JUDGED = """
     INSERT INTO efficiency_hour
-    SELECT id, date_trunc('hour', now()) - INTERVAL '3 hours', 1, ac, dc, 60, 60, 0, 0, 0, 0, 0, 0, 60
+    SELECT id, date_trunc('hour', now()) - INTERVAL '3 hours', 1, ac, dc, 0, 0, dc, 0, 3600000000, 0, 0, 0, 0, 0, 0, 0
     FROM (VALUES ('V1', 100000, 0), ('V2', 10000000, 9000000)) AS hour (external_id, ac, dc)
     JOIN vehicle USING (external_id)
     ON CONFLICT DO NOTHING;

@@ -15,12 +15,13 @@ from structlog.testing import capture_logs
 from app.analytics.alerts import evaluator
 from app.analytics.alerts.judge import EVIDENCE
 from app.analytics.alerts.listing import answer_of
+from app.analytics.efficiency.pairs import Evidence
 from app.database import command_connection
 from app.policies.invariants import read_policies
 from app.settings import Settings
 from app.simulator.charging import DAY_US, HOUR_US
 from app.simulator.fleet import Fleet
-from app.telemetry.reading import MeterReading
+from app.telemetry.reading import MeterReading, VehicleReading
 from tests.fixtures.alerts import judge_all, judge_once, standing_alerts
 from tests.fixtures.commands import command
 from tests.fixtures.database import Server
@@ -30,6 +31,7 @@ from tests.fixtures.readings import Reading, Rows, meter_reading, midnight, stor
 from tests.fixtures.sending import map_vehicle, problem, send, stamp
 from tests.fixtures.service import service
 from tests.fixtures.waiting import eventually_here
+from tests.property.brute_force import performance
 from tests.unit.test_grace import Clocks
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
@@ -92,11 +94,13 @@ async def test_what_each_fault_is_called(
         *session(at, 240, "shared-1", meter_id="shared"),
         *session(at, 240, "shared-2", meter_id="shared", efficiency=0.2),
         *session(at, 40, "short", efficiency=0.5),
+        *session(at, 2, "too-short", efficiency=0.5),
         *session(at, 29, "hardly-frozen", still=range(29)),
     )
     await judge_all(database_url)
     assert spans(standing_alerts(connection), day) == {
         ("low_efficiency", "low"): [(11, None)],
+        ("low_efficiency", "short"): [(11, None)],
         ("impossible_efficiency", "impossible"): [(11, None)],
         ("impossible_efficiency", "still-meter"): [(11, None)],
         ("frozen_meter", "still-meter"): [(11, None)],
@@ -104,8 +108,8 @@ async def test_what_each_fault_is_called(
         ("frozen_vehicle", "stuck-vehicle"): [(11, None)],
     }
 
-    answer = (await client.get("/v1/analytics/alerts", params={"kind": "low_efficiency"})).json()
-    (alert,) = answer["alerts"]
+    asked = {"kind": "low_efficiency", "vehicleId": "low"}
+    (alert,) = (await client.get("/v1/analytics/alerts", params=asked)).json()["alerts"]
     opened = stamp(at + HOUR)
     assert (alert["id"], alert["meterIds"], alert["vehicleIds"]) == (
         f"low_efficiency/vehicle/low/{opened}",
@@ -114,7 +118,7 @@ async def test_what_each_fault_is_called(
     )
     assert (alert["openedAt"], alert["closedAt"]) == (opened, None)
     assert alert["evidence"]["efficiencyRatio"] == pytest.approx(0.8, abs=1e-4)
-    assert (alert["evidence"]["minutes"], alert["evidence"]["pairedMinutes"]) == (60, 60)
+    assert (alert["evidence"]["minutes"], alert["evidence"]["pairedMinutes"]) == (61, 61)
     assert alert["text"].endswith("in the 24 hours before this alert: efficiency 80.0 %.")
     about = (await client.get("/v1/analytics/alerts", params={"vehicleId": "still-meter", "open": True})).json()
     assert [one["kind"] for one in about["alerts"]] == ["frozen_meter", "impossible_efficiency", "no_data"]
@@ -151,9 +155,12 @@ async def test_what_lies_between_touched_hours_stays(database_url: str, connecti
     await judge_all(database_url)
     await store(database_url, *(readings[n] for n in (*early, *late)))
     await judge_all(database_url)
-    judged = "SELECT sum(paired), sum(ac_milliwh) FROM efficiency_hour"
-    energy = sum(one.ac_milliwh for one in readings if isinstance(one, MeterReading))
-    assert connection.execute(judged.encode()).fetchone() == (600, energy)
+    judged = ", ".join(f"sum({name})::bigint" for name in Evidence._fields)
+    meters = [one for one in readings if isinstance(one, MeterReading)]
+    vehicles = [one for one in readings if isinstance(one, VehicleReading)]
+    first, after = (round(instant.timestamp() * 1_000_000) for instant in (at - HOUR, at + 12 * HOUR))
+    slow = performance("V", meters, vehicles, [], from_us=first, to_us=after)
+    assert connection.execute(f"SELECT {judged} FROM efficiency_hour".encode()).fetchone() == slow.evidence  # noqa: S608
 
 
 async def test_silence_is_told_while_it_lasts(
@@ -307,8 +314,8 @@ async def test_alerts_come_in_pages_and_as_csv(
     csv = await client.get("/v1/analytics/alerts?meterId=M3", headers={"Accept": "text/csv"})
     header, row = csv.text.splitlines()
     assert header == (
-        "id,kind,stream,deviceId,meterIds,vehicleIds,openedAt,closedAt,text,efficiencyRatio,acKwh,dcKwh,lossKwh,"
-        "minutes,pairedMinutes,sharedMinutes,frozenMinutes,from,to,lastSeen,currentAcKwh,currentDcKwh,currentLossKwh,"
+        "id,kind,stream,deviceId,meterIds,vehicleIds,openedAt,closedAt,text,efficiencyRatio,uncertainty,acKwh,"
+        "dcKwh,lossKwh,minutes,pairedMinutes,sharedMinutes,frozenMinutes,from,to,lastSeen,currentAcKwh,currentDcKwh,currentLossKwh,"
         "currentEfficiencyRatio,lossToDateKwh,acknowledgedAt,acknowledgedBy,acknowledgedReason"
     )
     empty = await client.get("/v1/analytics/alerts?open=false", headers={"Accept": "text/csv"})
@@ -347,7 +354,8 @@ async def test_the_ranking_begins_with_the_worst_of_whom_enough_is_known(
         ("shared-2", "insufficient_data"),
     ]
     low = answer["ranking"][0]
-    assert low["coverage"] == {"minutes": 120, "paired": 120, "shared": 0, "unpaired": 0}
+    # The first readings carry energy of the hour before, and the last minute has not ended.
+    assert low["coverage"] == {"minutes": 119, "paired": 119, "shared": 0, "unpaired": 0, "doubtful": 0}
     assert low["lossKwh"] == pytest.approx(low["acKwh"] - low["dcKwh"])
     for energy in ("acKwh", "dcKwh"):
         assert answer["totals"][energy] == pytest.approx(sum(one[energy] for one in answer["ranking"]))
@@ -358,7 +366,9 @@ async def test_the_ranking_begins_with_the_worst_of_whom_enough_is_known(
     worst = (await client.get("/v1/analytics/efficiency", params={**window, "worst": 1, "by": "meter"})).json()
     assert [one["id"] for one in worst["ranking"]] == ["retired"]
     csv = await client.get("/v1/analytics/efficiency", params=window, headers={"Accept": "text/csv"})
-    assert csv.text.splitlines()[0] == "id,efficiencyRatio,acKwh,dcKwh,lossKwh,minutes,paired,shared,unpaired,status"
+    assert csv.text.splitlines()[0] == (
+        "id,efficiencyRatio,uncertainty,acKwh,dcKwh,lossKwh,minutes,paired,shared,unpaired,doubtful,status"
+    )
     assert len(csv.text.splitlines()) == 6
     assert (csv.headers["Wattline-As-Of"], csv.headers["Wattline-Judged-To"]) == (answer["asOf"], answer["judgedTo"])
     empty = (await client.get("/v1/analytics/efficiency")).json()

@@ -73,23 +73,25 @@ async def test_it_survives_judging_and_is_quiet_until_the_alert_reopens(
     assert standing_alerts(connection) == facts
 
     # Late readings change what happened after the opening: the alert closes, then at another hour.
-    await store(database_url, *session(DAY + 12 * HOUR, 600, "V", efficiency=0.9))
-    assert await judged_and_told() == {("low_efficiency", "V"): [(11, 17)]}
-    await store(database_url, *session(DAY + 12 * HOUR, 60, "W", meter_id="V")[1::2])
+    better = session(DAY + 12 * HOUR, 600, "V", efficiency=0.9)
+    await store(database_url, *better[:240], *better[360:])
     assert await judged_and_told() == {("low_efficiency", "V"): [(11, 18)]}
+    await store(database_url, *session(DAY + 14 * HOUR, 60, "V", efficiency=0.79))
+    assert await judged_and_told() == {("low_efficiency", "V"): [(11, 21)]}
     assert listed(database_url)[LOW]["acknowledged"] == acknowledged
     log = b"SELECT transition, quiet FROM alert_transition WHERE kind = 'low_efficiency' ORDER BY id"
     assert connection.execute(log).fetchall() == [("opened", False), ("closed", True), ("closed", True)]
     assert told() == ["alert.opened"]
 
-    # Nothing proves that it was better after all.
-    await store(database_url, *session(DAY + 13 * HOUR, 540, "W", meter_id="V")[1::2])
+    # Nothing proves that it was better after all: another vehicle, which was there all the time, charged since noon.
+    await store(database_url, *session(DAY + 9 * HOUR, 180, "W", meter_id="V", efficiency=0)[1::2])
+    await store(database_url, *session(DAY + 12 * HOUR, 600, "W", meter_id="V")[1::2])
     assert await judged_and_told() == {("low_efficiency", "V"): [(11, None)]}
     assert listed(database_url)[LOW]["acknowledged"] is None
     assert told() == ["alert.opened", "alert.opened"]
 
     assert ack(database_url, LOW, "--reason", "again")[0] == 0
-    await store(database_url, *session(DAY + 10 * HOUR, 120, "W", meter_id="V")[1::2])
+    await store(database_url, *session(DAY + 10 * HOUR, 120, "X", meter_id="V")[1::2])
     assert await judged_and_told() == {}
     assert connection.execute(log).fetchall()[-1] == ("retracted", True)
     assert told() == ["alert.opened", "alert.opened"]

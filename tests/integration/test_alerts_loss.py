@@ -78,7 +78,8 @@ async def test_of_a_frozen_device_only_the_hours_count_in_which_it_was_frozen(
         one = found[kind, kind.removeprefix("frozen_")]
         hours = connection.execute(
             f"""
-            SELECT sum(ac_milliwh - dc_milliwh) / 1e6, sum(ac_milliwh) FILTER (WHERE hour >= %(at)s) / 1e6
+            SELECT sum(paired_ac_milliwh - paired_dc_milliwh) / 1e6,
+                   sum(paired_ac_milliwh) FILTER (WHERE hour >= %(at)s) / 1e6
             FROM efficiency_hour JOIN {kind.removeprefix("frozen_")} AS device ON id = {kind.removeprefix("frozen_")}_id
             WHERE {column} > 0 AND external_id = %(name)s
             """.encode(),  # noqa: S608

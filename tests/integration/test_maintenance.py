@@ -247,7 +247,7 @@ async def test_what_alerts_are_judged_by_and_their_log_come_to_an_end(
     connection.execute(
         """
         INSERT INTO efficiency_hour
-        SELECT age, now() - age * INTERVAL '1 day', 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
+        SELECT age, now() - age * INTERVAL '1 day', 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
         FROM unnest('{1094, 1096}'::int[]) AS age;
         INSERT INTO alert
         SELECT 'frozen_meter', 'meter', n, '2000-01-01', now() - age * INTERVAL '1 day', '{}'
@@ -283,7 +283,7 @@ async def test_what_policies_retain_is_what_maintenance_leaves(
     )
     connection.execute(
         """
-        INSERT INTO efficiency_hour SELECT 1, now() - INTERVAL '30 days', 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
+        INSERT INTO efficiency_hour SELECT 1, now() - INTERVAL '30 days', 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
         INSERT INTO alert SELECT 'frozen_meter', 'meter', 1, '2000-01-01', now() - INTERVAL '30 days', '{}';
         INSERT INTO alert_transition (at, transition, kind, stream, device_id, opened, evidence)
         SELECT now() - INTERVAL '30 days', 'opened', 'frozen_meter', 'meter', 1, '2000-01-01', '{}';

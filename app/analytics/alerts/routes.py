@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.analytics.alerts.judge import EVIDENCE, Kind
 from app.analytics.alerts.listing import AlertFilter, AlertPage, fetch_alerts, position_of
 from app.analytics.efficiency.ranking import By, EfficiencyRanking, Rankings
+from app.analytics.efficiency.verdict import Coverage
 from app.csv_rows import CSV, csv_rows, prefers_csv, stamp
 from app.database import driver_connection
 from app.errors import InvalidTimeRange
@@ -25,7 +26,7 @@ _ALERT_COLUMNS = ("id", "kind", "stream", "deviceId", "meterIds", "vehicleIds", 
 _CURRENT = ("acKwh", "dcKwh", "lossKwh", "efficiencyRatio")
 _CURRENT_COLUMNS = ("currentAcKwh", "currentDcKwh", "currentLossKwh", "currentEfficiencyRatio", "lossToDateKwh")
 _ACKNOWLEDGED_COLUMNS = ("acknowledgedAt", "acknowledgedBy", "acknowledgedReason")
-_RANKED_COLUMNS = ("id", "efficiencyRatio", "acKwh", "dcKwh", "lossKwh")
+_RANKED_COLUMNS = ("id", "efficiencyRatio", "uncertainty", "acKwh", "dcKwh", "lossKwh")
 
 
 @get(
@@ -99,7 +100,7 @@ async def get_efficiency(
     if not prefers_csv(request):
         return Response(answer, headers=headers)
     headers["Wattline-Judged-To"] = "" if answer.judged_to is None else stamp(answer.judged_to)
-    coverage = ("minutes", "paired", "shared", "unpaired")
+    coverage = Coverage.__struct_fields__
     rows = (
         [*(one[name] for name in _RANKED_COLUMNS), *(one["coverage"][name] for name in coverage), one["status"]]
         for one in msgspec.to_builtins(answer.ranking)
