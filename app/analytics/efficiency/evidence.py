@@ -73,11 +73,12 @@ async def fetch_sides(
 
     Raises InvalidTimeRange when too many vehicles share the meters.
     """
+    most = MAX_SHARED_MINUTES * _MINUTE / (range_to - range_from)
     near, far = ((range_from - margin, range_to + margin) for margin in (SETTLED, REACH))
-    sides = await fetch_near(connection, vehicles, *near, NEIGHBOURS, max_shared_minutes=MAX_SHARED_MINUTES)
+    sides = await fetch_near(connection, vehicles, *near, NEIGHBOURS, most_others=most)
     if {*vehicles} == settled(sides, vehicles, *near, gap_minutes=gap_minutes):
         return sides
-    return await fetch_near(connection, vehicles, *far, NEIGHBOURS, max_shared_minutes=MAX_SHARED_MINUTES)
+    return await fetch_near(connection, vehicles, *far, NEIGHBOURS, most_others=most)
 
 
 async def fetch_near(
@@ -87,12 +88,12 @@ async def fetch_near(
     range_to: datetime,
     neighbours: Neighbours,
     *,
-    max_shared_minutes: float = math.inf,
+    most_others: float = math.inf,
 ) -> Sides:
     """Returns the rows in [range_from, range_to) of some vehicles, their meters, and of all vehicles at these.
 
-    Each side is fetched by itself: one anti-join takes 80 times as long. Raises InvalidTimeRange when too many
-    vehicles share the meters.
+    Each side is fetched by itself: one anti-join takes 80 times as long. Raises InvalidTimeRange when there are more
+    than `most_others` other vehicles.
     """
     bounds = {"range_from": range_from, "range_to": range_to}
     own = Sides(
@@ -107,7 +108,7 @@ async def fetch_near(
     own.meters.update(await _fetch_rows(connection, _METER_ROWS, meters, bounds))
     found = await fetch_neighbours(connection, neighbours, meters, {*vehicles}, **bounds)
     others = {vehicle_id for vehicle_id, _ in found}
-    if len(others) * ((range_to - range_from) / _MINUTE) > max_shared_minutes:
+    if len(others) > most_others:
         raise InvalidTimeRange(f"{len(others):,} other vehicles charge at its meters: ask for a shorter window.")
     found += [(vehicle_id, meter_id) for vehicle_id in own.vehicles for meter_id in own.meters_of(vehicle_id)]
     for vehicle_id, meter_id in found:
