@@ -57,6 +57,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pairing_gap_minutes: int = 5
     #: An efficiency below this limit is reported as low: a charger's losses are 10 to 15 %.
     low_efficiency: float = 0.85
+    #: The power in kW beyond which a reading's energy is implausible; `wattline device limit` sets one of a device's
+    #: own. Chargers of cars have less than half of it, and a total in place of a difference soon has more.
+    max_power_kw: float = 1000
     #: Each transition of an alert is POSTed to this URL: `https://host/path`.
     webhook_url: str | None = None
     #: The key that signs these requests: `whsec_` and 24 to 64 bytes as Base64. Whoever has it can pose as Wattline.
@@ -81,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("new_devices_per_hour", 0, 10_000_000),
             ("pairing_gap_minutes", 3, 60),
             ("low_efficiency", 0, 1),
+            ("max_power_kw", 1, 1_000_000),
         ):
             if not low <= getattr(self, field) <= high:
                 raise SetupError(

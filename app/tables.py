@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     BindParameter,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     bindparam,
+    false,
     func,
     text,
 )
@@ -55,7 +57,11 @@ def _device_table(name: str) -> Table:
         Column("external_id", Text, nullable=False, unique=True),
         Column("registered_at", Moment, nullable=False, server_default=func.now()),
         Column("retired_at", Moment),
+        Column("expectation", Text),
+        Column("max_milliwatt", BigInteger),
         Index(None, "registered_at"),
+        CheckConstraint("expectation IN ('always', 'charging', 'never')", name="expectation"),
+        CheckConstraint("max_milliwatt > 0", name="max_milliwatt"),
         CheckConstraint(f"external_id ~ '^{ID_FORM}$' AND external_id NOT IN ('.', '..')", name="external_id"),
     )
 
@@ -101,6 +107,7 @@ meter_state = Table(
     Column("ts", Moment, nullable=False),
     Column("ac_milliwh", Integer, nullable=False),
     Column("voltage_centiv", Integer),
+    Column("in_time", Boolean, nullable=False, server_default=false()),
 )
 vehicle_state = Table(
     "vehicle_state",
@@ -111,6 +118,7 @@ vehicle_state = Table(
     Column("dc_milliwh", Integer, nullable=False),
     Column("soc_centipercent", SmallInteger),
     Column("battery_temp_centic", SmallInteger),
+    Column("in_time", Boolean, nullable=False, server_default=false()),
 )
 
 

@@ -1,12 +1,16 @@
 """Commands for the registry of devices."""
 
 from datetime import UTC, datetime
+from math import isnan
 
 import click
+import msgspec
 
 from app.cli.common import counted, on_database, table
 from app.errors import SetupError
-from app.fleet.devices import fetch_devices
+from app.fleet.devices import Expectation, fetch_devices
+from app.fleet.devices import expect as expect_device
+from app.fleet.devices import limit as limit_device
 from app.fleet.devices import rename as rename_device
 from app.fleet.devices import retire as retire_device
 from app.fleet.devices import seed as seed_fleet
@@ -32,7 +36,7 @@ def seed(vehicles: int, meters: int) -> None:
 
 @click.group()
 def device() -> None:
-    """List, retire or rename devices. The database must be running."""
+    """List, retire or rename devices, or say what to expect of them. The database must be running."""
 
 
 @device.command("list")
@@ -41,26 +45,33 @@ def device() -> None:
 @click.option(
     "--silent", metavar="MINUTES", type=click.IntRange(1, 10_000_000), help="List only silent devices in service."
 )
-def list_(stream: str | None, silent: int | None, *, retired: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the devices as JSON.")
+def list_(stream: str | None, silent: int | None, *, retired: bool, as_json: bool) -> None:
     """List devices with their newest readings, by stream and id."""
     if retired and silent is not None:
         raise SetupError("--retired and --silent cannot be combined, because a retired device may be silent.")
     devices = on_database(
         lambda connection, _: fetch_devices(connection, stream=stream, retired=retired, silent_minutes=silent)
     )
+    if as_json:
+        click.echo(msgspec.json.encode(devices))
+        return
     rows = [
         [
             one.stream,
-            one.external_id,
+            one.id,
             _utc(one.registered_at),
-            _utc(one.latest_ts),
-            "-" if one.latest_milliwh is None else f"{one.latest_milliwh / 1_000_000:g}",
+            _utc(one.latest_at),
+            _number(one.latest_kwh),
             _utc(one.retired_at),
+            one.expectation or "-",
+            _number(one.max_power_kw),
         ]
         for one in devices
     ]
     if rows:
-        click.echo("\n".join(table(("stream", "device", "registered", "last reading", "kWh", "retired"), rows)))
+        headings = "stream", "device", "registered", "last reading", "kWh", "retired", "expected", "max. kW"
+        click.echo("\n".join(table(headings, rows)))
     click.echo(f"{counted(len(rows), 'device')}.")
 
 
@@ -89,6 +100,48 @@ def rename(old: str, new: str, stream: str) -> None:
     """
     on_database(lambda connection, _: rename_device(connection, Stream(stream), old, new))
     click.echo(f"The {stream} {old} is called {new} now; readings under {old} still belong to it.")
+
+
+@device.command()
+@click.argument("name", metavar="DEVICE")
+@click.argument("expectation", required=False, type=click.Choice([each.value for each in Expectation]))
+@OF_STREAM
+@click.option("--undo", is_flag=True, help="Leave it to the device's own rhythm again.")
+def expect(name: str, expectation: str | None, stream: str, *, undo: bool) -> None:
+    """Say when a silence of the device is an alert `no_data`, whatever its own rhythm is.
+
+    always: after each silence; charging: when it fell silent while it charged; never: not at all.
+    """
+    if undo == (expectation is not None):
+        raise SetupError("Give either an expectation (always, charging or never) or --undo.")
+    expected = Expectation(expectation) if expectation else None
+    on_database(lambda connection, _: expect_device(connection, Stream(stream), name, expected))
+    click.echo(f"The {stream} {name} is expected to report {_EXPECTED[expected]}.")
+
+
+@device.command()
+@click.argument("name", metavar="DEVICE")
+@click.argument("kw", required=False, type=click.FloatRange(0.001, 1_000_000))
+@OF_STREAM
+@click.option("--undo", is_flag=True, help="Apply WATTLINE_MAX_POWER_KW again.")
+def limit(name: str, kw: float | None, stream: str, *, undo: bool) -> None:
+    """Set the power in kW beyond which energy of the device is implausible; its stored hours are judged again."""
+    if undo == (kw is not None) or (kw is not None and isnan(kw)):
+        raise SetupError("Give either a limit in kW or --undo.")
+    on_database(lambda connection, _: limit_device(connection, Stream(stream), name, kw))
+    click.echo(f"The limit of the {stream} {name} is {f'{kw:g} kW' if kw else 'WATTLINE_MAX_POWER_KW'} now.")
+
+
+_EXPECTED = {
+    None: "by its own rhythm",
+    Expectation.ALWAYS: "always",
+    Expectation.CHARGING: "while it charges",
+    Expectation.NEVER: "never",
+}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
 
 
 def _utc(at: datetime | None) -> str:

@@ -1,13 +1,17 @@
-"""The operator's commands on devices: seeding a fleet; listing, retiring and renaming devices."""
+"""The operator's commands on devices: seeding a fleet; listing, retiring, renaming; what is expected of a device."""
 
 from datetime import datetime
+from enum import StrEnum
 
 import msgspec
 import psycopg
 from psycopg import sql
 from psycopg.rows import class_row
 
+from app.database import TRANSACTION_SECONDS
 from app.errors import SetupError
+from app.fleet.limits import MILLIWATT_PER_KW, limit_of
+from app.fleet.mapping import NOW_AND_RETAINED
 from app.fleet.registry import LOCK, find_devices, register
 from app.telemetry.reading import Stream
 
@@ -15,15 +19,28 @@ from app.telemetry.reading import Stream
 SLICE_DEVICES = 5_000
 
 
-class Device(msgspec.Struct, frozen=True):
-    """A device, with its newest reading; `retired_at` is None while it is in service."""
+class Expectation(StrEnum):
+    """An operator's word on when a device must report; without it, the device's own rhythm tells."""
+
+    ALWAYS = "always"
+    CHARGING = "charging"
+    NEVER = "never"
+
+
+class Device(msgspec.Struct, frozen=True, rename="camel"):
+    """A device, with its newest reading; `retired_at` is None while it is in service.
+
+    `expectation` and `max_power_kw` are those of an operator, and None without.
+    """
 
     stream: str
-    external_id: str
+    id: str
     registered_at: datetime
-    latest_ts: datetime | None
-    latest_milliwh: int | None
+    latest_at: datetime | None
+    latest_kwh: float | None
     retired_at: datetime | None
+    expectation: str | None
+    max_power_kw: float | None
 
 
 class Seeded(msgspec.Struct, frozen=True):
@@ -76,8 +93,9 @@ async def fetch_devices(
     cursor = connection.cursor(row_factory=class_row(Device))
     await cursor.execute(
         """
-        SELECT stream, external_id, registered_at, ts AS latest_ts, milliwh AS latest_milliwh,
-               CASE WHEN NOT in_service THEN retired_at END AS retired_at
+        SELECT stream, external_id AS id, registered_at, ts AS latest_at, milliwh / 1e6::float8 AS latest_kwh,
+               CASE WHEN NOT in_service THEN retired_at END AS retired_at, expectation,
+               max_milliwatt / %(kw)s::float8 AS max_power_kw
         FROM device
         WHERE stream = coalesce(%(stream)s, stream)
             AND NOT (in_service AND %(retired)s)
@@ -85,7 +103,7 @@ async def fetch_devices(
                  AND coalesce(ts < now() - make_interval(mins => %(silent)s), true))
         ORDER BY stream, external_id
         """,
-        {"stream": stream, "retired": retired, "silent": silent_minutes},
+        {"stream": stream, "retired": retired, "silent": silent_minutes, "kw": MILLIWATT_PER_KW},
     )
     return await cursor.fetchall()
 
@@ -153,6 +171,50 @@ async def rename(connection: psycopg.AsyncConnection, stream: Stream, old: str, 
             ) from None
         await connection.execute("DELETE FROM former_name WHERE stream = %s AND external_id = %s", [stream, new])
         await connection.execute("INSERT INTO former_name VALUES (%s, %s, %s)", [stream, old, device])
+
+
+async def expect(
+    connection: psycopg.AsyncConnection, stream: Stream, name: str, expectation: Expectation | None
+) -> None:
+    """Records when the device must report; None leaves it to its own rhythm. Raises SetupError for an unknown device.
+
+    The next round of the evaluator opens or retracts the alerts that follow from it.
+    """
+    device = await _named(connection, stream, name)
+    update = sql.SQL("UPDATE {} SET expectation = %s WHERE id = %s").format(sql.Identifier(stream))
+    await connection.execute(update, [expectation, device])
+
+
+async def limit(connection: psycopg.AsyncConnection, stream: Stream, name: str, kw: float | None) -> None:
+    """Sets the device's own limit of power; None leaves it to the service. Raises SetupError for an unknown device.
+
+    All hours of which the device's minutes are retained are noted as touched, so that they are judged again.
+    """
+    async with connection.transaction():
+        device = await _named(connection, stream, name)
+        update = sql.SQL("UPDATE {} SET max_milliwatt = %s WHERE id = %s").format(sql.Identifier(stream))
+        await connection.execute(update, [None if kw is None else limit_of(kw), device])
+        ((now, retained),) = await (await connection.execute(NOW_AND_RETAINED)).fetchall()
+        await connection.execute(
+            sql.SQL(_TOUCH).format(minutes=sql.Identifier(f"{stream}_minute")),
+            {"stream": stream, "device": device, "now": now, "retained": retained, "seconds": TRANSACTION_SECONDS},
+        )
+
+
+# As after a mapping: `at` lies beyond the end of this transaction, the hours are those of the device's minutes, and the
+# bounds are no subquery.
+_TOUCH = """
+    INSERT INTO touched_hour AS known (stream, device_id, hour, at)
+    SELECT %(stream)s, %(device)s, hour, clock_timestamp() + make_interval(secs => %(seconds)s)
+    FROM (
+        SELECT DISTINCT utc_bucket('1 hour', bucket) AS hour
+        FROM {minutes}(utc_bucket('1 hour', coalesce(%(retained)s::timestamptz, '-infinity')),
+                       %(now)s + INTERVAL '1 hour', ARRAY[%(device)s]::integer[])
+    ) AS measured
+    ORDER BY hour
+    ON CONFLICT (stream, device_id, hour) DO UPDATE SET at = excluded.at
+    WHERE known.at < excluded.at
+"""
 
 
 async def _named(connection: psycopg.AsyncConnection, stream: Stream, name: str) -> int:

@@ -35,7 +35,7 @@ _HISTORY = """
 
 
 # The evaluator judges back to the oldest minutes that the database retains; NULL means that it retains all.
-_NOW_AND_RETAINED = """
+NOW_AND_RETAINED = """
     SELECT now(), max(kept_from) FROM aggregate_retention() WHERE name IN ('meter_minute', 'vehicle_minute')
 """
 
@@ -94,7 +94,7 @@ async def map_vehicle(
         # The lock lets only one transaction at a time change a vehicle's mapping.
         await connection.execute("SELECT FROM vehicle WHERE id = %s FOR NO KEY UPDATE", [vehicle])
         history = await mapping_history(connection, mapping.vehicle_id)
-        ((now, retained),) = await (await connection.execute(_NOW_AND_RETAINED)).fetchall()
+        ((now, retained),) = await (await connection.execute(NOW_AND_RETAINED)).fetchall()
         valid_from = mapping.valid_from or (now if history else None)
         if mapping.valid_to is not None and valid_from is not None and mapping.valid_to <= valid_from:
             raise InvalidTimeRange("validTo must lie after validFrom, which is now where it is not given.")

@@ -87,6 +87,7 @@ _STEPS = [
     """,
     "DELETE FROM import_journal WHERE isempty(touched) AND updated_at < now() - %(import_journal)s::interval",
     "DELETE FROM efficiency_hour WHERE hour < now() - %(efficiency_hour)s::interval",
+    "DELETE FROM implausible_hour WHERE hour < now() - %(efficiency_hour)s::interval",
     "DELETE FROM alert WHERE closed < now() - %(alert)s::interval",
     """
     INSERT INTO storage_size (at, name, bytes)

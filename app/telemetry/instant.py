@@ -10,6 +10,8 @@ DAY_US = 24 * HOUR_US
 # The live window: readings may be this old when they arrive, and their timestamps this far ahead.
 MAX_AGE = timedelta(days=7)
 MAX_AHEAD = timedelta(minutes=5)
+# A reading that is older when it arrives is late; any other comes in time.
+LATE_US = 600_000_000
 
 
 def instant(ts: int) -> datetime:

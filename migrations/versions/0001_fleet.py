@@ -41,6 +41,12 @@ def upgrade() -> None:
                 "registered_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now(), index=True
             ),
             sa.Column("retired_at", sa.DateTime(timezone=True)),
+            # An operator's word on when the device must report; NULL: its own rhythm tells.
+            sa.Column("expectation", sa.Text),
+            # Energy that takes more power than this is implausible; NULL: the service's setting is the limit.
+            sa.Column("max_milliwatt", sa.BigInteger),
+            sa.CheckConstraint("expectation IN ('always', 'charging', 'never')", name="expectation"),
+            sa.CheckConstraint("max_milliwatt > 0", name="max_milliwatt"),
             sa.CheckConstraint(
                 "external_id ~ '^[A-Za-z0-9._:-]{1,64}$' AND external_id NOT IN ('.', '..')", name="external_id"
             ),
@@ -55,6 +61,7 @@ def upgrade() -> None:
         sa.CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
     )
 
+    # `in_time` says that a reading of the device once came in time, which no import does.
     # Every batch rewrites the rows of its devices. The free space keeps a row's new version on its page, so that the
     # index does not change.
     op.create_table(
@@ -63,6 +70,7 @@ def upgrade() -> None:
         sa.Column("ts", sa.DateTime(timezone=True), nullable=False),
         sa.Column("ac_milliwh", sa.Integer, nullable=False),
         sa.Column("voltage_centiv", sa.Integer),
+        sa.Column("in_time", sa.Boolean, nullable=False, server_default=sa.false()),
         postgresql_with={"fillfactor": 50},
     )
     op.create_table(
@@ -73,6 +81,7 @@ def upgrade() -> None:
         sa.Column("dc_milliwh", sa.Integer, nullable=False),
         sa.Column("soc_centipercent", sa.SmallInteger),
         sa.Column("battery_temp_centic", sa.SmallInteger),
+        sa.Column("in_time", sa.Boolean, nullable=False, server_default=sa.false()),
         postgresql_with={"fillfactor": 50},
     )
 
@@ -94,13 +103,16 @@ def upgrade() -> None:
         CREATE FUNCTION in_service(retired_at timestamptz, ts timestamptz) RETURNS boolean LANGUAGE sql IMMUTABLE
         AS $$ SELECT retired_at IS NULL OR coalesce(ts > retired_at, false) $$
     """)
-    # Every device with its newest reading.
+    # Every device with its newest reading, and what is expected of it.
     op.execute("""
-        CREATE VIEW device (stream, id, external_id, registered_at, ts, milliwh, retired_at, in_service) AS
-        SELECT 'meter'::text, id, external_id, registered_at, ts, ac_milliwh, retired_at, in_service(retired_at, ts)
+        CREATE VIEW device (stream, id, external_id, registered_at, ts, milliwh, retired_at, in_service,
+                            in_time, expectation, max_milliwatt) AS
+        SELECT 'meter'::text, id, external_id, registered_at, ts, ac_milliwh, retired_at, in_service(retired_at, ts),
+               in_time, expectation, max_milliwatt
         FROM meter LEFT JOIN meter_state ON meter_id = id
         UNION ALL
-        SELECT 'vehicle', id, external_id, registered_at, ts, dc_milliwh, retired_at, in_service(retired_at, ts)
+        SELECT 'vehicle', id, external_id, registered_at, ts, dc_milliwh, retired_at, in_service(retired_at, ts),
+               in_time, expectation, max_milliwatt
         FROM vehicle LEFT JOIN vehicle_state ON vehicle_id = id
     """)
 

@@ -7,7 +7,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 revision = "0006"
 down_revision = "0005"
 
-_KINDS = "kind IN ('low_efficiency', 'impossible_efficiency', 'frozen_meter', 'frozen_vehicle', 'no_data')"
+_KINDS = """kind IN ('low_efficiency', 'impossible_efficiency', 'frozen_meter', 'frozen_vehicle', 'no_data',
+                     'implausible_energy')"""
 _STREAMS = "stream IN ('meter', 'vehicle')"
 
 
@@ -37,6 +38,35 @@ def upgrade() -> None:
     )
     op.create_index(None, "efficiency_hour", ["hour"])
     op.create_index(None, "efficiency_hour", ["meter_id", "hour"], postgresql_where=sa.text("frozen_meter_minutes > 0"))
+
+    # How often a device reported in an hour: its minutes with readings if each five minutes have some, else the number
+    # of five minutes that have some. A device has rows of the week before its newest reading.
+    op.create_table(
+        "reported_hour",
+        sa.Column("stream", sa.Text, primary_key=True),
+        sa.Column("device_id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("hour", sa.DateTime(timezone=True), primary_key=True),
+        sa.Column("pace", sa.SmallInteger, nullable=False),
+        sa.CheckConstraint(_STREAMS, name="stream"),
+    )
+
+    # The readings of a device in an hour whose power is beyond its limit at that time: their number and energy, the
+    # first and the last of them, the limit, and what may be wrong with them.
+    op.create_table(
+        "implausible_hour",
+        sa.Column("stream", sa.Text, primary_key=True),
+        sa.Column("device_id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("hour", sa.DateTime(timezone=True), primary_key=True),
+        sa.Column("readings", sa.Integer, nullable=False),
+        sa.Column("milliwh", sa.BigInteger, nullable=False),
+        sa.Column("first_ts", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("last_ts", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("max_milliwatt", sa.BigInteger, nullable=False),
+        sa.Column("looks_like", sa.Text, nullable=False),
+        sa.CheckConstraint(_STREAMS, name="stream"),
+        sa.CheckConstraint("looks_like IN ('register', 'wh', 'step')", name="looks_like"),
+    )
+    op.create_index(None, "implausible_hour", ["hour"])
 
     # Alerts follow from the stored data, whatever order these came in. `evidence` is as of the opening.
     op.create_table(
@@ -81,6 +111,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("alert_transition", "alert", "efficiency_hour"):
+    for table in ("alert_transition", "alert", "implausible_hour", "reported_hour", "efficiency_hour"):
         op.drop_table(table)
     op.drop_column("installation", "judged_as_of")

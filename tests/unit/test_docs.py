@@ -25,7 +25,6 @@ from app.ingest.decode import MAX_READINGS, MediaType
 from app.ingest.history.columns import SYNONYMS
 from app.ingest.http.body import DRAIN_BYTES, DRAIN_SECONDS, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES
 from app.ingest.store.session import STAGED_SECONDS
-from app.ingest.store.transactions import LATE_US
 from app.ingest.store.writer import GROUP_READINGS
 from app.main import create_app
 from app.ops.maintenance import QUARANTINE_ROWS
@@ -40,7 +39,7 @@ from app.policies.invariants import (
     violations,
 )
 from app.settings import Settings
-from app.telemetry.instant import MAX_AGE, MAX_AHEAD
+from app.telemetry.instant import LATE_US, MAX_AGE, MAX_AHEAD
 from app.webhooks.deliver import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, TIMEOUT_SECONDS
 from app.webhooks.queue import GIVE_UP_DAYS
 

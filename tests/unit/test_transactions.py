@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from app.ingest.batch import Batch, Source
 from app.ingest.check import MAX_AHEAD_US
-from app.ingest.store.transactions import LATE_US, Pending, Transaction, split
-from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US
+from app.ingest.store.transactions import Pending, Transaction, split
+from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US, LATE_US
 from app.telemetry.reading import Stream
 
 # 2026-03-01 00:04:56.789 UTC, in microseconds since 2000: the last 10 minutes lie in two days.

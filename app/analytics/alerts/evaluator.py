@@ -15,8 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.analytics.alerts import tables
 from app.analytics.alerts.hours import NO_METER, Hours, judge_hours
+from app.analytics.alerts.implausible_hours import close_alerts
 from app.analytics.alerts.judge import KINDS, TRAILING_HOURS, judge, splice
 from app.analytics.alerts.loss import sum_energies
+from app.analytics.alerts.reported import judge_reported
+from app.analytics.alerts.silence import replace_silent
 from app.analytics.efficiency.evidence import SETTLED, Sides, fetch_near, pair_each, settled
 from app.analytics.efficiency.neighbours import JUDGED_NEIGHBOURS, REACH, fetch_concerned
 from app.analytics.freshness import fetch_instants
@@ -94,7 +97,7 @@ async def judge_silence(pool: AsyncEngine) -> None:
         as_of = (await fetch_instants(reading, "vehicle_minute", "meter_minute")).as_of
     async with driver_connection(pool) as writing, writing.transaction():
         if as_of and await tables.try_lock(writing):
-            await tables.replace_silent(writing, as_of, REPORTING_MINUTES)
+            await replace_silent(writing, as_of)
 
 
 async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int = _TOUCHED_AT_ONCE) -> bool:
@@ -107,9 +110,9 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
         instants = await fetch_instants(reading, "vehicle_minute", "meter_minute")
         if instants.as_of is None:
             return False
-        as_of, over = instants.as_of, _hour(instants.as_of - timedelta(minutes=settings.pairing_gap_minutes))
+        as_of, over = instants.as_of, tables.hour_of(instants.as_of - timedelta(minutes=settings.pairing_gap_minutes))
         # An hour keeps its rows when its minutes, or those that it depends on, were dropped.
-        first = 0 if instants.kept_from is None else _hour(instants.kept_from) + 1 + _REACH_HOURS
+        first = 0 if instants.kept_from is None else tables.hour_of(instants.kept_from) + 1 + _REACH_HOURS
         hours = await tables.fetch_touched_hours(writing, tables.start_of_hour(over), as_of)
         while chosen := _first_of(hours, at_once):
             hours = hours[len(chosen) :]
@@ -118,19 +121,20 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
                     return False
                 touched = await tables.fetch_touched(writing, chosen)
                 if touched:
-                    between = range(_hour(chosen[0]), _hour(chosen[-1]) + 1)
-                    judged = await _judge_hours(reading, touched, between, range(first, over), settings)
+                    between = range(tables.hour_of(chosen[0]), tables.hour_of(chosen[-1]) + 1)
+                    kept = range(first, over)
+                    judged = await _judge_hours(reading, touched, between, kept, settings)
                     await _judge_devices(writing, judged, settings)
+                    await judge_reported(reading, writing, touched, kept, max_power_kw=settings.max_power_kw)
                 # The other notes may stand for readings that are not visible yet.
                 await tables.forget_touched(writing, [note for note in touched if note[3] < as_of])
             if hours and time.monotonic() > ends:
                 return True
+        async with writing.transaction():
+            if await tables.try_lock(writing):
+                await close_alerts(writing, over)
         await tables.note_judged(writing, as_of)
     return False
-
-
-def _hour(at: datetime) -> int:
-    return int(at.timestamp() // 3600)
 
 
 def _first_of(touched: list[tuple[datetime, int]], at_once: int) -> list[datetime]:

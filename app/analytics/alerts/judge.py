@@ -32,11 +32,12 @@ class Kind(StrEnum):
     FROZEN_METER = "frozen_meter"
     FROZEN_VEHICLE = "frozen_vehicle"
     NO_DATA = "no_data"
+    IMPLAUSIBLE_ENERGY = "implausible_energy"
 
 
 EVIDENCE = (
     *("efficiencyRatio", "uncertainty", "acKwh", "dcKwh", "lossKwh", "minutes", "pairedMinutes", "sharedMinutes"),
-    *("frozenMinutes", "from", "to", "lastSeen"),
+    *("frozenMinutes", "from", "to", "lastSeen", "readings", "limitKw", "looksLike"),
 )
 """The members that an alert's evidence may have, over all kinds."""
 

@@ -54,7 +54,8 @@ class Current(msgspec.Struct, frozen=True, rename="camel"):
 class ListedAlert(AlertAnswer, frozen=True, rename="camel"):
     """An alert as the listing answers it; `acknowledged` is null until somebody acknowledges it.
 
-    `loss_to_date_kwh` is the loss of `current` and of the 24 hours before the opening; both are null for `no_data`.
+    `loss_to_date_kwh` is the loss of `current` and of the 24 hours before the opening. Both are null for `no_data` and
+    `implausible_energy`.
     """
 
     current: Current | None
@@ -103,7 +104,7 @@ async def fetch_alerts(connection: AsyncConnection[tuple[Any, ...]], only: Alert
 def _listed(acknowledged: dict[str, str] | None, ac: int, dc: int, loss: int, *alert: Any) -> ListedAlert:
     answer = answer_of(*alert)
     current = Current(ac / 1_000_000, dc / 1_000_000, (ac - dc) / 1_000_000, dc / ac if ac else None)
-    has_energy = answer.kind is not Kind.NO_DATA
+    has_energy = answer.kind not in (Kind.NO_DATA, Kind.IMPLAUSIBLE_ENERGY)
     return ListedAlert(
         **msgspec.structs.asdict(answer),
         current=current if has_energy else None,
@@ -163,11 +164,25 @@ def _text(
                 f"{device} measured nothing, or one value again and again, for {evidence['frozenMinutes']} minutes "
                 f"or more, while it took {evidence['acKwh']:.2f} kWh AC from {others}."
             )
+        case Kind.IMPLAUSIBLE_ENERGY:
+            energy = evidence["acKwh"] if stream == Stream.METER else evidence["dcKwh"]
+            counted = "1 reading" if evidence["readings"] == 1 else f"{evidence['readings']:,} readings"
+            return (
+                f"{device} sent {counted} with {energy:,.2f} kWh, which would take more than its limit of "
+                f"{evidence['limitKw']:g} kW: {_LOOKS_LIKE[evidence['looksLike']]}."
+            )
         case Kind.NO_DATA:
             last_seen = _to_the_second(datetime.fromisoformat(evidence["lastSeen"]))
             if closed is None:
                 return f"The {stream} {device} has sent nothing since {last_seen}."
             return f"The {stream} {device} was silent from {last_seen} to {_to_the_second(closed)}."
+
+
+_LOOKS_LIKE = {
+    "register": "it looks like a register, the total of a meter, sent as the energy since the previous reading",
+    "wh": "it looks like Wh sent as kWh",
+    "step": "it looks like a step, which no charge explains",
+}
 
 
 def _to_the_second(at: datetime) -> str:

@@ -31,7 +31,7 @@ _SUM_AT = sql.SQL("""
             WHERE {own} = device_id AND hour >= opened - make_interval(hours => %(hours)s)
                 AND hour < coalesce(closed, 'infinity') AND {counted}
         ) AS energies
-        WHERE kind <> 'no_data' AND stream = %(stream)s AND device_id = ANY (%(devices)s)
+        WHERE kind NOT IN ('no_data', 'implausible_energy') AND stream = %(stream)s AND device_id = ANY (%(devices)s)
             AND (closed IS NULL OR closed > %(since)s)
     ) AS summed
     WHERE (alert.kind, alert.stream, alert.device_id, alert.opened)

@@ -1,11 +1,25 @@
 """The tables of alerts and of their transitions, which Alembic compares."""
 
-from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, Identity, Index, Integer, Table, Text, false, func
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Identity,
+    Index,
+    Integer,
+    SmallInteger,
+    Table,
+    Text,
+    false,
+    func,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.tables import Moment, metadata
 
-_KINDS = "kind IN ('low_efficiency', 'impossible_efficiency', 'frozen_meter', 'frozen_vehicle', 'no_data')"
+_KINDS = """kind IN ('low_efficiency', 'impossible_efficiency', 'frozen_meter', 'frozen_vehicle', 'no_data',
+                     'implausible_energy')"""
 _STREAMS = "stream IN ('meter', 'vehicle')"
 
 # An alert is a pure function of the stored data, but for who has acknowledged it.
@@ -45,4 +59,33 @@ alert_transition = Table(
     CheckConstraint(_KINDS, name="kind"),
     CheckConstraint(_STREAMS, name="stream"),
     Index(None, "at"),
+)
+
+# How often a device reported in each of its last hours, for the silence of devices.
+reported_hour = Table(
+    "reported_hour",
+    metadata,
+    Column("stream", Text, primary_key=True),
+    Column("device_id", Integer, primary_key=True, autoincrement=False),
+    Column("hour", Moment, primary_key=True),
+    Column("pace", SmallInteger, nullable=False),
+    CheckConstraint(_STREAMS, name="stream"),
+)
+
+# The implausible readings of a device in an hour; other hours have no row.
+implausible_hour = Table(
+    "implausible_hour",
+    metadata,
+    Column("stream", Text, primary_key=True),
+    Column("device_id", Integer, primary_key=True, autoincrement=False),
+    Column("hour", Moment, primary_key=True),
+    Column("readings", Integer, nullable=False),
+    Column("milliwh", BigInteger, nullable=False),
+    Column("first_ts", Moment, nullable=False),
+    Column("last_ts", Moment, nullable=False),
+    Column("max_milliwatt", BigInteger, nullable=False),
+    Column("looks_like", Text, nullable=False),
+    Index(None, "hour"),
+    CheckConstraint(_STREAMS, name="stream"),
+    CheckConstraint("looks_like IN ('register', 'wh', 'step')", name="looks_like"),
 )

@@ -74,7 +74,7 @@ async def forget_touched(connection: Connection, touched: Touched) -> None:
         )
         DELETE FROM touched_hour WHERE ctid IN (SELECT ctid FROM seen)
         """,
-        _columns(touched, 4),
+        columns(touched, 4),
     )
 
 
@@ -107,7 +107,7 @@ async def replace_hours(
             WHERE (efficiency_hour.vehicle_id, efficiency_hour.hour, efficiency_hour.meter_id)
                 = (gone.vehicle_id, gone.hour, gone.meter_id)
             """,
-            _columns(gone, 3),
+            columns(gone, 3),
         )
     copy = sql.SQL("COPY efficiency_hour (vehicle_id, hour, meter_id, {}) FROM STDIN").format(_VALUES)
     async with connection.cursor().copy(copy) as rows:
@@ -159,7 +159,13 @@ def start_of_hour(hour: int) -> datetime:
     return datetime.fromtimestamp(3600 * hour, UTC)
 
 
-def _columns(rows: Iterable[Sequence[Any]], number: int) -> list[list[Any]]:
+def hour_of(at: datetime) -> int:
+    """Returns the hour that an instant lies in."""
+    return int(at.timestamp() // 3600)
+
+
+def columns(rows: Iterable[Sequence[Any]], number: int) -> list[list[Any]]:
+    """Returns the rows as columns, for unnest(); `number` columns when there are no rows."""
     return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(number)]
 
 
@@ -214,11 +220,6 @@ def _parameters(alert: Alert) -> dict[str, Any]:
     return {**alert._asdict(), "evidence": Jsonb(dict(alert.evidence))}
 
 
-async def replace_silent(connection: Connection, as_of: datetime, silent_minutes: int) -> None:
-    """Makes the `no_data` alerts those of the devices in service that are silent at `as_of`."""
-    await connection.execute(_SILENCE, {"as_of": as_of, "silent": silent_minutes})
-
-
 _DELETE_ALERT = """
     DELETE FROM alert
     WHERE kind = %(kind)s AND stream = %(stream)s AND device_id = %(device)s AND opened = %(opened)s
@@ -240,34 +241,4 @@ _LOG = """
                        WHERE (kind, stream, device_id, opened) = (%(kind)s, %(stream)s, %(device)s, %(opened)s)
                            AND acknowledged IS NOT NULL)
     WHERE EXISTS (SELECT FROM device WHERE stream = %(stream)s AND id = %(device)s AND in_service)
-"""
-
-# A reading that is older than the alert proves that there was no such silence.
-_SILENCE = """
-    WITH known AS (
-        SELECT stream, id, ts FROM device WHERE in_service
-    ), silent AS (
-        SELECT stream, id, ts, ts + make_interval(mins => %(silent)s) AS opened
-        FROM known
-        WHERE ts < %(as_of)s - make_interval(mins => %(silent)s)
-    ), ended AS (
-        DELETE FROM alert
-        WHERE kind = 'no_data'
-            AND NOT EXISTS (SELECT FROM silent WHERE (silent.stream, silent.id, silent.opened)
-                                                     = (alert.stream, alert.device_id, alert.opened))
-        RETURNING stream, device_id, opened, evidence, acknowledged IS NOT NULL AS quiet
-    ), begun AS (
-        INSERT INTO alert (kind, stream, device_id, opened, evidence)
-        SELECT 'no_data', stream, id, opened,
-               jsonb_build_object('lastSeen', to_char(ts AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
-        FROM silent
-        ON CONFLICT DO NOTHING
-        RETURNING stream, device_id, opened, evidence
-    )
-    INSERT INTO alert_transition (transition, kind, stream, device_id, opened, closed, evidence, quiet)
-    SELECT CASE WHEN ts > opened THEN 'closed' ELSE 'retracted' END, 'no_data', ended.stream, device_id, opened,
-           CASE WHEN ts > opened THEN ts END, evidence, quiet
-    FROM ended JOIN known ON (known.stream, known.id) = (ended.stream, ended.device_id)
-    UNION ALL
-    SELECT 'opened', 'no_data', stream, device_id, opened, NULL, evidence, false FROM begun
 """

@@ -60,7 +60,7 @@ class Importer:
         on_pause: Callable[[int], None],
         on_rejected: Callable[[Opened, list[tuple[int, bytes, RejectedReading]]], None] | None,
     ) -> None:
-        self._session = Session(url, errors=(*TRANSIENT, *UNAVAILABLE), pause=self._pause)
+        self._session = Session(url, errors=(*TRANSIENT, *UNAVAILABLE), pause=self._pause, is_live=False)
         self._on_progress, self._on_pause, self._on_rejected = on_progress, on_pause, on_rejected
         self._decoder = Decoder()
         self._transaction_rows = BLOCK_LINES

@@ -49,7 +49,7 @@ class Session:
     """A connection that is opened again when it is lost, with what this process knows of its database.
 
     `pause` is called with the number of a failed attempt and its error, one of `errors`: it waits until the next
-    attempt, or raises.
+    attempt, or raises. Without `is_live`, what it stores is history, which says nothing about when devices report.
     """
 
     def __init__(
@@ -58,8 +58,10 @@ class Session:
         *,
         errors: tuple[type[psycopg.Error], ...],
         pause: Callable[[int, psycopg.Error], Awaitable[None]],
+        is_live: bool,
     ) -> None:
         self._url = url
+        self._is_live = is_live
         self._errors, self._pause = errors, pause
         self._connection: Connection | None = None
         self._prepared_days: set[int] = set()
@@ -140,7 +142,7 @@ class Session:
                 outcomes[stream] = outcome
                 inserted[stream] = sorted(map(of_stream.__getitem__, outcome.inserted), key=itemgetter(0))
             for stream in rows:
-                await statements.merge_states(connection, stream, inserted[stream])
+                await statements.merge_states(connection, stream, inserted[stream], is_live=self._is_live)
             touched = self._noted.missing(inserted)
             await statements.merge_touched(connection, touched)
             stored = Stored(outcomes, inserted, await statements.clock(connection))

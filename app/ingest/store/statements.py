@@ -16,7 +16,7 @@ from psycopg.types.numeric import Int8BinaryLoader
 
 from app.database import FIND_STORE_FAULTS, STORE_FAULTS, TRANSACTION_SECONDS, CannotStore
 from app.ingest.batch import Row
-from app.telemetry.instant import DAY_US, HOUR_US, instant
+from app.telemetry.instant import DAY_US, HOUR_US, LATE_US, instant
 from app.telemetry.reading import Stream
 
 _log = structlog.get_logger()
@@ -61,10 +61,14 @@ METER = StreamSql(
     """,
     copy_states="COPY new_meter_state (ts, meter_id, ac_milliwh, voltage_centiv) FROM STDIN (FORMAT binary)",
     merge_states="""
-        INSERT INTO meter_state AS state (meter_id, ts, ac_milliwh, voltage_centiv)
-        SELECT meter_id, ts, ac_milliwh, voltage_centiv FROM new_meter_state ORDER BY meter_id
+        INSERT INTO meter_state AS state (meter_id, ts, ac_milliwh, voltage_centiv, in_time)
+        SELECT meter_id, ts, ac_milliwh, voltage_centiv,
+               %(is_live)s AND ts >= now() - make_interval(secs => %(late_seconds)s)
+        FROM new_meter_state
+        ORDER BY meter_id
         ON CONFLICT (meter_id) DO UPDATE SET
-            ts = excluded.ts, ac_milliwh = excluded.ac_milliwh, voltage_centiv = excluded.voltage_centiv
+            ts = excluded.ts, ac_milliwh = excluded.ac_milliwh, voltage_centiv = excluded.voltage_centiv,
+            in_time = state.in_time OR excluded.in_time
         WHERE state.ts < excluded.ts
     """,
 )
@@ -101,13 +105,16 @@ VEHICLE = StreamSql(
         FROM STDIN (FORMAT binary)
     """,
     merge_states="""
-        INSERT INTO vehicle_state AS state (vehicle_id, ts, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic)
-        SELECT vehicle_id, ts, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic
+        INSERT INTO vehicle_state AS state (
+            vehicle_id, ts, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic, in_time)
+        SELECT vehicle_id, ts, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic,
+               %(is_live)s AND ts >= now() - make_interval(secs => %(late_seconds)s)
         FROM new_vehicle_state
         ORDER BY vehicle_id
         ON CONFLICT (vehicle_id) DO UPDATE SET
             ts = excluded.ts, meter_id = excluded.meter_id, dc_milliwh = excluded.dc_milliwh,
-            soc_centipercent = excluded.soc_centipercent, battery_temp_centic = excluded.battery_temp_centic
+            soc_centipercent = excluded.soc_centipercent, battery_temp_centic = excluded.battery_temp_centic,
+            in_time = state.in_time OR excluded.in_time
         WHERE state.ts < excluded.ts
     """,
 )
@@ -118,8 +125,8 @@ NOTED_SECONDS = 60
 # Temporary tables are all that a session keeps; made when missing, they work behind a pooling proxy too.
 _TEMPORARY_TABLES = """
     SET LOCAL client_min_messages = warning;
-    CREATE TEMP TABLE IF NOT EXISTS new_meter_state (LIKE meter_state) ON COMMIT DELETE ROWS;
-    CREATE TEMP TABLE IF NOT EXISTS new_vehicle_state (LIKE vehicle_state) ON COMMIT DELETE ROWS;
+    CREATE TEMP TABLE IF NOT EXISTS new_meter_state (LIKE meter_state INCLUDING DEFAULTS) ON COMMIT DELETE ROWS;
+    CREATE TEMP TABLE IF NOT EXISTS new_vehicle_state (LIKE vehicle_state INCLUDING DEFAULTS) ON COMMIT DELETE ROWS;
     CREATE TEMP TABLE IF NOT EXISTS new_touched_hour (LIKE touched_hour) ON COMMIT DELETE ROWS;
 """
 _STAGING_TABLES = """
@@ -203,14 +210,18 @@ async def insert_staged(connection: Connection, stream: Stream, rows: list[Row])
     return Outcome(inserted, frozenset(n for (n,) in await cursor.fetchall()))
 
 
-async def merge_states(connection: Connection, stream: Stream, inserted: list[Row]) -> None:
-    """Moves the latest states forward, never backwards, to the newest of the rows, which are ordered by time."""
+async def merge_states(connection: Connection, stream: Stream, inserted: list[Row], *, is_live: bool) -> None:
+    """Moves the latest states forward, never backwards, to the newest of the rows, which are ordered by time.
+
+    Without `is_live`, none of them counts as in time.
+    """
     if not inserted:
         return
     statements = SQL[stream]
     latest = {row[1]: row for row in inserted}
     await copy(connection, statements.copy_states, statements.copy_types, latest.values())
-    await connection.execute(statements.merge_states.encode())
+    in_time = {"is_live": is_live, "late_seconds": LATE_US / 1_000_000}
+    await connection.execute(statements.merge_states.encode(), in_time)
 
 
 async def merge_touched(connection: Connection, touched: Touched) -> None:

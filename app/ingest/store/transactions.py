@@ -8,10 +8,8 @@ from app.ingest.batch import Batch, Receipt, Rejection, Source, StreamRows
 from app.ingest.check import MAX_AHEAD_US
 from app.ingest.store.device_ids import DeviceIds
 from app.ingest.store.session import Stored
-from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US, instant
+from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US, LATE_US, instant
 from app.telemetry.reading import Stream
-
-LATE_US = 600_000_000
 
 
 class Pending:

@@ -40,7 +40,7 @@ class Writer:
     """Stores batches while `run()` runs."""
 
     def __init__(self, url: str, *, queue_max_readings: int, new_devices_per_hour: int | None) -> None:
-        self._session = Session(url, errors=TRANSIENT, pause=_pause)
+        self._session = Session(url, errors=TRANSIENT, pause=_pause, is_live=True)
         self._queue_max_readings = queue_max_readings
         self._queue: deque[Pending] = deque()
         self._waiting_readings = 0
