@@ -22,7 +22,7 @@ from app.settings import Settings
 from app.simulator.charging import DAY_US, HOUR_US
 from app.simulator.fleet import Fleet
 from app.telemetry.reading import MeterReading, VehicleReading
-from tests.fixtures.alerts import judge_all, judge_once, standing_alerts
+from tests.fixtures.alerts import expect_all, judge_all, judge_once, standing_alerts
 from tests.fixtures.commands import command
 from tests.fixtures.database import Server
 from tests.fixtures.engines import refresh_while_young
@@ -96,7 +96,10 @@ async def test_what_each_fault_is_called(
         *session(at, 40, "short", efficiency=0.5),
         *session(at, 2, "too-short", efficiency=0.5),
         *session(at, 29, "hardly-frozen", still=range(29)),
+        meter_reading(at, 0.1, meter_id="step"),
+        meter_reading(at + MINUTE, 900, meter_id="step"),
     )
+    expect_all(connection)
     await judge_all(database_url)
     assert spans(standing_alerts(connection), day) == {
         ("low_efficiency", "low"): [(11, None)],
@@ -106,6 +109,7 @@ async def test_what_each_fault_is_called(
         ("frozen_meter", "still-meter"): [(11, None)],
         ("frozen_meter", "stuck-meter"): [(11, None)],
         ("frozen_vehicle", "stuck-vehicle"): [(11, None)],
+        ("implausible_energy", "step"): [(11, 35)],
     }
 
     asked = {"kind": "low_efficiency", "vehicleId": "low"}
@@ -169,6 +173,7 @@ async def test_silence_is_told_while_it_lasts(
     at = datetime.now().astimezone() - 30 * MINUTE
     await store(database_url, meter_reading(at), vehicle_reading(at), meter_reading(at, meter_id="retired"))
     connection.execute("UPDATE meter SET retired_at = now() WHERE external_id = 'retired'")
+    expect_all(connection)
     await judge_all(database_url)
     told = (await client.get("/v1/analytics/alerts?open=true")).json()["alerts"]
     assert [(one["kind"], one["deviceId"]) for one in told] == [("no_data", "M1"), ("no_data", "V1")]
@@ -187,6 +192,7 @@ async def test_who_retires_a_device_closes_its_alerts_for_those_who_were_told(
     database_url: str, connection: psycopg.Connection, client: httpx.AsyncClient
 ) -> None:
     await store(database_url, *session(midnight(3), 120, "V", efficiency=0.8, meter_id="M"))
+    expect_all(connection)
     await judge_all(database_url)
 
     def told(*retire: str) -> list[tuple[str, str]]:
@@ -303,6 +309,7 @@ async def test_alerts_come_in_pages_and_as_csv(
     database_url: str, connection: psycopg.Connection, client: httpx.AsyncClient
 ) -> None:
     await store(database_url, *(meter_reading(midnight(2), meter_id=f"M{n}") for n in range(5)))
+    expect_all(connection)
     await judge_all(database_url)
     path, seen = "/v1/analytics/alerts?limit=2&kind=no_data", list[str]()
     while path:
@@ -315,8 +322,9 @@ async def test_alerts_come_in_pages_and_as_csv(
     header, row = csv.text.splitlines()
     assert header == (
         "id,kind,stream,deviceId,meterIds,vehicleIds,openedAt,closedAt,text,efficiencyRatio,uncertainty,acKwh,"
-        "dcKwh,lossKwh,minutes,pairedMinutes,sharedMinutes,frozenMinutes,from,to,lastSeen,currentAcKwh,currentDcKwh,currentLossKwh,"
-        "currentEfficiencyRatio,lossToDateKwh,acknowledgedAt,acknowledgedBy,acknowledgedReason"
+        "dcKwh,lossKwh,minutes,pairedMinutes,sharedMinutes,frozenMinutes,from,to,lastSeen,readings,limitKw,looksLike,"
+        "currentAcKwh,currentDcKwh,currentLossKwh,currentEfficiencyRatio,lossToDateKwh,acknowledgedAt,acknowledgedBy,"
+        "acknowledgedReason"
     )
     empty = await client.get("/v1/analytics/alerts?open=false", headers={"Accept": "text/csv"})
     assert empty.text.splitlines() == [header]
@@ -506,6 +514,7 @@ async def test_after_an_outage_of_the_database_nobody_is_silent_at_first(
     monkeypatch.setattr(evaluator, "time", clocks)
     monkeypatch.setattr(evaluator, "PERIOD_SECONDS", 0.1)
     await store(database_url, meter_reading(datetime.now().astimezone() - HOUR))
+    expect_all(connection)
     connection.execute("CALL refresh_aggregates()")
     connection.execute("ALTER TABLE installation RENAME TO away")
     judging = asyncio.create_task(evaluator.judge_forever(database_url, Settings()))
@@ -548,7 +557,7 @@ def faulty_day(start: datetime) -> tuple[Fleet, list[list[dict[str, Any]]]]:
 
 
 def faulty(reading: dict[str, Any], later: timedelta) -> dict[str, Any]:
-    """Returns the reading of another day; one meter stands still, one vehicle too, and another meter overstates."""
+    """Returns the reading of another day; one meter stands still, one sends totals, one vehicle stands still, one overstates."""
     at = datetime.fromisoformat(reading["timestamp"]) + later
     reading = {**reading, "timestamp": stamp(at)}
     match reading:
@@ -556,6 +565,8 @@ def faulty(reading: dict[str, Any], later: timedelta) -> dict[str, Any]:
             reading["kwhDeliveredDc"] = round(1.2 * reading["kwhDeliveredDc"], 6)
         case {"vehicleId": "vehicle-0004"} if 4 <= at.hour < 20:
             reading["kwhDeliveredDc"] = 0.1
+        case {"meterId": "meter-0002", "kwhConsumedAc": _} if 4 <= at.hour < 20:
+            reading["kwhConsumedAc"] = round(300 + at.hour + at.minute / 60, 6)
         case {"meterId": "meter-0006", "kwhConsumedAc": _} if 4 <= at.hour < 20:
             reading["kwhConsumedAc"] = 0.0
     return reading
@@ -603,7 +614,7 @@ async def fed_in_order(server: Server, order: int) -> Rows:
 async def test_a_day_of_every_fault_ends_in_the_same_alerts_in_any_order(server: Server) -> None:
     first = await fed_in_order(server, 0)
     kinds = {kind for kind, *_ in first}
-    assert kinds == {"low_efficiency", "impossible_efficiency", "frozen_meter", "frozen_vehicle", "no_data"}
+    assert kinds == {"low_efficiency", "impossible_efficiency", "frozen_meter", "frozen_vehicle", "implausible_energy"}
     assert await fed_in_order(server, 1) == first
 
 

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from app.database import connect, os_user
-from tests.fixtures.alerts import judge_all, standing_alerts
+from tests.fixtures.alerts import expect_all, judge_all, standing_alerts
 from tests.fixtures.commands import command
 from tests.fixtures.readings import meter_reading, midnight, store
 from tests.fixtures.receiver import Receiver, receiving
@@ -103,6 +103,7 @@ async def test_a_silence_that_ends_and_a_device_that_is_retired_are_quiet_too(
     at = datetime.now().astimezone() - 30 * MINUTE
     names = "ends", "retired", "loud"
     await store(database_url, *(meter_reading(at, meter_id=name) for name in names))
+    expect_all(connection)
     await judge_all(database_url)
     ids = {name: f"no_data/meter/{name}/{stamp(at + 10 * MINUTE)}" for name in names}
     assert listed(database_url).keys() == {*ids.values()}

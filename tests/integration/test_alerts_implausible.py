@@ -2,16 +2,12 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from random import Random
 from typing import Any
 
 import httpx
-import psycopg
 import pytest
 
-from tests.fixtures.alerts import judge_all, standing_alerts
-from tests.fixtures.commands import command
-from tests.fixtures.readings import Rows
+from tests.fixtures.alerts import judge_all
 from tests.fixtures.sending import Reading, meter, send, vehicle
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)

@@ -6,7 +6,7 @@ import httpx
 import psycopg
 import pytest
 
-from tests.fixtures.alerts import judge_all
+from tests.fixtures.alerts import expect_all, judge_all
 from tests.fixtures.readings import meter_reading, midnight, store
 from tests.integration.test_alerts import HOUR, MINUTE, session
 
@@ -103,6 +103,7 @@ async def test_the_largest_loss_comes_first_on_every_page_even_while_alerts_come
         *session(at + HOUR, 900, "over", efficiency=0.95),
         *(meter_reading(DAY + 90 * HOUR + n * MINUTE, meter_id=f"silent-{n}") for n in range(3)),
     )
+    expect_all(connection)
     await judge_all(database_url)
     expected = [
         ("low_efficiency", "large"),

@@ -118,7 +118,8 @@ async def test_what_is_wrong_with_a_parameter_is_said_without_names_of_types(cli
         (
             "alerts",
             "kind=foo",
-            "kind: Expected one of low_efficiency, impossible_efficiency, frozen_meter, frozen_vehicle, no_data.",
+            "kind: Expected one of low_efficiency, impossible_efficiency, frozen_meter, frozen_vehicle, no_data, "
+            "implausible_energy.",
         ),
         ("alerts", "limit=0", "limit: Expected a number >= 1."),
         ("efficiency", "by=fleet", "by: Expected one of vehicle, meter."),

@@ -65,7 +65,7 @@ async def test_open_alerts_are_counted_by_kind_and_by_whether_somebody_acknowled
     )
     values = await metrics(client)
     counted = {name.split(",", 1)[1]: value for name, value in values.items() if "wattline_alerts_open," in name}
-    kinds = "low_efficiency", "impossible_efficiency", "frozen_meter", "frozen_vehicle", "no_data"
+    kinds = "low_efficiency", "impossible_efficiency", "frozen_meter", "frozen_vehicle", "no_data", "implausible_energy"
     nothing = {f"{acknowledged},{kind}": 0 for acknowledged in ("false", "true") for kind in kinds}
     assert counted == nothing | {"false,low_efficiency": 2, "true,low_efficiency": 1}
 

@@ -15,6 +15,7 @@ const KINDS = {
   frozen_meter: ["bad", "■", "Frozen meter"],
   frozen_vehicle: ["bad", "■", "Frozen vehicle"],
   no_data: ["warn", "○", "No data"],
+  implausible_energy: ["bad", "◆", "Implausible energy"],
 };
 
 const INSTANT = /\d{4}-\d\d-\d\dT[\d:.]+Z/;
@@ -26,6 +27,7 @@ function evidenceOf([name, value]) {
   const plain = words.slice(0, -1).join(" ");
   const title = (text) => text.charAt(0).toUpperCase() + text.slice(1).replace(/^(Ac|Dc|ac|dc)\b/, (code) => code.toUpperCase());
   if (unit === "kwh") return [title(plain).replace(/^(Ac|Dc)/, (code) => code.toUpperCase()), `${fixed(value, 3)} kWh`];
+  if (unit === "kw") return [title(plain), `${fixed(value, 1)} kW`];
   if (unit === "minutes") return [title(plain || "minutes"), `${count(value)} min`];
   if (typeof value === "string" && INSTANT.test(value)) return [title(words.join(" ")), moment(value)];
   if (typeof value === "number") return [title(words.join(" ")), fixed(value, Number.isInteger(value) ? 0 : 3)];
@@ -34,9 +36,9 @@ function evidenceOf([name, value]) {
 
 const ORDER = ["acKwh", "dcKwh", "lossKwh", "minutes", "pairedMinutes", "sharedMinutes"];
 
-// The numbers come in this order, then all other evidence, without zeros and without the ratio, which is in the
-// sentence.
-function ordered({ from, to, efficiencyRatio, ...evidence }) {
+// The numbers come in this order, then all other evidence, without zeros and without the ratio and the looks, which are
+// in the sentence.
+function ordered({ from, to, efficiencyRatio, looksLike, ...evidence }) {
   const place = ([name]) => (ORDER.includes(name) ? ORDER.indexOf(name) : ORDER.length);
   return Object.entries(evidence).filter(([, value]) => value !== 0).sort((a, b) => place(a) - place(b));
 }
