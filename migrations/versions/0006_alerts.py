@@ -39,14 +39,16 @@ def upgrade() -> None:
     op.create_index(None, "efficiency_hour", ["hour"])
     op.create_index(None, "efficiency_hour", ["meter_id", "hour"], postgresql_where=sa.text("frozen_meter_minutes > 0"))
 
-    # How often a device reported in an hour: its minutes with readings if each five minutes have some, else the number
-    # of five minutes that have some. A device has rows of the week before its newest reading.
+    # The first and the last minute of an hour in which a device reported, and the longest time between two such minutes
+    # that follow each other; 0 if there is only one. A device has rows of the week before its newest reading.
     op.create_table(
         "reported_hour",
         sa.Column("stream", sa.Text, primary_key=True),
         sa.Column("device_id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("hour", sa.DateTime(timezone=True), primary_key=True),
-        sa.Column("pace", sa.SmallInteger, nullable=False),
+        sa.Column("first_minute", sa.SmallInteger, nullable=False),
+        sa.Column("last_minute", sa.SmallInteger, nullable=False),
+        sa.Column("gap_minutes", sa.SmallInteger, nullable=False),
         sa.CheckConstraint(_STREAMS, name="stream"),
     )
 

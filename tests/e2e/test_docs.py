@@ -1,5 +1,6 @@
 """The documents under docs/ are true: each command works, in its order, and answers what stands below it."""
 
+import asyncio
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import psycopg
 import pytest
 
 from app.ops.refresh import refresh_aggregates
+from tests.fixtures.alerts import judge_all
 from tests.fixtures.commands import command
 from tests.fixtures.database import Server
 from tests.fixtures.engines import on_plain
@@ -131,6 +133,16 @@ def test_each_command_answers_what_is_shown_below_it(
         assert_shown(name, server_process.base_url, database_url, tmp_path)
         # Time would do this: older readings that come later are then missing until the next refresh.
         refresh_aggregates(database_url, None, None)
+
+
+def test_the_example_of_efficiency_md_opens_no_alert_about_silence(
+    server_process: Process, database_url: str, connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    """Its readings are yesterday's."""
+    assert_shown("efficiency.md", server_process.base_url, database_url, tmp_path)
+    asyncio.run(judge_all(database_url))
+    assert connection.execute("SELECT count(*) FROM reported_hour").fetchone() == (3,)
+    assert connection.execute("SELECT FROM alert WHERE kind = 'no_data'").fetchall() == []
 
 
 @on_plain

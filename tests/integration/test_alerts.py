@@ -557,7 +557,7 @@ def faulty_day(start: datetime) -> tuple[Fleet, list[list[dict[str, Any]]]]:
 
 
 def faulty(reading: dict[str, Any], later: timedelta) -> dict[str, Any]:
-    """Returns the reading of another day; one meter stands still, one sends totals, one vehicle stands still, one overstates."""
+    """Returns the reading of another day: one meter stands still, one sends totals; of the vehicles, two are wrong."""
     at = datetime.fromisoformat(reading["timestamp"]) + later
     reading = {**reading, "timestamp": stamp(at)}
     match reading:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.analytics.alerts import tables
 from app.analytics.alerts.implausible import REACH_HOURS, Implausible, judge_hour, spans_of, usual_milliwatt
 from app.analytics.alerts.implausible_hours import fetch_known, judge_alerts, replace_implausible
-from app.analytics.alerts.silence import pace_of, replace_paces
+from app.analytics.alerts.silence import replace_reported, reported_in
 from app.analytics.efficiency.rhythm import Minute
 from app.database import snapshot
 from app.fleet.limits import fetch_limits
@@ -67,15 +67,15 @@ async def judge_reported(
         suspected[stream] = await fetch_known(writing, stream, hours)
         async with snapshot(reading):
             limits = await fetch_limits(reading, stream, some, max_power_kw=max_power_kw)
-            paces = {}
+            reported = {}
             for device, hour, minutes, peak in await _fetch_hours(reading, stream, some, hours):
-                paces[device, hour] = pace_of(minutes)
+                reported[device, hour] = reported_in(minutes)
                 # In a minute, a thousandth of a Wh takes 60 milliwatt.
                 if 60 * (peak or 0) > limits[device]:
                     suspected[stream].setdefault(device, set()).add(hour)
             await _leave_out_untouched(reading, stream, suspected[stream], devices, hours)
             judged[stream] = await _judge_suspects(reading, stream, suspected[stream], hours, max_power_kw)
-        await replace_paces(writing, stream, some, paces)
+        await replace_reported(writing, stream, some, reported)
     for stream, hours_of in suspected.items():
         changed = await replace_implausible(writing, stream, hours_of, judged[stream])
         await judge_alerts(writing, stream, changed, kept.stop)

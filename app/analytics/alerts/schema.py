@@ -61,14 +61,16 @@ alert_transition = Table(
     Index(None, "at"),
 )
 
-# How often a device reported in each of its last hours, for the silence of devices.
+# The minutes in which a device reported in each of its last hours, for its rhythm.
 reported_hour = Table(
     "reported_hour",
     metadata,
     Column("stream", Text, primary_key=True),
     Column("device_id", Integer, primary_key=True, autoincrement=False),
     Column("hour", Moment, primary_key=True),
-    Column("pace", SmallInteger, nullable=False),
+    Column("first_minute", SmallInteger, nullable=False),
+    Column("last_minute", SmallInteger, nullable=False),
+    Column("gap_minutes", SmallInteger, nullable=False),
     CheckConstraint(_STREAMS, name="stream"),
 )
 

@@ -1,65 +1,80 @@
 """The alerts `no_data`: the silence of devices that are expected to report.
 
 A device is expected to report when an operator says so, else when its own rhythm does: on most days of the week before
-its newest reading it reported in each hour, and at least once a reading of it came in time. So neither devices that
+its newest reading it never paused for long, and at least once a reading of it came in time. So neither devices that
 came by import alone nor cars and chargers that report only now and then are expected.
 """
 
 from collections.abc import Collection, Mapping
 from datetime import datetime
+from typing import NamedTuple
 
 from app.analytics.alerts.tables import Connection, columns, start_of_hour
+from app.analytics.efficiency.rhythm import LONGEST_GAP_US, MINUTE_US
 from app.fleet.states import REPORTING_MINUTES
 from app.telemetry.reading import Stream
 
 RHYTHM_DAYS = 7
 """A device's rhythm is that of so many days before the hour of its newest reading."""
 
-_INTERVALS = 3
-_SLOT_MINUTES = 5
-_ALL_SLOTS = 60 // _SLOT_MINUTES
+_LONGEST_GAP_MINUTES = LONGEST_GAP_US // MINUTE_US
+_GAPS = 3
 
 
-def pace_of(minutes: int) -> int:
-    """Returns how often a device reported in an hour; bit n of `minutes` is set when it did so in minute n.
+class Reported(NamedTuple):
+    """The first and the last minute of an hour in which a device reported, and the longest gap between such minutes."""
 
-    These are its minutes with readings, but if it did not report in each five minutes, it is the number of five minutes
-    in which it did: a device that pauses in each hour does not report once a minute.
-    """
-    slots = sum(minutes >> start & (1 << _SLOT_MINUTES) - 1 > 0 for start in range(0, 60, _SLOT_MINUTES))
-    return minutes.bit_count() if slots == _ALL_SLOTS else slots
+    first_minute: int
+    last_minute: int
+    gap_minutes: int
 
 
-async def replace_paces(
-    connection: Connection, stream: Stream, devices: Collection[int], paces: Mapping[tuple[int, int], int]
+def reported_in(minutes: int) -> Reported:
+    """Returns what an hour's minutes with readings say; bit n of `minutes` is set when minute n has some."""
+    first = (minutes & -minutes).bit_length() - 1
+    gaps = [len(silent) + 1 for silent in f"{minutes >> first:b}"[1:].split("1")[:-1]]
+    return Reported(first, minutes.bit_length() - 1, max(gaps, default=0))
+
+
+async def replace_reported(
+    connection: Connection, stream: Stream, devices: Collection[int], reported: Mapping[tuple[int, int], Reported]
 ) -> None:
-    """Stores the paces by device and hour since 1970 that the devices' rhythms need, and drops older ones."""
-    rows = [(device, start_of_hour(hour), pace) for (device, hour), pace in paces.items()]
+    """Stores the devices' hours that their rhythms need, by device and hour since 1970, and drops older ones."""
+    rows = [(device, start_of_hour(hour), *row) for (device, hour), row in reported.items()]
     parameters = {"stream": stream, "days": RHYTHM_DAYS, "devices": [*devices]}
-    parameters |= zip(("of", "hours", "paces"), columns(rows, 3), strict=True)
-    await connection.execute(_STORE_PACES, parameters)
-    await connection.execute(_DROP_PACES, parameters)
+    parameters |= zip(("of", "hours", *Reported._fields), columns(rows, 5), strict=True)
+    await connection.execute(_STORE, parameters)
+    await connection.execute(_DROP, parameters)
 
 
 async def replace_silent(connection: Connection, as_of: datetime) -> None:
     """Makes the `no_data` alerts those of the devices in service that are silent at `as_of`."""
     await connection.execute(
         _SILENCE,
-        {"as_of": as_of, "silent": REPORTING_MINUTES, "intervals": 60 * _INTERVALS, "days": RHYTHM_DAYS},
+        {
+            "as_of": as_of,
+            "silent": REPORTING_MINUTES,
+            "gaps": _GAPS,
+            "longest_gap": _LONGEST_GAP_MINUTES,
+            "days": RHYTHM_DAYS,
+        },
     )
 
 
-_STORE_PACES = """
-    INSERT INTO reported_hour AS stored (stream, device_id, hour, pace)
-    SELECT stream, id, new.hour, new.pace
-    FROM unnest(%(of)s::int[], %(hours)s::timestamptz[], %(paces)s::int[]) AS new (id, hour, pace)
+_STORE = """
+    INSERT INTO reported_hour AS stored (stream, device_id, hour, first_minute, last_minute, gap_minutes)
+    SELECT stream, id, new.hour, new.first_minute, new.last_minute, new.gap_minutes
+    FROM unnest(%(of)s::int[], %(hours)s::timestamptz[], %(first_minute)s::int[], %(last_minute)s::int[],
+                %(gap_minutes)s::int[]) AS new (id, hour, first_minute, last_minute, gap_minutes)
     JOIN device USING (id)
     WHERE stream = %(stream)s AND new.hour >= date_trunc('hour', ts) - make_interval(days => %(days)s)
-    ON CONFLICT (stream, device_id, hour) DO UPDATE SET pace = excluded.pace
-    WHERE stored.pace <> excluded.pace
+    ON CONFLICT (stream, device_id, hour) DO UPDATE
+    SET first_minute = excluded.first_minute, last_minute = excluded.last_minute, gap_minutes = excluded.gap_minutes
+    WHERE (stored.first_minute, stored.last_minute, stored.gap_minutes)
+        <> (excluded.first_minute, excluded.last_minute, excluded.gap_minutes)
 """
 
-_DROP_PACES = """
+_DROP = """
     DELETE FROM reported_hour USING device
     WHERE (device.stream, device.id) = (reported_hour.stream, device_id) AND device.stream = %(stream)s
         AND device.id = ANY (%(devices)s) AND hour < date_trunc('hour', ts) - make_interval(days => %(days)s)
@@ -78,25 +93,32 @@ _SILENCE = """
         WHERE ts < %(as_of)s - make_interval(mins => %(silent)s)
             AND (expected IN ('always', 'rhythm') OR (expected = 'charging' AND was_charging))
     ), silent AS (
-        SELECT stream, id, ts, ts + greatest(make_interval(mins => %(silent)s),
-                                             make_interval(mins => %(intervals)s) / pace) AS opened
+        SELECT stream, id, ts, ts + make_interval(mins => greatest(%(silent)s, %(gaps)s * gap)) AS opened
         FROM quiet
         CROSS JOIN LATERAL (
-            -- On more than half of the days since the first known hour, no hour was sparser; a day that lacks an hour
-            -- has NULL. A device with an expectation has its densest hour, since it may report in few.
-            SELECT CASE WHEN expected <> 'rhythm' THEN max(densest)
-                        ELSE (array_agg(sparsest ORDER BY sparsest DESC NULLS LAST))[
-                            extract(epoch FROM hour - min(first_hour))::integer / 86400 / 2 + 1] END AS pace
+            -- The longest gap of a usual day: on more than half of the whole days since the first known hour, none was
+            -- longer. A device with an expectation has the gap of its densest hour, since it may report in few.
+            SELECT CASE WHEN expected <> 'rhythm' THEN min(shortest)
+                        ELSE (array_agg(longest ORDER BY longest) FILTER (WHERE day <= known))[max(known) / 2 + 1]
+                   END AS gap
             FROM (
-                SELECT min(reported.hour) AS first_hour, max(pace) AS densest,
-                       CASE WHEN count(*) = 24 THEN min(pace) END AS sparsest
-                FROM reported_hour AS reported
-                WHERE reported.stream = quiet.stream AND device_id = quiet.id
-                    AND reported.hour >= quiet.hour - make_interval(days => %(days)s) AND reported.hour < quiet.hour
-                GROUP BY ceil(extract(epoch FROM quiet.hour - reported.hour) / 86400)
+                SELECT day, known, max(gap) AS longest, min(gap) AS shortest
+                FROM (
+                    -- A gap belongs to the hour in which it begins; the last one ends with the last hour at least.
+                    SELECT ceil(extract(epoch FROM quiet.hour - hours.hour) / 86400) AS day,
+                           extract(epoch FROM quiet.hour - min(hours.hour) OVER ())::integer / 86400 AS known,
+                           greatest(gap_minutes,
+                                    extract(epoch FROM lead(hours.hour, 1, quiet.hour) OVER following - hours.hour) / 60
+                                    + lead(first_minute, 1, 0) OVER following - last_minute)::integer AS gap
+                    FROM reported_hour AS hours
+                    WHERE hours.stream = quiet.stream AND device_id = quiet.id
+                        AND hours.hour >= quiet.hour - make_interval(days => %(days)s) AND hours.hour < quiet.hour
+                    WINDOW following AS (ORDER BY hours.hour)
+                ) AS hour
+                GROUP BY day, known
             ) AS day
         ) AS rhythm
-        WHERE pace IS NOT NULL OR expected <> 'rhythm'
+        WHERE gap <= %(longest_gap)s OR expected <> 'rhythm'
     ), ended AS (
         DELETE FROM alert
         WHERE kind = 'no_data'
