@@ -65,13 +65,7 @@ async def get_performance(
 ) -> Performance:
     """Returns how much of the AC energy reached the vehicle's battery, with the evidence for it."""
     window = window_of(start, end, hours, now=datetime.now(UTC))
-    return await fetch_performance(
-        pool,
-        vehicle_id,
-        window,
-        gap_minutes=settings.pairing_gap_minutes,
-        low_efficiency=settings.low_efficiency,
-    )
+    return await fetch_performance(pool, vehicle_id, window, settings)
 
 
 @get(
@@ -89,7 +83,7 @@ async def get_vehicle_coverage(
 ) -> VehicleCoverage:
     """Returns the runs of a vehicle's paired, shared and unpaired minutes."""
     window = window_of(start, end, hours, now=datetime.now(UTC))
-    return await fetch_coverage(pool, vehicle_id, window, gap_minutes=settings.pairing_gap_minutes)
+    return await fetch_coverage(pool, vehicle_id, window, settings)
 
 
 def get_series_window(start: Start = None, end: End = None, hours: Hours = None) -> Window:
@@ -125,9 +119,8 @@ async def get_vehicle_series(
     max_points: MaxPoints = 1_500,
 ) -> Response[VehicleSeries]:
     """Returns a vehicle over time, with its efficiency, as columns; as CSV where `Accept` prefers text/csv."""
-    gap_minutes = settings.pairing_gap_minutes
     buckets = choose_bucket(VEHICLE, window, bucket, max_points, await fetch_retained(pool, window, bucket))
-    return _as_accepted(request, await fetch_vehicle_series(pool, vehicle_id, buckets, gap_minutes=gap_minutes))
+    return _as_accepted(request, await fetch_vehicle_series(pool, vehicle_id, buckets, settings))
 
 
 @get(

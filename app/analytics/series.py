@@ -27,6 +27,7 @@ from app.analytics.window import Window
 from app.database import snapshot
 from app.errors import InvalidTimeRange
 from app.fleet.registry import device_id_of
+from app.settings import Settings
 from app.tables import aggregate_retention, meter, vehicle
 from app.telemetry.instant import MAX_AHEAD
 
@@ -183,7 +184,7 @@ async def fetch_meter_series(pool: AsyncEngine, meter_id: str, buckets: Buckets)
 
 
 async def fetch_vehicle_series(
-    pool: AsyncEngine, vehicle_id: str, buckets: Buckets, *, gap_minutes: int
+    pool: AsyncEngine, vehicle_id: str, buckets: Buckets, settings: Settings
 ) -> VehicleSeries:
     """Returns a vehicle's series. Raises UnknownDevice."""
     sides = None
@@ -198,11 +199,11 @@ async def fetch_vehicle_series(
             sums = await _fetch(connection, VEHICLE, buckets, [device])
             if sums[0] and bounds[0] < bounds[1]:
                 with suppress(InvalidTimeRange):  # too many vehicles share its meters, so there is no efficiency
-                    sides = await fetch_sides(connection, [device], *bounds, gap_minutes=gap_minutes)
+                    sides = await fetch_sides(connection, [device], *bounds, settings)
 
     efficiency: tuple[list[Any], list[Any]] = [None] * len(sums[0]), [None] * len(sums[0])
     if sides is not None:
-        pairs = await pair_one(sides, device, gap_minutes=gap_minutes)
+        pairs = await pair_one(sides, device, settings)
         efficiency = _efficiency(sums[0], buckets, pairs, bounds[0])
     columns = VehicleColumns(*[*sums, *efficiency])
     both = [instant for instant in (instants.as_of, minutes.as_of) if instant is not None]

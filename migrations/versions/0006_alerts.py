@@ -16,9 +16,9 @@ def upgrade() -> None:
     # All readings that were committed before it have been judged if their hour was over.
     op.add_column("installation", sa.Column("judged_as_of", sa.DateTime(timezone=True)))
 
-    # A row is the evidence on a vehicle at a meter in a UTC hour; meter 0 stands for no meter. `dc_milliwh` is all DC at
-    # the meter, the doubtful energies and times are paired ones too. The `frozen_` columns describe the longest stretch
-    # that ends in the hour and in which one device was frozen: its length, and the energy that the other device
+    # A row is the evidence on a vehicle at a meter in a UTC hour; meter 0 stands for no meter. `dc_milliwh` is all DC
+    # at the meter, the doubtful energies and times are paired ones too. The `frozen_` columns describe the longest
+    # stretch that ends in the hour and in which one device was frozen: its length, and the energy that the other device
     # measured meanwhile.
     energies = ("paired_ac", "paired_dc", "doubtful_ac", "doubtful_dc", "dc", "unsure")
     op.create_table(

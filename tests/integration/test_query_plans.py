@@ -19,6 +19,7 @@ from app.analytics.series import Buckets, fetch_fleet_series, fetch_meter_series
 from app.analytics.series_source import Width
 from app.analytics.window import Window, window_of
 from app.database import create_pool
+from app.settings import Settings
 from tests.fixtures.engines import on_plain, on_timescale
 from tests.fixtures.readings import AGGREGATES, midnight, random_readings, store
 
@@ -73,7 +74,7 @@ async def capturing(url: str) -> AsyncIterator[tuple[AsyncEngine, Sent]]:
 async def statements_of_performance(url: str, window: Window) -> Sent:
     """Returns the statements that read aggregates, for a vehicle that shares its meter with one that is mapped."""
     async with capturing(url) as (pool, sent):
-        found = await fetch_performance(pool, "V1", window, gap_minutes=5, low_efficiency=0.85)
+        found = await fetch_performance(pool, "V1", window, Settings())
     assert found.coverage.shared > 1000
     reads = [one for one in sent if re.search(r"(meter|vehicle)_minute\(", one[0])]
     assert len(reads) >= 3
@@ -253,7 +254,7 @@ async def statements_of_series(url: str, what: str, buckets: Buckets) -> Sent:
         if what == "meter":
             assert (await fetch_meter_series(pool, "M1", buckets)).columns.t
         elif what == "vehicle":
-            assert (await fetch_vehicle_series(pool, "V1", buckets, gap_minutes=5)).columns.t
+            assert (await fetch_vehicle_series(pool, "V1", buckets, Settings())).columns.t
         else:
             assert (await fetch_fleet_series(pool, buckets)).columns.t
     reads = [one for one in sent if re.search(r"(meter|vehicle|fleet)_(minute|hour|day)\(", one[0])]

@@ -12,6 +12,7 @@ from app.analytics.efficiency.counter import Rows
 from app.analytics.efficiency.evidence import Sides, pair_each
 from app.analytics.efficiency.pairs import Evidence, total
 from app.analytics.efficiency.rhythm import HOUR_US, MINUTE_US
+from app.settings import Settings
 from tests.property.test_counter import EPOCH, columns, fleet_of
 
 FIRST_HOUR = EPOCH // HOUR_US
@@ -23,7 +24,7 @@ LOW = 0.85
 def test_hours_add_up_to_the_evidence_on_each_vehicle(seed: int) -> None:
     fleet = fleet_of(seed)
     rows = [{device: columns(minutes) for device, minutes in devices.items()} for devices in fleet[:2]]
-    pairs = pair_each(fleet.vehicles, Sides(rows[1], rows[0], fleet.mappings, {}), gap_minutes=5)
+    pairs = pair_each(fleet.vehicles, Sides(rows[1], rows[0], fleet.mappings, {}, {}, {}), Settings())
     hours = range(FIRST_HOUR - 5, FIRST_HOUR + 20)
     judged = judge_hours(pairs, hours)
     for vehicle, of_vehicle in pairs.items():
@@ -47,7 +48,7 @@ def test_a_device_is_frozen_when_its_readings_are_equal_and_not_when_its_minutes
     other = Rows(None, at, at, [150_000 + n for n in range(60)], [1] * 60)
     stuck = Rows(None, at, at, [value * step for step in steps], steps if is_frozen else [1] * 60)
     vehicle, meter = (other, stuck) if is_meter else (stuck, other)
-    pairs = pair_each([1], Sides({1: [vehicle._replace(meter_id=1)]}, {1: [meter]}, {}, {}), gap_minutes=3)
+    pairs = pair_each([1], Sides({1: [vehicle._replace(meter_id=1)]}, {1: [meter]}, {}, {}, {}, {}), Settings())
     row = judge_hours(pairs, [FIRST_HOUR])[1, FIRST_HOUR, 1]
     frozen, sound = (row.frozen_meter, row.frozen_vehicle)[:: 1 if is_meter else -1]
     assert sound == Frozen()

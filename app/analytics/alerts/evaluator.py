@@ -168,7 +168,7 @@ async def _judge_hours(
     around = tables.start_of_hour(hours.start) - SETTLED, tables.start_of_hour(hours.stop) + SETTLED
     beyond = tables.start_of_hour(far.start) - REACH, tables.start_of_hour(far.stop) + REACH
     vehicles, meters = ({device for stream, device, *_ in touched if stream == each} for each in ("vehicle", "meter"))
-    judge = partial(_judge_slices, connection, gap_minutes=settings.pairing_gap_minutes)
+    judge = partial(_judge_slices, connection, settings)
     async with snapshot(connection):
         concerned = await fetch_concerned(connection, vehicles, meters, *around)
         calm = await judge(concerned, around, _common(near, judgeable), only_settled=True)
@@ -182,16 +182,16 @@ def _common(left: range, right: range) -> range:
 
 async def _judge_slices(
     connection: AsyncConnection,
+    settings: Settings,
     vehicles: Sequence[int],
     bounds: tuple[datetime, datetime],
     hours: range,
     *,
     only_settled: bool,
-    gap_minutes: int,
 ) -> Judged:
     def pair_and_judge(some: set[int], sides: Sides) -> tuple[set[int], Hours]:
-        chosen = settled(sides, some, *bounds, gap_minutes=gap_minutes) if only_settled else some
-        return chosen, judge_hours(pair_each(chosen, sides, gap_minutes=gap_minutes), hours)
+        chosen = settled(sides, some, *bounds, settings) if only_settled else some
+        return chosen, judge_hours(pair_each(chosen, sides, settings), hours)
 
     judged = Judged(set(), hours, {})
     if not hours:
@@ -200,7 +200,7 @@ async def _judge_slices(
     size = max(1, _PAIRED_AT_ONCE * timedelta(minutes=1) // (bounds[1] - bounds[0]))
     for some in (vehicles[start : start + size] for start in range(0, len(vehicles), size)):
         # The database collects a slice while the previous one is paired.
-        sides = await fetch_near(connection, some, *bounds, JUDGED_NEIGHBOURS)
+        sides = await fetch_near(connection, some, *bounds, JUDGED_NEIGHBOURS, settings)
         if judging:
             _add(judged, *await judging)
         judging = asyncio.create_task(asyncio.to_thread(pair_and_judge, {*some}, sides))

@@ -49,7 +49,7 @@ def values_of(hour: Hour) -> tuple[int, ...]:
     return *hour.evidence, *hour.frozen_meter, *hour.frozen_vehicle
 
 
-def hour_of(values: Sequence[int]) -> Hour:
+def row_of(values: Sequence[int]) -> Hour:
     """Returns the row that has these values of COLUMNS."""
     return Hour(Evidence(*values[:-4]), Frozen(*values[-4:-2]), Frozen(*values[-2:]))
 

@@ -11,7 +11,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import scalar_row
 from psycopg.types.json import Jsonb
 
-from app.analytics.alerts.hours import COLUMNS, Hours, hour_of, values_of
+from app.analytics.alerts.hours import COLUMNS, Hours, row_of, values_of
 from app.analytics.alerts.judge import TRAILING_HOURS, Alert, Kind, Row
 from app.telemetry.instant import MAX_AGE
 from app.telemetry.reading import Stream
@@ -97,7 +97,7 @@ async def replace_hours(
         ).format(_VALUES),
         [[*vehicles], [start_of_hour(hour) for hour in hours]],
     )
-    stored = {(row[0], row[1], row[2]): hour_of(row[3:]) for row in await cursor.fetchall()}
+    stored = {(row[0], row[1], row[2]): row_of(row[3:]) for row in await cursor.fetchall()}
     changed = {key for key in stored.keys() | judged.keys() if stored.get(key) != judged.get(key)}
     if gone := [(vehicle, start_of_hour(hour), meter) for vehicle, hour, meter in changed & stored.keys()]:
         await connection.execute(
@@ -134,7 +134,7 @@ async def fetch_rows(
     )
     rows: dict[int, list[Row]] = {}
     for device, hour, at, *values in await cursor.fetchall():
-        rows.setdefault(device, []).append((hour, at, hour_of(values)))
+        rows.setdefault(device, []).append((hour, at, row_of(values)))
     return rows
 
 

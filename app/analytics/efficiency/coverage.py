@@ -13,6 +13,7 @@ from app.analytics.window import Window
 from app.database import snapshot
 from app.errors import UnknownDevice
 from app.fleet.registry import device_id_of
+from app.settings import Settings
 from app.tables import vehicle
 
 
@@ -42,7 +43,7 @@ class VehicleCoverage(msgspec.Struct, frozen=True, rename="camel"):
     columns: CoverageColumns
 
 
-async def fetch_coverage(pool: AsyncEngine, vehicle_id: str, window: Window, *, gap_minutes: int) -> VehicleCoverage:
+async def fetch_coverage(pool: AsyncEngine, vehicle_id: str, window: Window, settings: Settings) -> VehicleCoverage:
     """Returns a vehicle's stretches; none when it has no reading in the window, or is not known.
 
     Raises InvalidTimeRange when too many vehicles share its meters for so long a window.
@@ -55,9 +56,9 @@ async def fetch_coverage(pool: AsyncEngine, vehicle_id: str, window: Window, *, 
         async with snapshot(connection):
             with suppress(UnknownDevice):
                 device = await device_id_of(connection, vehicle, vehicle_id)
-                sides = await fetch_sides(connection, [device], *bounds, gap_minutes=gap_minutes)
+                sides = await fetch_sides(connection, [device], *bounds, settings)
     if sides is not None:
-        pairs = await pair_one(sides, device, gap_minutes=gap_minutes)
+        pairs = await pair_one(sides, device, settings)
         for run in sorted(run for pair in pairs.values() for run in pair.runs(us(bounds[0]), us(bounds[1]))):
             columns.t.append(run.from_us / 1_000_000)
             columns.seconds.append((run.to_us - run.from_us) / 1_000_000)

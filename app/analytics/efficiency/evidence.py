@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from operator import sub
 from typing import Any, NamedTuple
 
@@ -31,13 +30,15 @@ from app.analytics.efficiency.neighbours import MAPPED, NEIGHBOURS, REACH, Neigh
 from app.analytics.efficiency.pairs import Pairs, pair_counters
 from app.analytics.efficiency.rhythm import MINUTE_US, SETTLED_US
 from app.errors import InvalidTimeRange
+from app.fleet.limits import fetch_limits, limit_of
+from app.settings import Settings
 from app.tables import meter_minute, vehicle_meter, vehicle_minute
 from app.telemetry.instant import MAX_AHEAD
+from app.telemetry.reading import Stream
 
 MAX_SHARED_MINUTES = 1_000_000
 """The limit for all vehicles that share a vehicle's meters; each minute takes 250 bytes during pairing."""
 SETTLED = timedelta(microseconds=SETTLED_US)
-LIMIT_MILLIWATT = 1_000_000_000
 
 _MINUTE = timedelta(minutes=1)
 _PAIRING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairing")
@@ -47,12 +48,15 @@ _FAR_US = 10**18  # beyond any window
 class Sides(NamedTuple):
     """The DC side and the AC side, by device: rows of vehicles and of meters, and the mappings of these vehicles.
 
-    `sharers` are the other vehicles at these meters, by meter: also those that have no rows here, but near.
+    The limits are powers in milliwatt: with more, energy is implausible. `sharers` are the vehicles at these meters, by
+    meter: also those that have no rows here, but near.
     """
 
     vehicles: dict[int, list[Rows]]
     meters: dict[int, list[Rows]]
     mappings: dict[int, list[Mapping]]
+    vehicle_limits: dict[int, int]
+    meter_limits: dict[int, int]
     sharers: dict[int, set[int]]
 
     def meters_of(self, vehicle_id: int) -> set[int]:
@@ -66,8 +70,7 @@ async def fetch_sides(
     vehicles: Collection[int],
     range_from: datetime,
     range_to: datetime,
-    *,
-    gap_minutes: int,
+    settings: Settings,
 ) -> Sides:
     """Returns the rows on which the pairs of some vehicles in [range_from, range_to) depend.
 
@@ -75,10 +78,10 @@ async def fetch_sides(
     """
     most = MAX_SHARED_MINUTES * _MINUTE / (range_to - range_from)
     near, far = ((range_from - margin, range_to + margin) for margin in (SETTLED, REACH))
-    sides = await fetch_near(connection, vehicles, *near, NEIGHBOURS, most_others=most)
-    if {*vehicles} == settled(sides, vehicles, *near, gap_minutes=gap_minutes):
+    sides = await fetch_near(connection, vehicles, *near, NEIGHBOURS, settings, most_others=most)
+    if {*vehicles} == settled(sides, vehicles, *near, settings):
         return sides
-    return await fetch_near(connection, vehicles, *far, NEIGHBOURS, most_others=most)
+    return await fetch_near(connection, vehicles, *far, NEIGHBOURS, settings, most_others=most)
 
 
 async def fetch_near(
@@ -87,6 +90,7 @@ async def fetch_near(
     range_from: datetime,
     range_to: datetime,
     neighbours: Neighbours,
+    settings: Settings,
     *,
     most_others: float = math.inf,
 ) -> Sides:
@@ -100,6 +104,8 @@ async def fetch_near(
         await _fetch_rows(connection, _VEHICLE_ROWS, vehicles, bounds),
         {},
         await _fetch_mappings(connection, vehicles, bounds),
+        {},
+        {},
         defaultdict(set),
     )
     meters = {meter_id for vehicle_id in own.vehicles for meter_id in own.meters_of(vehicle_id)}
@@ -116,17 +122,22 @@ async def fetch_near(
     if others:
         own.vehicles.update(await _fetch_rows(connection, _VEHICLE_ROWS, others, bounds))
         own.mappings.update(await _fetch_mappings(connection, others, bounds))
+    for stream, rows, limits in (
+        (Stream.VEHICLE, own.vehicles, own.vehicle_limits),
+        (Stream.METER, own.meters, own.meter_limits),
+    ):
+        limits.update(await fetch_limits(connection, stream, rows, max_power_kw=settings.max_power_kw))
     return own
 
 
 def settled(
-    sides: Sides, vehicles: Iterable[int], range_from: datetime, range_to: datetime, *, gap_minutes: int
+    sides: Sides, vehicles: Iterable[int], range_from: datetime, range_to: datetime, settings: Settings
 ) -> set[int]:
     """Returns the vehicles that no row outside of [range_from, range_to) concerns, for SETTLED within the range.
 
     Neither they nor their meters nor any vehicle at these are silent in it. What is still to come is no silence.
     """
-    start, end, gap_us = us(range_from), us(range_to), gap_minutes * MINUTE_US
+    start, end, gap_us = us(range_from), us(range_to), settings.pairing_gap_minutes * MINUTE_US
     is_now = range_to > datetime.now(UTC) + MAX_AHEAD
 
     def is_silent(rows: list[Rows]) -> bool:
@@ -146,28 +157,37 @@ def settled(
     return {vehicle_id for vehicle_id in heard.intersection(vehicles) if sides.meters_of(vehicle_id) <= sound}
 
 
-async def pair_one(sides: Sides, vehicle_id: int, *, gap_minutes: int) -> Pairs:
+async def pair_one(sides: Sides, vehicle_id: int, settings: Settings) -> Pairs:
     """Returns the pairs of one vehicle. This needs no connection and runs in a thread: 90 days take seconds.
 
     Only one runs at a time: threads that compute take turns with each other, and with those that store readings.
     """
-    pairing = partial(pair_each, [vehicle_id], sides, gap_minutes=gap_minutes)
-    (pairs,) = (await asyncio.get_running_loop().run_in_executor(_PAIRING, pairing)).values()
+    pairing = asyncio.get_running_loop().run_in_executor(_PAIRING, pair_each, [vehicle_id], sides, settings)
+    (pairs,) = (await pairing).values()
     return pairs
 
 
-def pair_each(vehicles: Iterable[int], sides: Sides, *, gap_minutes: int) -> dict[int, Pairs]:
+def pair_each(vehicles: Iterable[int], sides: Sides, settings: Settings) -> dict[int, Pairs]:
     """Returns the pairs of some vehicles with their meters. The order of rows does not matter."""
-    build = partial(counter_of, gap_us=gap_minutes * MINUTE_US, limit_milliwatt=LIMIT_MILLIWATT)
+    gap_us, default = settings.pairing_gap_minutes * MINUTE_US, limit_of(settings.max_power_kw)
     counters = {
-        vehicle_id: build(rows, sides.mappings.get(vehicle_id, [])) for vehicle_id, rows in sides.vehicles.items()
+        vehicle_id: counter_of(
+            rows,
+            sides.mappings.get(vehicle_id, []),
+            gap_us=gap_us,
+            limit_milliwatt=sides.vehicle_limits.get(vehicle_id, default),
+        )
+        for vehicle_id, rows in sides.vehicles.items()
     }
-    meters = {meter_id: build(rows) for meter_id, rows in sides.meters.items()}
+    meters = {
+        meter_id: counter_of(rows, gap_us=gap_us, limit_milliwatt=sides.meter_limits.get(meter_id, default))
+        for meter_id, rows in sides.meters.items()
+    }
     at: defaultdict[int | None, dict[int, Counter]] = defaultdict(dict)
     for vehicle_id, counter in counters.items():
         for meter_id in counter.meters() - {None}:
             at[meter_id][vehicle_id] = counter
-    none = build([])
+    none = counter_of([], gap_us=gap_us, limit_milliwatt=default)
 
     def pairs(vehicle_id: int) -> Pairs:
         own = counters.get(vehicle_id, none)

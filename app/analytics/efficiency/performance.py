@@ -15,6 +15,7 @@ from app.analytics.window import Window
 from app.database import snapshot
 from app.errors import NoChargingData, UnknownDevice
 from app.fleet.registry import device_id_of
+from app.settings import Settings
 from app.tables import vehicle, vehicle_minute
 
 
@@ -47,9 +48,7 @@ class Performance(msgspec.Struct, frozen=True, rename="camel"):
     kept_from: datetime | None
 
 
-async def fetch_performance(
-    pool: AsyncEngine, vehicle_id: str, window: Window, *, gap_minutes: int, low_efficiency: float
-) -> Performance:
+async def fetch_performance(pool: AsyncEngine, vehicle_id: str, window: Window, settings: Settings) -> Performance:
     """Returns a vehicle's performance. Raises NoChargingData when it has no reading in the window, or is not known.
 
     Raises InvalidTimeRange when too many vehicles share its meters for so long a window.
@@ -67,12 +66,12 @@ async def fetch_performance(
                 raise NoChargingData(
                     f"No charging data found in last {window.hours:g} hours", vehicleId=vehicle_id, asOf=instants.as_of
                 )
-            sides = await fetch_sides(connection, [device], *bounds, gap_minutes=gap_minutes)
+            sides = await fetch_sides(connection, [device], *bounds, settings)
 
-    pairs = await pair_one(sides, device, gap_minutes=gap_minutes)
+    pairs = await pair_one(sides, device, settings)
     by_meter = evidence_between(pairs, us(bounds[0]), us(bounds[1]))
     evidence = total(by_meter.values())
-    status, alert = verdict(evidence, has_meter=bool(by_meter.keys() - {None}), low_efficiency=low_efficiency)
+    status, alert = verdict(evidence, has_meter=bool(by_meter.keys() - {None}), low_efficiency=settings.low_efficiency)
     return Performance(
         vehicle_id=vehicle_id,
         time_window_hours=window.hours,
