@@ -81,7 +81,7 @@ async def get_vehicle_coverage(
     end: End = None,
     hours: Hours = None,
 ) -> VehicleCoverage:
-    """Returns the runs of a vehicle's paired, shared and unpaired minutes."""
+    """Returns the stretches of a vehicle's paired, shared and unpaired time."""
     window = window_of(start, end, hours, now=datetime.now(UTC))
     return await fetch_coverage(pool, vehicle_id, window, settings)
 

@@ -56,7 +56,7 @@ class MeterColumns(msgspec.Struct, frozen=True, rename="camel"):
 class VehicleColumns(msgspec.Struct, frozen=True, rename="camel"):
     """DC energy in kWh, state of charge in percent, temperature in °C. `t` is each bucket's start, as for a meter.
 
-    `efficiency_ratio` is over the paired minutes in the bucket, `paired_minutes` counts them. In one-minute buckets
+    `efficiency_ratio` is over the paired time in the bucket, `paired_minutes` counts them. In one-minute buckets
     both cover the 60 minutes that end with the bucket: a single minute compares clocks, not losses. Both are null where
     minutes are no longer kept, more than 31 days before the end, and where too many vehicles share the meter.
     """

@@ -89,7 +89,7 @@ def test_the_page_shows_the_numbers_of_the_worked_example(example: Process, brow
         page.get_by_role("link", name="V1").click()
         for name, value in {"dc": "2.451", "efficiency": "90.1", "soc": "22.3", "temperature": "30.3"}.items():
             expect(figure(page, name)).to_have_text(value)
-        expect(page.get_by_text("Of 5 covered minutes, 5 are paired, 0 shared, 0 unpaired.")).to_be_visible()
+        expect(page.get_by_text("It took energy in 5 minutes: 5 are paired, 0 shared, 0 unpaired.")).to_be_visible()
         drawn(page)
         page.goto(f"{example.base_url}/#/vehicle/V2")
         expect(figure(page, "efficiency")).to_have_text("89.2")

@@ -221,7 +221,7 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
         ("api.md", f"Readings are kept for {RETENTION['meter_reading']} unless"),
         ("alerts.md", f"closed alerts are deleted after {days('alert'):,} days, transitions after"),
         ("alerts.md", f"transitions after {days('alert_transition')}, unless"),
-        ("alerts.md", f"more than {REPORTING_MINUTES} minutes old"),
+        ("alerts.md", f"and after {REPORTING_MINUTES} minutes at least"),
         ("alerts.md", f"not in the first {REPORTING_MINUTES} minutes after the service"),
         (
             "operations.md",

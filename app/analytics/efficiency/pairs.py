@@ -99,7 +99,7 @@ class Pair(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def flows(self) -> Flows:
-        """What flowed between the two."""
+        """The sums of the evidence, up to any instant."""
         drawn, doubtful = union((*self.paired, *self.edges)), common(self.paired, self.doubtful)
         return Flows(
             paired_ac_milliwh=Flow(drawn, self.meter.at),

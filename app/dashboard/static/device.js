@@ -128,17 +128,17 @@ export function showDevice(main, kind, id) {
       low: 100 * LOW,
       percent: true,
       ...efficiencyAxis(ratio.y),
-      summary: `${beyondAxis(ratio.y)}Over the paired minutes of ${bucket === "1m" ? "the hour before each minute" : `each ${PER[bucket]}`}, where these have the energy of ${PROVING_MINUTES} minutes at full power.`,
+      summary: `${beyondAxis(ratio.y)}Over the paired time of ${bucket === "1m" ? "the hour before each minute" : `each ${PER[bucket]}`}, where these have the energy of ${PROVING_MINUTES} minutes at full power.`,
     });
   }
 
   async function showPerformance(now, bounds, signal) {
     try {
       if (now.to - now.from > PAIRED_SECONDS) throw new Error(TOO_LONG);
-      const { totalDcDelivery, efficiencyRatio, energyLossKwh, totalAcConsumption, avgSoc, avgBatteryTemp, status, coverage } = await ask(`analytics/performance/${encodeURIComponent(id)}`, bounds, signal);
+      const { totalDcDelivery, efficiencyRatio, uncertainty, energyLossKwh, totalAcConsumption, avgSoc, avgBatteryTemp, status, coverage } = await ask(`analytics/performance/${encodeURIComponent(id)}`, bounds, signal);
       const [state, , word] = VERDICTS[status];
       numbers.set("dc", kwh(totalDcDelivery), "kWh");
-      numbers.set("efficiency", percent(efficiencyRatio), "%", `${word}; ${count(coverage.paired)} minutes paired`, state);
+      numbers.set("efficiency", percent(efficiencyRatio), "%", `${uncertainty ? `± ${fixed(100 * uncertainty, 1)}; ` : ""}${word}; ${count(coverage.paired)} minutes paired`, state);
       numbers.set("loss", coverage.paired ? kwh(energyLossKwh) : "–", "kWh", coverage.paired ? `of ${kwh(totalAcConsumption)} kWh AC, paired` : "");
       numbers.set("soc", fixed(avgSoc, 1), "%", avgSoc == null ? "" : "of the range");
       numbers.set("temperature", fixed(avgBatteryTemp, 1), "°C", avgBatteryTemp == null ? "" : "of the range");

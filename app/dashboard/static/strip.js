@@ -1,12 +1,12 @@
-// The minutes that a vehicle's efficiency rests on: by height and shade, and counted in words.
+// The time that a vehicle's efficiency rests on: by height and shade, and counted in words.
 
 import { el, svg } from "./dom.js";
 import { count, duration, moment } from "./format.js";
 
 const HEIGHT = { paired: 1, shared: 0.66, unpaired: 0.33 };
 const MEANING = {
-  paired: "the meter covers it, and no other vehicle does",
-  shared: "another vehicle was at the same meter",
+  paired: "the vehicle takes energy, the meter covers it, and no other vehicle takes any",
+  shared: "another vehicle takes energy at the same meter",
   unpaired: "no meter is known, or it is silent",
 };
 
@@ -23,18 +23,19 @@ export function strip() {
       const picture = svg("svg", { viewBox: `0 0 ${span} 100`, preserveAspectRatio: "none" });
       columns.t.forEach((t, i) => {
         const kind = columns.kind[i];
-        totals[kind] += columns.minutes[i];
-        const [start, end] = [Math.max(t, from), Math.min(t + 60 * columns.minutes[i], to)];
+        const [start, end] = [Math.max(t, from), Math.min(t + columns.seconds[i], to)];
         if (end <= start) return;
+        totals[kind] += end - start;
         const height = 100 * HEIGHT[kind];
-        const title = svg("title", {}, `${kind}: ${moment(1000 * t)}, ${duration(60 * columns.minutes[i])}`);
+        const doubt = columns.doubtful[i] ? ", doubtful: another vehicle that was not seen may have taken energy" : "";
+        const title = svg("title", {}, `${kind}: ${moment(1000 * t)}, ${duration(Math.round(columns.seconds[i]))}${doubt}`);
         picture.append(svg("rect", { x: start - from, width: end - start, y: 100 - height, height, class: kind }, title));
       });
       graph.replaceChildren(picture);
-      const all = totals.paired + totals.shared + totals.unpaired;
-      summary.textContent = all
-        ? `Of ${count(all)} covered minutes, ${count(totals.paired)} are paired, ${count(totals.shared)} shared, ${count(totals.unpaired)} unpaired. Only paired ones prove an efficiency.`
-        : "No covered minutes in this range.";
+      const [paired, shared, unpaired] = ["paired", "shared", "unpaired"].map((kind) => Math.round(totals[kind] / 60));
+      summary.textContent = columns.t.length
+        ? `It took energy in ${count(paired + shared + unpaired)} minutes: ${count(paired)} are paired, ${count(shared)} shared, ${count(unpaired)} unpaired. Only paired ones prove an efficiency.`
+        : "It took no energy in this range.";
     },
     fail(message) {
       graph.replaceChildren();
