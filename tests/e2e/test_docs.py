@@ -106,7 +106,7 @@ def assert_alike(real: Any, shown: Any, where: str) -> None:
     elif isinstance(shown, str) and TIME.fullmatch(shown):
         assert TIME.fullmatch(real), f"{where}: {real!r}"
         assert datetime.fromisoformat(real).tzinfo is not None
-    elif isinstance(shown, int) and shown > NOW_SECONDS:
+    elif isinstance(shown, int | float) and shown > NOW_SECONDS:
         assert real > NOW_SECONDS, f"{where}: {real!r}"
     elif name not in VARIES:
         assert real == (pytest.approx(shown, rel=1e-9) if isinstance(shown, float) else shown), f"{where}: {real!r}"
