@@ -13,14 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.analytics.efficiency.coverage import VehicleCoverage, fetch_coverage
 from app.analytics.efficiency.performance import Performance, fetch_performance
 from app.analytics.export import MAX_EXPORT_DAYS, METER_READINGS, VEHICLE_READINGS, export_readings
+from app.analytics.fleet_series import FleetSeries, fetch_fleet_series
 from app.analytics.freshness import Freshness, fetch_freshness
 from app.analytics.series import (
     MAX_POINTS,
-    FleetSeries,
     MeterSeries,
     VehicleSeries,
     choose_bucket,
-    fetch_fleet_series,
     fetch_meter_series,
     fetch_retained,
     fetch_vehicle_series,

@@ -16,7 +16,6 @@ from app.analytics.efficiency.pairs import Pairs
 from app.analytics.efficiency.rhythm import MINUTE_US
 from app.analytics.freshness import fetch_instants
 from app.analytics.series_source import (
-    FLEET,
     METER,
     VEHICLE,
     Source,
@@ -37,7 +36,7 @@ MAX_POINTS = 100_000
 _SECONDS: dict[Width, int] = {"1m": 60, "1h": 3_600, "1d": 86_400}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Over less time, the efficiency depends on the two clocks: ten minutes give 0.77 to 1.11 for a truth of 0.9.
-_EFFICIENCY_MINUTES = 60
+EFFICIENCY_MINUTES = 60
 # A chart of a year must not pair all minutes kept. Pairing a month takes 0.08 s, and fetching it comes on top.
 EFFICIENCY_REACH = timedelta(days=31)
 
@@ -74,22 +73,7 @@ class VehicleColumns(msgspec.Struct, frozen=True, rename="camel"):
     efficiency_ratio: list[float | None]
 
 
-class FleetColumns(msgspec.Struct, frozen=True, rename="camel"):
-    """Energy in kWh; null where that stream was silent.
-
-    `efficiency_ratio` is all DC over all AC, paired or not, over the bucket or the 60 minutes that end with it,
-    whichever is longer.
-    """
-
-    t: list[int]
-    ac_kwh: list[float | None]
-    dc_kwh: list[float | None]
-    meter_readings: list[int | None]
-    vehicle_readings: list[int | None]
-    efficiency_ratio: list[float | None]
-
-
-class _Series(msgspec.Struct, frozen=True, rename="camel"):
+class Series(msgspec.Struct, frozen=True, rename="camel"):
     id: str
     bucket: Width
     from_: datetime = msgspec.field(name="from")
@@ -99,7 +83,7 @@ class _Series(msgspec.Struct, frozen=True, rename="camel"):
     kept_from: datetime | None
 
 
-class MeterSeries(_Series, frozen=True, rename="camel"):
+class MeterSeries(Series, frozen=True, rename="camel"):
     """A meter's buckets that have readings, in order. All readings committed before `as_of` are included.
 
     Buckets before `kept_from` are no longer kept; null means that all are kept.
@@ -108,22 +92,13 @@ class MeterSeries(_Series, frozen=True, rename="camel"):
     columns: MeterColumns
 
 
-class VehicleSeries(_Series, frozen=True, rename="camel"):
+class VehicleSeries(Series, frozen=True, rename="camel"):
     """A vehicle's buckets that have readings, in order. All readings committed before `as_of` are included.
 
     Buckets before `kept_from` are no longer kept; null means that all are kept.
     """
 
     columns: VehicleColumns
-
-
-class FleetSeries(_Series, frozen=True, rename="camel"):
-    """The fleet's buckets that have readings, in order. All readings committed before `as_of` are included.
-
-    Buckets before `kept_from` are no longer kept; null means that all are kept.
-    """
-
-    columns: FleetColumns
 
 
 class Buckets(NamedTuple):
@@ -179,7 +154,7 @@ async def fetch_meter_series(pool: AsyncEngine, meter_id: str, buckets: Buckets)
         device = await device_id_of(connection, meter, meter_id)
         instants = await fetch_instants(connection, *METER.aggregates[buckets.width])
         async with snapshot(connection):
-            columns = MeterColumns(*await _fetch(connection, METER, buckets, [device]))
+            columns = MeterColumns(*await fetch_columns(connection, METER, buckets, [device]))
     return MeterSeries(meter_id, *buckets, *instants, columns)
 
 
@@ -196,7 +171,7 @@ async def fetch_vehicle_series(
             instants = await fetch_instants(connection, *VEHICLE.aggregates[buckets.width])
         bounds = efficiency_bounds(buckets, minutes.kept_from, datetime.now(UTC))
         async with snapshot(connection):
-            sums = await _fetch(connection, VEHICLE, buckets, [device])
+            sums = await fetch_columns(connection, VEHICLE, buckets, [device])
             if sums[0] and bounds[0] < bounds[1]:
                 with suppress(InvalidTimeRange):  # too many vehicles share its meters, so there is no efficiency
                     sides = await fetch_sides(connection, [device], *bounds, settings)
@@ -211,36 +186,16 @@ async def fetch_vehicle_series(
     return VehicleSeries(vehicle_id, *buckets, *instants._replace(as_of=as_of), columns)
 
 
-async def fetch_fleet_series(pool: AsyncEngine, buckets: Buckets) -> FleetSeries:
-    """Returns the series of all meters and vehicles together."""
-    # The first minutes' efficiency is over the hour before them too.
-    earlier = timedelta(minutes=_EFFICIENCY_MINUTES) if buckets.width == "1m" else timedelta(0)
-    async with pool.connect() as connection:
-        instants = await fetch_instants(connection, *FLEET.aggregates[buckets.width])
-        async with snapshot(connection):
-            sums = await _fetch(connection, FLEET, buckets._replace(start=buckets.start - earlier))
-    first = bisect_left(sums[0], buckets.start.timestamp())
-    flowed = [(t // 60, ac, dc) for t, ac, dc, *_ in zip(*sums, strict=True) if ac is not None and dc is not None]
-    t, ac, dc, meter_readings, vehicle_readings = (column[first:] for column in sums)
-    ratios = _trailing(t, buckets, flowed)[1]
-    columns = FleetColumns(t, _kwh(ac), _kwh(dc), meter_readings, vehicle_readings, ratios)
-    return FleetSeries("fleet", *buckets, *instants, columns)
-
-
-def _kwh(milliwh: list[int | None]) -> list[float | None]:
-    return [None if energy is None else energy / 1_000_000 for energy in milliwh]
-
-
 def efficiency_bounds(buckets: Buckets, kept_from: datetime | None, now: datetime) -> tuple[datetime, datetime]:
     """Returns the range of minutes for the efficiency: from an hour before the buckets, if minutes are kept so long."""
     end = min(buckets.end, (now + MAX_AHEAD).replace(second=0, microsecond=0) + timedelta(minutes=1))
-    start = max(buckets.start - timedelta(minutes=_EFFICIENCY_MINUTES), end - EFFICIENCY_REACH)
+    start = max(buckets.start - timedelta(minutes=EFFICIENCY_MINUTES), end - EFFICIENCY_REACH)
     if kept_from is not None and kept_from > start:
         start = kept_from.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
     return start, end
 
 
-async def _fetch(
+async def fetch_columns(
     connection: AsyncConnection, source: Source, buckets: Buckets, devices: list[int] | None = None
 ) -> list[list[Any]]:
     """Fetches each column as one array: no object per point is made between the database and the encoder."""
@@ -254,7 +209,7 @@ def _efficiency(
 ) -> tuple[list[int | None], list[float | None]]:
     """Returns each bucket's paired minutes and efficiency; None where not all of its minutes are kept."""
     seconds = _SECONDS[buckets.width]
-    span_s = max(seconds, 60 * _EFFICIENCY_MINUTES)
+    span_s = max(seconds, 60 * EFFICIENCY_MINUTES)
     flows = [pair.flows for meter_id, pair in pairs.items() if meter_id is not None]
 
     def until(second: int) -> tuple[int, int, int]:
@@ -277,7 +232,7 @@ def _efficiency(
     return paired, ratios
 
 
-def _trailing(
+def trailing(
     starts: list[int], buckets: Buckets, flowed: list[tuple[int, int, int]]
 ) -> tuple[list[int], list[float | None]]:
     """Returns the number of minutes in each bucket, or in the hour that ends with it, and their DC over AC.
@@ -285,7 +240,7 @@ def _trailing(
     `flowed` has the minute, AC and DC, in order.
     """
     seconds = _SECONDS[buckets.width]
-    span = max(seconds // 60, _EFFICIENCY_MINUTES)
+    span = max(seconds // 60, EFFICIENCY_MINUTES)
     minutes = [minute for minute, _, _ in flowed]
     ac = [0, *accumulate(energy for _, energy, _ in flowed)]
     dc = [0, *accumulate(energy for _, _, energy in flowed)]

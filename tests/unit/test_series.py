@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.analytics.fleet_series import FleetColumns
 from app.analytics.series import (
     EFFICIENCY_REACH,
     MAX_POINTS,
     Buckets,
-    FleetColumns,
     MeterColumns,
     choose_bucket,
     efficiency_bounds,
