@@ -184,6 +184,18 @@ efficiency_hour = Table(
     Index(None, "meter_id", "hour", postgresql_where=text("frozen_meter_minutes > 0")),
 )
 
+# What to add to the fleet's energy of five minutes, for the readings of `read_in`: timescale/shared/0004_spread.sql.
+fleet_spread = Table(
+    "fleet_spread",
+    metadata,
+    Column("read_in", Moment, primary_key=True),
+    Column("bucket", Moment, primary_key=True),
+    Column("readings", BigInteger),
+    Column("ac_milliwh", BigInteger, nullable=False),
+    Column("dc_milliwh", BigInteger, nullable=False),
+    Index(None, "bucket"),
+)
+
 webhook = Table(
     "webhook",
     metadata,

@@ -1,22 +1,35 @@
 """The fleet's readings over time, as columns."""
 
 from bisect import bisect_left
-from datetime import timedelta
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import BigInteger, bindparam, cast, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.analytics.freshness import fetch_instants
-from app.analytics.series import EFFICIENCY_MINUTES, Buckets, Series, fetch_columns, trailing
+from app.analytics.power import DEMAND_MINUTES, SETTLED_SECONDS, kilowatts
+from app.analytics.series import Buckets, Series, fetch_columns
 from app.analytics.series_source import FLEET
 from app.database import snapshot
+from app.tables import fleet_spread
+
+# Over less time, energies of two clocks are compared, not losses.
+_EFFICIENCY_MINUTES = 60
+_LEAST_MINUTES = 15
+_FIVE_MINUTES = 300
 
 
 class FleetColumns(msgspec.Struct, frozen=True, rename="camel"):
-    """Energy in kWh; null where that stream was silent.
+    """Energy in kWh, power in kW; null where that stream was silent.
 
     `efficiency_ratio` is all DC over all AC, paired or not, over the bucket or the 60 minutes that end with it,
-    whichever is longer.
+    whichever is longer; null where that is less than 15 minutes. Power is the mean over the bucket, or over the five
+    minutes of the clock that it lies in; null where these are not full, or where it is not known yet when their energy
+    flowed.
     """
 
     t: list[int]
@@ -25,6 +38,15 @@ class FleetColumns(msgspec.Struct, frozen=True, rename="camel"):
     meter_readings: list[int | None]
     vehicle_readings: list[int | None]
     efficiency_ratio: list[float | None]
+    ac_kw: list[float | None]
+    dc_kw: list[float | None]
+
+
+class FleetPeak(msgspec.Struct, frozen=True):
+    """The greatest mean power in kW over 15 minutes, of each side; null in buckets wider than a minute."""
+
+    ac: float | None
+    dc: float | None
 
 
 class FleetSeries(Series, frozen=True, rename="camel"):
@@ -33,24 +55,141 @@ class FleetSeries(Series, frozen=True, rename="camel"):
     Buckets before `kept_from` are no longer kept; null means that all are kept.
     """
 
+    peak_kw: FleetPeak
     columns: FleetColumns
 
 
 async def fetch_fleet_series(pool: AsyncEngine, buckets: Buckets) -> FleetSeries:
     """Returns the series of all meters and vehicles together."""
-    # The first minutes' efficiency is over the hour before them too.
-    earlier = timedelta(minutes=EFFICIENCY_MINUTES) if buckets.width == "1m" else timedelta(0)
+    wider = _wider(buckets)
     async with pool.connect() as connection:
         instants = await fetch_instants(connection, *FLEET.aggregates[buckets.width])
         async with snapshot(connection):
-            sums = await fetch_columns(connection, FLEET, buckets._replace(start=buckets.start - earlier))
-    first = bisect_left(sums[0], buckets.start.timestamp())
-    flowed = [(t // 60, ac, dc) for t, ac, dc, *_ in zip(*sums, strict=True) if ac is not None and dc is not None]
-    t, ac, dc, meter_readings, vehicle_readings = (column[first:] for column in sums)
-    ratios = trailing(t, buckets, flowed)[1]
-    columns = FleetColumns(t, _kwh(ac), _kwh(dc), meter_readings, vehicle_readings, ratios)
-    return FleetSeries("fleet", *buckets, *instants, columns)
+            sums = await fetch_columns(connection, FLEET, wider)
+            spread = await _fetch_spread(connection, wider)
+    now = datetime.now(UTC).timestamp()
+    power = _power(sums, spread, wider, now)
+    peak = FleetPeak(*(_peak(side, buckets) for side in power))
+    step = max(buckets.seconds, _FIVE_MINUTES)
+    first, after = (bisect_left(sums[0], instant.timestamp()) for instant in (buckets.start, buckets.end))
+    ratios = _ratios(sums, buckets.seconds, now)[first:after]
+    t, ac, dc, meter_readings, vehicle_readings = (column[first:after] for column in sums)
+    powers = [[side.get(start // step * step) for start in t] for side in power]
+    columns = FleetColumns(t, _kwh(ac), _kwh(dc), meter_readings, vehicle_readings, ratios, *powers)
+    return FleetSeries("fleet", *buckets, *instants, peak, columns)
+
+
+def _wider(buckets: Buckets) -> Buckets:
+    """Returns the buckets with one on either side; minutes in whole fives, and with the hour before."""
+    step, before = timedelta(seconds=max(buckets.seconds, _FIVE_MINUTES)), timedelta(0)
+    if buckets.width == "1m":
+        before = timedelta(minutes=_EFFICIENCY_MINUTES)
+    start, end = (at - timedelta(seconds=at.timestamp() % step.total_seconds()) for at in (buckets.start, buckets.end))
+    return buckets._replace(start=start - before - step, end=end + 2 * step)
+
+
+class _Moved(NamedTuple):
+    """Energy to be added to five minutes or an hour, and the readings there for which that was found out."""
+
+    ac: int
+    dc: int
+    readings: int
+
+
+async def _fetch_spread(connection: AsyncConnection, buckets: Buckets) -> dict[int, _Moved] | None:
+    """Returns what to move, by the start of five minutes or hours; None for days, in which a silence is little."""
+    if buckets.width == "1d":
+        return None
+    step = timedelta(seconds=max(buckets.seconds, _FIVE_MINUTES))
+    values = {"step": step, "range_from": buckets.start, "range_to": buckets.end}
+    rows = (await connection.execute(_SPREAD, values)).one()
+    t, *moved = (column or [] for column in rows)
+    return dict(zip(t, map(_Moved._make, zip(*moved, strict=True)), strict=True))
+
+
+Power = dict[int, float | None]
+"""Power in kW by the start of five minutes, or of wider buckets."""
+
+
+def _power(
+    sums: list[list[Any]], spread: dict[int, _Moved] | None, buckets: Buckets, now: float
+) -> tuple[Power, Power]:
+    """Returns the power of AC and of DC in full buckets, where energy is spread for each reading in them."""
+    step = max(buckets.seconds, _FIVE_MINUTES)
+    readings: defaultdict[int, int] = defaultdict(int)
+    energies: tuple[dict[int, int], dict[int, int]] = {}, {}
+    for t, ac, dc, meters, vehicles in zip(*sums, strict=True):
+        at = t // step * step
+        readings[at] += (meters or 0) + (vehicles or 0)
+        for side, energy in zip(energies, (ac, dc), strict=True):
+            if energy is not None:
+                side[at] = side.get(at, 0) + energy
+    for at, moved in (spread or {}).items():
+        for side, energy in zip(energies, moved[:2], strict=True):
+            if energy:
+                side[at] = side.get(at, 0) + energy
+
+    def is_spread(at: int) -> bool:
+        return spread is None or readings.get(at, 0) == (spread[at].readings if at in spread else 0)
+
+    # The next five minutes' readings hold energy of these. Data that begin or end within a bucket do not fill it.
+    def is_known(at: int, side: dict[int, int]) -> bool:
+        is_over = at + step + SETTLED_SECONDS <= now and at - step in side and at + step in side
+        return is_over and is_spread(at) and (step > _FIVE_MINUTES or is_spread(at + step))
+
+    ac, dc = (
+        {at: kilowatts(energy, step) if is_known(at, side) else None for at, energy in side.items()}
+        for side in energies
+    )
+    return ac, dc
+
+
+def _peak(power: Power, buckets: Buckets) -> float | None:
+    """Returns the greatest mean over 15 minutes in the buckets of which the power is known."""
+    if buckets.width != "1m":
+        return None
+    number = 60 * DEMAND_MINUTES // _FIVE_MINUTES
+    means = []
+    for at in power:
+        inside = buckets.start.timestamp() <= at and at + 60 * DEMAND_MINUTES <= buckets.end.timestamp()
+        parts = [power.get(at + _FIVE_MINUTES * part) for part in range(number)] if inside else []
+        known = [part for part in parts if part is not None]
+        if len(known) == number:
+            means.append(sum(known) / number)
+    return max(means, default=None)
+
+
+def _ratios(sums: list[list[Any]], seconds: int, now: float) -> list[float | None]:
+    """Returns DC over AC of the buckets with both, or of those in the hour that ends with a minute."""
+    t, *energies, _, _ = sums
+    both = [ac is not None and dc is not None for ac, dc in zip(*energies, strict=True)]
+    ac, dc, minutes = (
+        [0, *accumulate(value if is_in else 0 for value, is_in in zip(column, both, strict=True))]
+        for column in (*energies, [seconds // 60] * len(t))
+    )
+    ratios = []
+    for position, start in enumerate(t):
+        first = bisect_left(t, start + seconds - max(seconds, 60 * _EFFICIENCY_MINUTES))
+        consumed, delivered, found = (column[position + 1] - column[first] for column in (ac, dc, minutes))
+        is_full = found >= _LEAST_MINUTES and (seconds == 60 or start + 60 * _LEAST_MINUTES <= now)
+        ratios.append(delivered / consumed if consumed and is_full else None)
+    return ratios
 
 
 def _kwh(milliwh: list[int | None]) -> list[float | None]:
     return [None if energy is None else energy / 1_000_000 for energy in milliwh]
+
+
+# What to add to the energy of the buckets of a width in [:range_from, :range_to), and their readings: as arrays.
+_IN_BUCKET = (
+    select(
+        cast(func.date_part("epoch", func.utc_bucket(bindparam("step"), fleet_spread.c.bucket)), BigInteger).label("t"),
+        cast(func.sum(fleet_spread.c.ac_milliwh), BigInteger).label("ac"),
+        cast(func.sum(fleet_spread.c.dc_milliwh), BigInteger).label("dc"),
+        cast(func.coalesce(func.sum(fleet_spread.c.readings), 0), BigInteger).label("readings"),
+    )
+    .where(fleet_spread.c.bucket >= bindparam("range_from"), fleet_spread.c.bucket < bindparam("range_to"))
+    .group_by("t")
+    .subquery()
+)
+_SPREAD = select(*(func.array_agg(column) for column in _IN_BUCKET.c))

@@ -15,6 +15,7 @@ from app.analytics.efficiency.evidence import fetch_sides, pair_one
 from app.analytics.efficiency.pairs import Pairs
 from app.analytics.efficiency.rhythm import MINUTE_US
 from app.analytics.freshness import fetch_instants
+from app.analytics.power import fetch_rows, power_columns
 from app.analytics.series_source import (
     METER,
     VEHICLE,
@@ -29,6 +30,7 @@ from app.fleet.registry import device_id_of
 from app.settings import Settings
 from app.tables import aggregate_retention, meter, vehicle
 from app.telemetry.instant import MAX_AHEAD
+from app.telemetry.reading import Stream
 
 MAX_POINTS = 100_000
 """A series of this many buckets is a few megabytes; a longer one is requested in pieces, or in wider buckets."""
@@ -36,13 +38,17 @@ MAX_POINTS = 100_000
 _SECONDS: dict[Width, int] = {"1m": 60, "1h": 3_600, "1d": 86_400}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Over less time, the efficiency depends on the two clocks: ten minutes give 0.77 to 1.11 for a truth of 0.9.
-EFFICIENCY_MINUTES = 60
+_EFFICIENCY_MINUTES = 60
 # A chart of a year must not pair all minutes kept. Pairing a month takes 0.08 s, and fetching it comes on top.
 EFFICIENCY_REACH = timedelta(days=31)
 
 
 class MeterColumns(msgspec.Struct, frozen=True, rename="camel"):
-    """AC energy in kWh, voltage in V. `t` is each bucket's start, in seconds since 1970 UTC."""
+    """AC energy in kWh, voltage in V, power in kW. `t` is each bucket's start, in seconds since 1970 UTC.
+
+    Power is a mean, with the energy of each reading spread over the time since the one before; null where it is not
+    known when energy flowed, and in hours more than 31 days before the end.
+    """
 
     t: list[int]
     ac_kwh: list[float]
@@ -50,10 +56,11 @@ class MeterColumns(msgspec.Struct, frozen=True, rename="camel"):
     avg_voltage: list[float | None]
     min_voltage: list[float | None]
     max_voltage: list[float | None]
+    power_kw: list[float | None]
 
 
 class VehicleColumns(msgspec.Struct, frozen=True, rename="camel"):
-    """DC energy in kWh, state of charge in percent, temperature in °C. `t` is each bucket's start, as for a meter.
+    """DC energy in kWh, state of charge in percent, temperature in °C. `t` and `power_kw` are as for a meter.
 
     `efficiency_ratio` is over the paired time in the bucket, `paired_minutes` counts them. In one-minute buckets
     both cover the 60 minutes that end with the bucket: a single minute compares clocks, not losses. Both are null where
@@ -69,6 +76,7 @@ class VehicleColumns(msgspec.Struct, frozen=True, rename="camel"):
     avg_battery_temp: list[float | None]
     min_battery_temp: list[float | None]
     max_battery_temp: list[float | None]
+    power_kw: list[float | None]
     paired_minutes: list[int | None]
     efficiency_ratio: list[float | None]
 
@@ -86,18 +94,22 @@ class Series(msgspec.Struct, frozen=True, rename="camel"):
 class MeterSeries(Series, frozen=True, rename="camel"):
     """A meter's buckets that have readings, in order. All readings committed before `as_of` are included.
 
-    Buckets before `kept_from` are no longer kept; null means that all are kept.
+    Buckets before `kept_from` are no longer kept; null means that all are kept. `peak_kw` is the greatest mean power
+    over 15 minutes; null in buckets wider than a minute, and where none is known.
     """
 
+    peak_kw: float | None
     columns: MeterColumns
 
 
 class VehicleSeries(Series, frozen=True, rename="camel"):
     """A vehicle's buckets that have readings, in order. All readings committed before `as_of` are included.
 
-    Buckets before `kept_from` are no longer kept; null means that all are kept.
+    Buckets before `kept_from` are no longer kept; null means that all are kept. `peak_kw` is the greatest mean power
+    over 15 minutes; null in buckets wider than a minute, and where none is known.
     """
 
+    peak_kw: float | None
     columns: VehicleColumns
 
 
@@ -107,6 +119,11 @@ class Buckets(NamedTuple):
     width: Width
     start: datetime
     end: datetime
+
+    @property
+    def seconds(self) -> int:
+        """The width in seconds."""
+        return _SECONDS[self.width]
 
     @property
     def number(self) -> int:
@@ -154,8 +171,10 @@ async def fetch_meter_series(pool: AsyncEngine, meter_id: str, buckets: Buckets)
         device = await device_id_of(connection, meter, meter_id)
         instants = await fetch_instants(connection, *METER.aggregates[buckets.width])
         async with snapshot(connection):
-            columns = MeterColumns(*await fetch_columns(connection, METER, buckets, [device]))
-    return MeterSeries(meter_id, *buckets, *instants, columns)
+            sums = await fetch_columns(connection, METER, buckets, [device])
+            rows = await fetch_rows(connection, Stream.METER, device, *buckets)
+    powers, peak = await power_columns(rows, sums[0], sums[1], *buckets)
+    return MeterSeries(meter_id, *buckets, *instants, peak, MeterColumns(*[*sums, powers]))
 
 
 async def fetch_vehicle_series(
@@ -175,21 +194,23 @@ async def fetch_vehicle_series(
             if sums[0] and bounds[0] < bounds[1]:
                 with suppress(InvalidTimeRange):  # too many vehicles share its meters, so there is no efficiency
                     sides = await fetch_sides(connection, [device], *bounds, settings)
+            rows = await fetch_rows(connection, Stream.VEHICLE, device, *buckets)
 
     efficiency: tuple[list[Any], list[Any]] = [None] * len(sums[0]), [None] * len(sums[0])
     if sides is not None:
         pairs = await pair_one(sides, device, settings)
         efficiency = _efficiency(sums[0], buckets, pairs, bounds[0])
-    columns = VehicleColumns(*[*sums, *efficiency])
+    powers, peak = await power_columns(rows, sums[0], sums[1], *buckets)
+    columns = VehicleColumns(*[*sums, powers, *efficiency])
     both = [instant for instant in (instants.as_of, minutes.as_of) if instant is not None]
     as_of = min(both) if len(both) == 2 else None
-    return VehicleSeries(vehicle_id, *buckets, *instants._replace(as_of=as_of), columns)
+    return VehicleSeries(vehicle_id, *buckets, *instants._replace(as_of=as_of), peak, columns)
 
 
 def efficiency_bounds(buckets: Buckets, kept_from: datetime | None, now: datetime) -> tuple[datetime, datetime]:
     """Returns the range of minutes for the efficiency: from an hour before the buckets, if minutes are kept so long."""
     end = min(buckets.end, (now + MAX_AHEAD).replace(second=0, microsecond=0) + timedelta(minutes=1))
-    start = max(buckets.start - timedelta(minutes=EFFICIENCY_MINUTES), end - EFFICIENCY_REACH)
+    start = max(buckets.start - timedelta(minutes=_EFFICIENCY_MINUTES), end - EFFICIENCY_REACH)
     if kept_from is not None and kept_from > start:
         start = kept_from.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
     return start, end
@@ -232,7 +253,7 @@ def _efficiency(
     return paired, ratios
 
 
-def trailing(
+def _trailing(
     starts: list[int], buckets: Buckets, flowed: list[tuple[int, int, int]]
 ) -> tuple[list[int], list[float | None]]:
     """Returns the number of minutes in each bucket, or in the hour that ends with it, and their DC over AC.
@@ -240,7 +261,7 @@ def trailing(
     `flowed` has the minute, AC and DC, in order.
     """
     seconds = _SECONDS[buckets.width]
-    span = max(seconds // 60, EFFICIENCY_MINUTES)
+    span = max(seconds // 60, _EFFICIENCY_MINUTES)
     minutes = [minute for minute, _, _ in flowed]
     ac = [0, *accumulate(energy for _, energy, _ in flowed)]
     dc = [0, *accumulate(energy for _, _, energy in flowed)]

@@ -39,6 +39,7 @@ async def maintain(connection: psycopg.AsyncConnection) -> bool:
     while (dropped := await _step(connection, "SELECT drop_expired()", {})) is not None:
         if await dropped.fetchone() == (False,):
             await _run_refreshes(connection)
+            await connection.execute("CALL spread_fleet(now() - INTERVAL '8 days', now(), INTERVAL '20 seconds')")
             return True
     return False
 
@@ -86,6 +87,7 @@ _STEPS = [
     WHERE EXISTS (SELECT FROM dropped)
     """,
     "DELETE FROM import_journal WHERE isempty(touched) AND updated_at < now() - %(import_journal)s::interval",
+    "DELETE FROM fleet_spread WHERE read_in < now() - %(fleet_spread)s::interval",
     "DELETE FROM efficiency_hour WHERE hour < now() - %(efficiency_hour)s::interval",
     "DELETE FROM implausible_hour WHERE hour < now() - %(efficiency_hour)s::interval",
     "DELETE FROM alert WHERE closed < now() - %(alert)s::interval",

@@ -41,6 +41,7 @@ def refresh_aggregates(
             for attempt in range(1, ATTEMPTS + 1):
                 try:
                     connection.execute("CALL refresh_aggregates(%s, %s)", bounds)
+                    connection.execute("CALL spread_fleet(%s, coalesce(%s, now()))", bounds)
                     return
                 except psycopg.errors.LockNotAvailable:
                     # A refresh policy is at work on the same aggregate; it takes seconds.

@@ -26,7 +26,9 @@ Aggregate = Literal[
     "meter_day",
     "vehicle_day",
 ]
-Table = Literal["import_journal", "quarantine", "efficiency_hour", "alert", "alert_transition", "storage_size"]
+Table = Literal[
+    "fleet_spread", "import_journal", "quarantine", "efficiency_hour", "alert", "alert_transition", "storage_size"
+]
 """The tables that are alike on both engines."""
 
 Interval = Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,5} (second|minute|hour|day)s?\Z")]

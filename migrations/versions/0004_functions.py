@@ -1,4 +1,7 @@
-"""The SQL functions that both engines offer."""
+"""The SQL functions that both engines offer, and the table that spreads the fleet's energy."""
+
+import sqlalchemy as sa
+from alembic import op
 
 from migrations.engine import run_sql
 
@@ -8,7 +11,19 @@ down_revision = "0003"
 
 def upgrade() -> None:
     run_sql("0004_functions.sql")
+    op.create_table(
+        "fleet_spread",
+        sa.Column("read_in", sa.DateTime(timezone=True), primary_key=True),
+        sa.Column("bucket", sa.DateTime(timezone=True), primary_key=True),
+        sa.Column("readings", sa.BigInteger),
+        sa.Column("ac_milliwh", sa.BigInteger, nullable=False),
+        sa.Column("dc_milliwh", sa.BigInteger, nullable=False),
+    )
+    op.create_index(None, "fleet_spread", ["bucket"])
+    run_sql("0004_spread.sql")
 
 
 def downgrade() -> None:
+    run_sql("0004_spread.down.sql")
+    op.drop_table("fleet_spread")
     run_sql("0004_functions.down.sql")

@@ -139,18 +139,21 @@ def parsed(columns: MeterColumns | FleetColumns) -> list[list[str]]:
 
 def test_a_row_is_a_point_with_its_time_and_empty_cells_for_nulls() -> None:
     starts = [-60, 0, 1_790_000_000]
-    columns = MeterColumns(starts, [0.1, 0.0, 1e-06], [1, 2, 3], [None, 230.5, 0.0], [None] * 3, [1] * 3)
+    columns = MeterColumns(
+        starts, [0.1, 0.0, 1e-06], [1, 2, 3], [None, 230.5, 0.0], [None] * 3, [1] * 3, [6.0, None, 0.0]
+    )
     assert "".join(csv_of_columns(columns)) == (
-        "time,acKwh,readings,avgVoltage,minVoltage,maxVoltage\r\n"
-        "1969-12-31T23:59:00Z,0.1,1,,,1\r\n"
-        "1970-01-01T00:00:00Z,0.0,2,230.5,,1\r\n"
-        "2026-09-21T14:13:20Z,1e-06,3,0.0,,1\r\n"
+        "time,acKwh,readings,avgVoltage,minVoltage,maxVoltage,powerKw\r\n"
+        "1969-12-31T23:59:00Z,0.1,1,,,1,6.0\r\n"
+        "1970-01-01T00:00:00Z,0.0,2,230.5,,1,\r\n"
+        "2026-09-21T14:13:20Z,1e-06,3,0.0,,1,0.0\r\n"
     )
 
 
 def test_numbers_are_written_so_that_they_are_read_back_unchanged() -> None:
     values = [1 / 3, 2 / 3, 0.1 + 0.2, 5e-324, 1.7976931348623157e308, 123456.654321]
-    _, *rows = parsed(MeterColumns(list(range(6)), values, [1] * 6, [None] * 6, [None] * 6, [None] * 6))
+    none: list[float | None] = [None] * 6
+    _, *rows = parsed(MeterColumns(list(range(6)), values, [1] * 6, none, none, none, none))
     assert [float(row[1]) for row in rows] == values
 
 
@@ -160,16 +163,16 @@ def test_every_point_is_a_row_once_and_in_order_however_many(points: int) -> Non
     energy: list[float | None] = [float(n) for n in range(points)]
     none: list[float | None] = [None] * points
     counts: list[int | None] = [None] * points
-    header, *rows = parsed(FleetColumns(starts, energy, none, counts, counts, none))
-    assert header == ["time", "acKwh", "dcKwh", "meterReadings", "vehicleReadings", "efficiencyRatio"]
+    header, *rows = parsed(FleetColumns(starts, energy, none, counts, counts, none, none, none))
+    assert header == ["time", "acKwh", "dcKwh", "meterReadings", "vehicleReadings", "efficiencyRatio", "acKw", "dcKw"]
     assert [datetime.fromisoformat(row[0]).timestamp() for row in rows] == starts
     assert [float(row[1]) for row in rows] == energy
-    assert {tuple(row[2:]) for row in rows} <= {("", "", "", "")}
+    assert {tuple(row[2:]) for row in rows} <= {("",) * 6}
 
 
 def test_a_long_series_comes_in_pieces() -> None:
     none: list[float | None] = [None] * 5_000
-    pieces = list(csv_of_columns(MeterColumns([0] * 5_000, [0.0] * 5_000, [1] * 5_000, none, none, none)))
+    pieces = list(csv_of_columns(MeterColumns([0] * 5_000, [0.0] * 5_000, [1] * 5_000, none, none, none, none)))
     assert len(pieces) == 6
     assert all(piece.endswith("\r\n") for piece in pieces)
 

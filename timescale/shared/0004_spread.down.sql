@@ -1,0 +1,3 @@
+DROP PROCEDURE spread_fleet(timestamptz, timestamptz, interval);
+DROP FUNCTION spread_missing(timestamptz, timestamptz);
+DROP FUNCTION spread_between(timestamptz, timestamptz);
