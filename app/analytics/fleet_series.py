@@ -84,8 +84,9 @@ def _wider(buckets: Buckets) -> Buckets:
     step, before = timedelta(seconds=max(buckets.seconds, _FIVE_MINUTES)), timedelta(0)
     if buckets.width == "1m":
         before = timedelta(minutes=_EFFICIENCY_MINUTES)
-    start, end = (at - timedelta(seconds=at.timestamp() % step.total_seconds()) for at in (buckets.start, buckets.end))
-    return buckets._replace(start=start - before - step, end=end + 2 * step)
+    beyond = timedelta(seconds=-buckets.end.timestamp() % step.total_seconds())
+    within = timedelta(seconds=buckets.start.timestamp() % step.total_seconds())
+    return buckets._replace(start=buckets.start - within - before - step, end=buckets.end + beyond + step)
 
 
 class _Moved(NamedTuple):

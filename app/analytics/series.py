@@ -1,9 +1,7 @@
 """Readings over time: a device's or the fleet's buckets, as columns."""
 
-from bisect import bisect_left
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from itertools import accumulate
 from operator import sub
 from typing import Any, NamedTuple
 
@@ -230,7 +228,7 @@ def _efficiency(
 ) -> tuple[list[int | None], list[float | None]]:
     """Returns each bucket's paired minutes and efficiency; None where not all of its minutes are kept."""
     seconds = _SECONDS[buckets.width]
-    span_s = max(seconds, 60 * EFFICIENCY_MINUTES)
+    span_s = max(seconds, 60 * _EFFICIENCY_MINUTES)
     flows = [pair.flows for meter_id, pair in pairs.items() if meter_id is not None]
 
     def until(second: int) -> tuple[int, int, int]:
@@ -251,29 +249,6 @@ def _efficiency(
         paired.append(round(us / MINUTE_US) if is_whole else None)
         ratios.append(dc / ac if is_whole and ac else None)
     return paired, ratios
-
-
-def _trailing(
-    starts: list[int], buckets: Buckets, flowed: list[tuple[int, int, int]]
-) -> tuple[list[int], list[float | None]]:
-    """Returns the number of minutes in each bucket, or in the hour that ends with it, and their DC over AC.
-
-    `flowed` has the minute, AC and DC, in order.
-    """
-    seconds = _SECONDS[buckets.width]
-    span = max(seconds // 60, _EFFICIENCY_MINUTES)
-    minutes = [minute for minute, _, _ in flowed]
-    ac = [0, *accumulate(energy for _, energy, _ in flowed)]
-    dc = [0, *accumulate(energy for _, _, energy in flowed)]
-    counts: list[int] = []
-    ratios: list[float | None] = []
-    for start in starts:
-        end = (start + seconds) // 60
-        first, after = bisect_left(minutes, end - span), bisect_left(minutes, end)
-        consumed = ac[after] - ac[first]
-        counts.append(after - first)
-        ratios.append((dc[after] - dc[first]) / consumed if consumed else None)
-    return counts, ratios
 
 
 # The aggregates that still hold whole buckets from an instant on.

@@ -37,6 +37,7 @@ def store_day(connection: psycopg.Connection, devices: int, *, hours: int = 24) 
             connection.execute(statement, {"hour": hour, "devices": devices})
     connection.execute(STATES)
     connection.execute("CALL refresh_aggregates()")
+    connection.execute("CALL spread_fleet(NULL, now())")
     connection.execute("ANALYZE")
 
 

@@ -169,6 +169,8 @@ def test_gaps_are_drawn_as_gaps(example: Process, browser: Browser) -> None:
     there = [minute for minute in range(60, 120) if not 80 <= minute < 100]
     for device in meter, vehicle:
         send(example, [device(minutes_ago(minute), 0.2, **{f"{device.__name__}_id": "G1"}) for minute in there])
+    with psycopg.connect(example.database_url, autocommit=True) as connection:
+        connection.execute("CALL spread_fleet(NULL, now())")
     ends = [stamp(minutes_ago(minute)) for minute in (150, 30)]
     query = f"from={ends[0]}&to={ends[1]}"
     with opened(browser, f"{example.base_url}/#/fleet?{query}") as page:
@@ -181,18 +183,28 @@ def test_gaps_are_drawn_as_gaps(example: Process, browser: Browser) -> None:
         assert line_pieces(page) == 2
         page.get_by_text("Values").first.click()
         values = page.get_by_role("region", name="Power: values").locator("tbody tr")
-        expect(values).to_have_count(len(there))  # they come once the browser tells that it is open
+        # They come once the browser tells that it is open. The last reading is within its minute.
+        expect(values).to_have_count(len(there) - 1)
 
 
 @on_plain
-def test_a_meters_highest_power_is_not_the_beat_of_two_clocks(example: Process, browser: Browser) -> None:
+def test_a_meters_highest_power_is_neither_the_beat_of_two_clocks_nor_a_catch_up(
+    example: Process, browser: Browser
+) -> None:
     begin = minutes_ago(150)
-    send(example, [meter(begin + timedelta(seconds=85 * n), 0.17, meter_id="B1") for n in range(100)])
+    silent = range(40, 60)
+    readings = [meter(begin + timedelta(seconds=85 * n), 0.17, meter_id="B1") for n in range(100) if n not in silent]
+    readings[40] = meter(begin + timedelta(seconds=85 * 60), 0.17 * 21, meter_id="B1")
+    send(example, readings)
     query = f"from={stamp(minutes_ago(120))}&to={stamp(minutes_ago(60))}"
     with opened(browser, f"{example.base_url}/#/meter/B1?{query}") as page:
         peak = figure(page, "peak")
         expect(peak).not_to_have_text(NONE)
-        assert float(peak.inner_text()) == pytest.approx(0.17 * 3600 / 85, abs=0.15)
+        assert float(peak.inner_text()) == pytest.approx(0.17 * 3600 / 85, abs=0.05)
+        page.get_by_text("Values").first.click()
+        cells = page.get_by_role("region", name="Power: values").locator("tbody td")
+        expect(cells.first).to_be_visible()
+        assert {float(text) for text in cells.all_inner_texts()} == {7.2}
 
 
 @on_plain
@@ -208,7 +220,7 @@ def test_dragging_zooms_and_back_returns(example: Process, browser: Browser) -> 
         page.mouse.move(box["x"] + 0.99 * box["width"], middle, steps=5)
         page.mouse.up()
         expect(page).to_have_url(re.compile("from="))
-        expect(page.get_by_text("Average by minute, kW.")).to_be_visible()
+        expect(page.get_by_text("Average over five minutes, kW.")).to_be_visible()
         page.go_back()
         expect(page.get_by_text("Average by hour, kW.")).to_be_visible()
         page.get_by_role("button", name="Zoom in").click()

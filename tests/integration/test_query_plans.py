@@ -273,10 +273,11 @@ def some_buckets(width: Width) -> Buckets:
 
 
 def read_range(what: str, buckets: Buckets) -> tuple[datetime, datetime]:
-    """Returns what a series reads: the hour before the range counts for the efficiency of its first minutes."""
-    if what != "vehicle":
-        return buckets.start, buckets.end
-    return buckets.start - timedelta(hours=1) - REACH, buckets.end + REACH
+    """Returns the range with what counts for power and efficiency: minutes of a device, buckets of the fleet."""
+    if what == "vehicle":
+        return buckets.start - timedelta(hours=1) - REACH, buckets.end + REACH
+    margin = timedelta(hours=0 if buckets.width == "1d" else 6)
+    return buckets.start - margin, buckets.end + margin
 
 
 def days_of(start: datetime, end: datetime) -> set[str]:

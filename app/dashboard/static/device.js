@@ -6,10 +6,10 @@ import { chart } from "./chart.js";
 import { rangeControls } from "./controls.js";
 import { el } from "./dom.js";
 import { figures } from "./figures.js";
-import { beyondAxis, efficiencyAxis, peak } from "./fleet.js";
+import { beyondAxis, efficiencyAxis, highest, peak } from "./fleet.js";
 import { age, count, fixed, kwh, moment, percent } from "./format.js";
 import { connection, live } from "./live.js";
-import { MARGIN_SECONDS, PER, SECONDS, devicePower, energyMinutes, line, sum, trim } from "./series.js";
+import { PER, SECONDS, energyMinutes, line, sum, trim } from "./series.js";
 import { link, range } from "./state.js";
 import { strip } from "./strip.js";
 import { VERDICTS } from "./verdict.js";
@@ -72,7 +72,7 @@ export function showDevice(main, kind, id) {
     const bounds = { from: iso(now.from), to: iso(now.to) };
     controls.update();
     try {
-      const series = await ask(`${device(kind, id)}/series`, { ...bounds, from: iso(now.from - MARGIN_SECONDS) }, signal);
+      const series = await ask(`${device(kind, id)}/series`, bounds, signal);
       wrong.textContent = "";
       isShown = true;
       latest = series.columns.t.length ? Math.min(series.columns.t.at(-1) + SECONDS[series.bucket], Date.now() / 1000) : null;
@@ -88,19 +88,18 @@ export function showDevice(main, kind, id) {
     if (!signal.aborted) restAt = Date.now() + REST_MS;
   }
 
-  function showSeries({ columns, bucket }, now) {
+  function showSeries({ columns, bucket, peakKw }, now) {
     grid.hidden = numbers.element.hidden = false;
     const span = { from: now.from, to: now.to, ofDevice: true };
     const of = (name) => line(columns.t, columns[name], bucket, span);
-    columns.power = devicePower(columns, isVehicle ? "dcKwh" : "acKwh", bucket);
     trim(columns, now.from - SECONDS[bucket] + 1);
-    const { power } = columns;
+    const power = columns.powerKw;
     const watts = line(columns.t, power, bucket, span);
     const shown = isVehicle ? ["DC to the battery", "dc", "DC"] : ["AC from the grid", "ac", "AC"];
     charts.power.draw({
       ...span,
       lines: [{ name: shown[0], unit: "kW", digits: 2, color: shown[1], fill: isVehicle, ...watts }],
-      summary: `Average ${bucket === "1m" ? "over ten minutes" : `by ${PER[bucket]}`}, kW. ${peak(shown[2], watts)}`,
+      summary: `Average by ${PER[bucket]}, kW. ${peak(shown[2], watts, peakKw)}`,
     });
     if (!hasState) seen.replaceChildren(...lastSeen(columns, bucket, now));
     numbers.set("readings", count(sum(columns.readings)), "", columns.t.length ? `in ${count(columns.t.length)} ${PER[bucket]}s` : "none in this range");
@@ -108,10 +107,10 @@ export function showDevice(main, kind, id) {
       chart.draw({ ...span, lines: [{ name, unit, digits: 1, color, ...of(column) }], summary: `Average by ${PER[bucket]}, ${unit}.`, ...more });
     if (!isVehicle) {
       numbers.set("ac", columns.t.length ? kwh(sum(columns.acKwh)) : "–", "kWh");
-      const most = watts.y.reduce((best, value) => Math.max(best, value ?? 0), 0);
-      numbers.set("peak", watts.y.length ? fixed(most, 1) : "–", "kW", `over ${{ "1m": "ten minutes", "1h": "an hour", "1d": "a day" }[bucket]}`);
-      const [lowest, highest] = extremes(columns, "Voltage");
-      numbers.set("voltage", mean(columns, "avgVoltage"), "V", lowest == null ? "" : `${fixed(lowest, 1)} to ${fixed(highest, 1)} V`);
+      const most = bucket === "1m" ? peakKw : highest(power);
+      numbers.set("peak", fixed(most, 1), "kW", `over ${{ "1m": "15 minutes", "1h": "an hour", "1d": "a day" }[bucket]}`);
+      const [low, high] = extremes(columns, "Voltage");
+      numbers.set("voltage", mean(columns, "avgVoltage"), "V", low == null ? "" : `${fixed(low, 1)} to ${fixed(high, 1)} V`);
       plain(charts.voltage, "Voltage", "avgVoltage", "V", "ac", around(columns.avgVoltage, 5));
       return;
     }

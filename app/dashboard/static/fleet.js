@@ -9,7 +9,7 @@ import { el, setText } from "./dom.js";
 import { figures } from "./figures.js";
 import { clock, count, fixed, kwhDigits, moment, percent, rate } from "./format.js";
 import { connection, live } from "./live.js";
-import { PER, line, merge, power, sum, trim } from "./series.js";
+import { PER, line, merge, sum, trim } from "./series.js";
 import { change, range, read } from "./state.js";
 
 const LOW = Number(document.documentElement.dataset.lowEfficiency);
@@ -83,15 +83,15 @@ export function showFleet(main) {
     if (now.name) trim(columns, now.from - 60);
     totals(columns);
     const span = { from: now.from, to: now.to };
-    const ac = line(columns.t, power(columns, "acKwh", bucket, columns.meterReadings), bucket, span);
-    const dc = line(columns.t, power(columns, "dcKwh", bucket, columns.vehicleReadings), bucket, span);
+    const ac = line(columns.t, columns.acKw, bucket, span);
+    const dc = line(columns.t, columns.dcKw, bucket, span);
     energy.draw({
       ...span,
       lines: [
         { name: "AC from the grid", unit: "kW", digits: 1, color: "ac", ...ac },
         { name: "DC to batteries", unit: "kW", digits: 1, color: "dc", fill: true, ...dc },
       ],
-      summary: `Average by ${PER[bucket]}, kW. ${peak("AC", ac)}`,
+      summary: `Average ${bucket === "1m" ? "over five minutes" : `by ${PER[bucket]}`}, kW. ${peak("AC", ac, series.peakKw.ac)}`,
     });
     const ratio = line(columns.t, columns.efficiencyRatio.map((value) => value && 100 * value), bucket, span);
     efficiency.draw({
@@ -169,12 +169,19 @@ export function showFleet(main) {
 
 const iso = (seconds) => new Date(1000 * seconds).toISOString();
 
-export function peak(what, { x, y }) {
-  if (!y.some((value) => value != null)) return "This range has at most one reading.";
-  if (!y.some((value) => value)) return "Nothing flowed.";
-  const most = y.reduce((best, value, i) => (value > (y[best] ?? -Infinity) ? i : best), 0);
+export function highest(values) {
+  const known = values.filter((value) => value != null);
+  return known.length ? known.reduce((most, value) => Math.max(most, value)) : null;
+}
+
+// The demand is over 15 minutes; it is null where only hours or days are known.
+export function peak(what, { x, y }, demand) {
+  const most = demand ?? highest(y);
+  if (most == null) return "The power of this range is not known.";
+  if (!most) return "Nothing flowed.";
+  const at = demand == null ? `, ${moment(1000 * x[y.indexOf(most)])}` : " over 15 minutes";
   const last = y.length - 1;
-  return `${what} at most ${fixed(y[most], 1)} kW, ${moment(1000 * x[most])}; last ${fixed(y[last], 1)} kW, ${moment(1000 * x[last])}.`;
+  return `${what} at most ${fixed(most, 1)} kW${at}${last < 0 ? "" : `; last ${fixed(y[last], 1)} kW, ${moment(1000 * x[last])}`}.`;
 }
 
 // The axis is wide enough for nearly all points; a single point far off is only in the table of values.

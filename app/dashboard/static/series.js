@@ -1,4 +1,4 @@
-// Turns columns of buckets into lines: power instead of energy, gaps as gaps.
+// Turns columns of buckets into lines, gaps as gaps.
 
 export const SECONDS = { "1m": 60, "1h": 3600, "1d": 86400 };
 export const PER = { "1m": "minute", "1h": "hour", "1d": "day" };
