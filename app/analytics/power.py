@@ -3,16 +3,14 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, TableValuedAlias, cast, func, null, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.analytics.efficiency.counter import Counter, Rows, counter_of
+from app.analytics.efficiency.evidence import fetch_rows
 from app.analytics.efficiency.rhythm import LONGEST_SILENCE_US, MINUTE_US, NEAR_US
 from app.analytics.efficiency.stretches import Stretches, common, union
 from app.analytics.series_source import Width
-from app.tables import meter_minute, vehicle_minute
 from app.telemetry.instant import MAX_AHEAD
 from app.telemetry.reading import Stream
 
@@ -37,15 +35,15 @@ def kilowatts(milliwh: int, seconds: float) -> float:
     return milliwh * 3_600 / seconds / 1_000_000
 
 
-async def fetch_rows(
+async def fetch_power_rows(
     connection: AsyncConnection, stream: Stream, device: int, width: Width, start: datetime, end: datetime
 ) -> list[Rows]:
-    """Returns the minutes behind a device's power in the last 31 days of [start, end); none for days."""
+    """Returns the rows behind a device's power in the last 31 days of [start, end); none for days."""
     if width == "1d":
         return []
     end = min(end, datetime.now(UTC) + MAX_AHEAD)
-    bounds = {"range_from": max(start, end - _REACH) - _MARGIN, "range_to": end + _MARGIN}
-    return [Rows(*row) for row in await connection.execute(_ROWS[stream], {"devices": [device], **bounds})]
+    found = await fetch_rows(connection, stream, [device], max(start, end - _REACH) - _MARGIN, end + _MARGIN)
+    return found.get(device, [])
 
 
 async def power_columns(
@@ -100,19 +98,3 @@ def _known(counter: Counter) -> Stretches:
     points = counter.points
     even = ((points[one.first], points[one.after]) for one in counter.alike if one.is_covered)
     return union([*even, *((points[span], points[span + 1]) for span in counter.silent)])
-
-
-def _rows(source: TableValuedAlias, meter_id: ColumnElement[Any], milliwh: ColumnElement[int]) -> Select[Any]:
-    """Selects a device's minutes as arrays, for each meter."""
-    first_us, last_us = (
-        cast(func.date_part("epoch", source.c[name]) * 1_000_000, BigInteger) for name in ("first_ts", "last_ts")
-    )
-    return select(meter_id, *map(func.array_agg, (first_us, last_us, milliwh, source.c.readings)))
-
-
-_ROWS = {
-    Stream.METER: _rows(meter_minute, null(), meter_minute.c.ac_milliwh).group_by(meter_minute.c.meter_id),
-    Stream.VEHICLE: _rows(vehicle_minute, vehicle_minute.c.meter_id, vehicle_minute.c.dc_milliwh).group_by(
-        vehicle_minute.c.meter_id
-    ),
-}

@@ -13,7 +13,7 @@ from app.analytics.efficiency.evidence import fetch_sides, pair_one
 from app.analytics.efficiency.pairs import Pairs
 from app.analytics.efficiency.rhythm import MINUTE_US
 from app.analytics.freshness import fetch_instants
-from app.analytics.power import fetch_rows, power_columns
+from app.analytics.power import fetch_power_rows, power_columns
 from app.analytics.series_source import (
     METER,
     VEHICLE,
@@ -170,7 +170,7 @@ async def fetch_meter_series(pool: AsyncEngine, meter_id: str, buckets: Buckets)
         instants = await fetch_instants(connection, *METER.aggregates[buckets.width])
         async with snapshot(connection):
             sums = await fetch_columns(connection, METER, buckets, [device])
-            rows = await fetch_rows(connection, Stream.METER, device, *buckets)
+            rows = await fetch_power_rows(connection, Stream.METER, device, *buckets)
     powers, peak = await power_columns(rows, sums[0], sums[1], *buckets)
     return MeterSeries(meter_id, *buckets, *instants, peak, MeterColumns(*[*sums, powers]))
 
@@ -192,7 +192,7 @@ async def fetch_vehicle_series(
             if sums[0] and bounds[0] < bounds[1]:
                 with suppress(InvalidTimeRange):  # too many vehicles share its meters, so there is no efficiency
                     sides = await fetch_sides(connection, [device], *bounds, settings)
-            rows = await fetch_rows(connection, Stream.VEHICLE, device, *buckets)
+            rows = await fetch_power_rows(connection, Stream.VEHICLE, device, *buckets)
 
     efficiency: tuple[list[Any], list[Any]] = [None] * len(sums[0]), [None] * len(sums[0])
     if sides is not None:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    Select,
     TableValuedAlias,
     cast,
     func,
@@ -101,7 +100,7 @@ async def fetch_near(
     """
     bounds = {"range_from": range_from, "range_to": range_to}
     own = Sides(
-        await _fetch_rows(connection, _VEHICLE_ROWS, vehicles, bounds),
+        await fetch_rows(connection, Stream.VEHICLE, vehicles, **bounds),
         {},
         await _fetch_mappings(connection, vehicles, bounds),
         {},
@@ -111,7 +110,7 @@ async def fetch_near(
     meters = {meter_id for vehicle_id in own.vehicles for meter_id in own.meters_of(vehicle_id)}
     if not meters:
         return own
-    own.meters.update(await _fetch_rows(connection, _METER_ROWS, meters, bounds))
+    own.meters.update(await fetch_rows(connection, Stream.METER, meters, **bounds))
     found = await fetch_neighbours(connection, neighbours, meters, {*vehicles}, **bounds)
     others = {vehicle_id for vehicle_id, _ in found}
     if len(others) > most_others:
@@ -120,7 +119,7 @@ async def fetch_near(
     for vehicle_id, meter_id in found:
         own.sharers[meter_id].add(vehicle_id)
     if others:
-        own.vehicles.update(await _fetch_rows(connection, _VEHICLE_ROWS, others, bounds))
+        own.vehicles.update(await fetch_rows(connection, Stream.VEHICLE, others, **bounds))
         own.mappings.update(await _fetch_mappings(connection, others, bounds))
     for stream, rows, limits in (
         (Stream.VEHICLE, own.vehicles, own.vehicle_limits),
@@ -197,11 +196,13 @@ def pair_each(vehicles: Iterable[int], sides: Sides, settings: Settings) -> dict
     return {vehicle_id: pairs(vehicle_id) for vehicle_id in vehicles}
 
 
-async def _fetch_rows(
-    connection: AsyncConnection, statement: Select[Any], devices: Collection[int], bounds: dict[str, datetime]
+async def fetch_rows(
+    connection: AsyncConnection, stream: Stream, devices: Collection[int], range_from: datetime, range_to: datetime
 ) -> dict[int, list[Rows]]:
+    """Returns the rows of some devices in [range_from, range_to)."""
     rows: defaultdict[int, list[Rows]] = defaultdict(list)
-    for device_id, *columns in await connection.execute(statement, {"devices": [*devices], **bounds}):
+    bounds = {"devices": [*devices], "range_from": range_from, "range_to": range_to}
+    for device_id, *columns in await connection.execute(_ROWS[stream], bounds):
         rows[device_id].append(Rows(*columns))
     return dict(rows)
 
@@ -235,10 +236,12 @@ def _arrays(source: TableValuedAlias, milliwh: ColumnElement[int]) -> Iterator[C
 
 
 _KEY = vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id
-_VEHICLE_ROWS = select(*_KEY, *_arrays(vehicle_minute, vehicle_minute.c.dc_milliwh)).group_by(*_KEY)
-_METER_ROWS = select(meter_minute.c.meter_id, null(), *_arrays(meter_minute, meter_minute.c.ac_milliwh)).group_by(
-    meter_minute.c.meter_id
-)
+_ROWS = {
+    Stream.VEHICLE: select(*_KEY, *_arrays(vehicle_minute, vehicle_minute.c.dc_milliwh)).group_by(*_KEY),
+    Stream.METER: select(meter_minute.c.meter_id, null(), *_arrays(meter_minute, meter_minute.c.ac_milliwh)).group_by(
+        meter_minute.c.meter_id
+    ),
+}
 
 # The mappings of :devices.
 _MAPPINGS = select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id, vehicle_meter.c.valid).where(
