@@ -22,6 +22,8 @@ from app.telemetry.reading import Stream
 
 # Five hours of so many devices are 120,000 minutes when each of them sends nonsense once a minute.
 _AT_ONCE = 400
+# A minute's energy counts as that of a minute at least.
+_MILLIWATT_PER_MILLIWH = 60
 
 
 class _Suspects(NamedTuple):
@@ -57,7 +59,8 @@ async def judge_reported(
 ) -> None:
     """Judges these hours, and those whose implausible readings they may change, as far as they are in `kept`."""
     at = {tables.hour_of(hour) for _, _, hour, _ in touched}
-    hours = range(max(min(at), kept.start), min(max(at) + 1 + REACH_HOURS, kept.stop))
+    first, after = max(min(at), kept.start), min(max(at) + 1, kept.stop)
+    hours = range(first, min(after + REACH_HOURS, kept.stop))
     if not hours:
         return
     devices = {stream: {device for of, device, *_ in touched if of == stream} for stream in Stream}
@@ -68,10 +71,12 @@ async def judge_reported(
         async with snapshot(reading):
             limits = await fetch_limits(reading, stream, some, max_power_kw=max_power_kw)
             reported = {}
-            for device, hour, minutes, peak in await _fetch_hours(reading, stream, some, hours):
+            for device, hour, minutes, peak in await _fetch_hours(reading, stream, some, range(first, after)):
                 reported[device, hour] = reported_in(minutes)
-                # In a minute, a thousandth of a Wh takes 60 milliwatt.
-                if 60 * (peak or 0) > limits[device]:
+                if _MILLIWATT_PER_MILLIWH * (peak or 0) > limits[device]:
+                    suspected[stream].setdefault(device, set()).add(hour)
+            for device, hour, peak in await _fetch_peaks(reading, stream, limits, range(after, hours.stop)):
+                if _MILLIWATT_PER_MILLIWH * peak > limits[device]:
                     suspected[stream].setdefault(device, set()).add(hour)
             await _leave_out_untouched(reading, stream, suspected[stream], devices, hours)
             judged[stream] = await _judge_suspects(reading, stream, suspected[stream], hours, max_power_kw)
@@ -131,6 +136,16 @@ async def _fetch_hours(
     return await connection.execute(_HOURS[stream], _bounds(hours, devices, 0)) if devices else ()
 
 
+async def _fetch_peaks(
+    connection: AsyncConnection, stream: Stream, limits: Mapping[int, int], hours: range
+) -> Iterable[Any]:
+    """Returns device, hour and the largest energy of a minute, where it is beyond the least of the limits."""
+    if not limits or not hours:
+        return ()
+    least = min(limits.values()) // _MILLIWATT_PER_MILLIWH
+    return await connection.execute(_PEAKS[stream], {**_bounds(hours, limits, 0), "least": least})
+
+
 async def _fetch_minutes(
     connection: AsyncConnection, stream: Stream, devices: Collection[int], hours: range
 ) -> dict[int, list[Minute]]:
@@ -162,6 +177,17 @@ _HOURS = {
             SELECT {stream}_id, (date_part('epoch', bucket) / 60)::integer AS minute, {energy}
             FROM {stream}_minute{_OF_DEVICES}
         ) AS measured
+        GROUP BY 1, 2
+    """)  # noqa: S608 - of constants
+    for stream, energy in _ENERGY.items()
+}
+
+# The hours of :devices in which a minute has more than :least.
+_PEAKS = {
+    stream: text(f"""
+        SELECT {stream}_id, floor(date_part('epoch', bucket) / 3600)::integer, max({energy})
+        FROM {stream}_minute{_OF_DEVICES}
+        WHERE {energy} > :least
         GROUP BY 1, 2
     """)  # noqa: S608 - of constants
     for stream, energy in _ENERGY.items()
