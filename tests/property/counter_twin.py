@@ -140,7 +140,7 @@ def takes_at(other: Device, meter: int) -> Iterator[tuple[int, int]]:
     for span in charging:
         yield span.start, span.end
     for span in other.spans:
-        if span.kind == "even" or span.meter != meter or span.milliwh <= 1000:
+        if span.kind == "even" or span.meter not in (meter, None) or span.milliwh <= 1000:
             continue
         if any(one.end == span.start for one in charging):
             yield span.start, span.end
@@ -156,7 +156,9 @@ def takes_at(other: Device, meter: int) -> Iterator[tuple[int, int]]:
         ]
         highest = max((one.power for one in beside), default=Fraction(0))
         needed = floor(Fraction(3, 2) * span.milliwh / highest) if highest else 4 * HOUR
-        yield max(span.start, span.end - needed), span.end
+        after = [one for one in other.spans if one.start == span.end and one.kind == "even"]
+        is_first = bool(after) and needed <= 2 * (after[0].end - after[0].start)
+        yield max(span.start, span.end - needed) if is_first else span.start, span.end
 
 
 def doubts(other: Device, meter: Device, meter_id: int) -> Iterator[tuple[int, int]]:
@@ -170,6 +172,9 @@ def doubts(other: Device, meter: Device, meter_id: int) -> Iterator[tuple[int, i
         if not before or before[0].kind != "even":
             since = max([span.start - 8 * HOUR] + [one.start for one in before])
             yield max([since] + [one.end for one in blank if since <= one.start and one.end <= span.start]), span.start
+    for start, end in takes_at(other, meter_id):
+        if end - start == 4 * HOUR:
+            yield max([end - 8 * HOUR] + [instant for instant in other.instants if instant < start]), start
 
 
 def within(stretches: Sequence[tuple[int, int]], a: int, b: int) -> bool:

@@ -174,19 +174,21 @@ class Counter(msgspec.Struct, frozen=True):
     def catch_ups(self, meter_id: int) -> Stretches:
         """Returns the time in which the energy of spans that are not covered may have flowed at the meter.
 
-        It is all of the span when the vehicle took energy there before, as it may have gone on; else it is the end,
-        long enough for the energy at the vehicle's highest power, and a half more.
+        It is all of the span, but where a charge begins at its end: where it brings no more energy than the vehicle
+        takes at its highest power in the time of one reading, and a half more. Then it is the end, long enough for it.
+        A vehicle that names no meter after a silence may have left the meter in it.
         """
         found = []
-        uncovered = (one for one in self.alike if one.meter_id == meter_id and not one.is_covered)
+        uncovered = (one for one in self.alike if one.meter_id in (meter_id, None) and not one.is_covered)
         for span in chain.from_iterable(range(one.first, one.after) for one in uncovered):
             if self.energy(span) <= _NOTHING_MILLIWH:
                 continue
             start, end = self.points[span], self.points[span + 1]
-            if self.kind(span - 1)[2:] != (True, True, meter_id):
+            if self.kind(span - 1)[2:] != (True, True, meter_id) and self.kind(span + 1).is_covered:
                 energy, duration = self._highest_power(start - NEAR_US, start, end, end + NEAR_US)
                 needed = 3 * self.energy(span) * duration // (2 * energy) if energy else LONGEST_SILENCE_US
-                start = max(start, end - needed)
+                if needed <= 2 * (self.points[span + 2] - end):
+                    start = max(start, end - needed)
             found.append((start, end))
         return found
 

@@ -1,4 +1,4 @@
-"""Doubtful time: another vehicle was not seen before or after it charged, and may take energy. Pure."""
+"""Doubtful time: another vehicle was not seen, and may take energy. Pure."""
 
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -11,9 +11,10 @@ LONGEST_DOUBT_US = 2 * LONGEST_SILENCE_US
 
 
 def doubtful_beside(other: Counter, meter: Counter, meter_id: int) -> Iterator[Stretch]:
-    """Yields the doubtful times beside those in which another vehicle is seen to charge at the meter.
+    """Yields the doubtful times beside those in which another vehicle takes energy at the meter, or may have.
 
-    After it fell silent, they last until it is seen again or the meter idles; before it is seen, likewise.
+    After it was seen to charge and fell silent, they last until it is seen again or the meter idles; before it is seen,
+    likewise. Where it makes up for a silence longer than is known, they reach back to its last reading.
     """
     points = other.points
     for first, end in other.charging(meter_id):
@@ -24,6 +25,10 @@ def doubtful_beside(other: Counter, meter: Counter, meter_id: int) -> Iterator[S
         if not other.kind(before).is_covered:
             since = max([first - LONGEST_DOUBT_US, *points[max(before, 0) : before + 1]])
             yield max(_idle(meter, since, first), default=(since, since))[1], first
+    for start, end in other.catch_ups(meter_id):
+        if end - start == LONGEST_SILENCE_US:
+            before = bisect_left(points, start) - 1
+            yield max([end - LONGEST_DOUBT_US, *points[max(before, 0) : before + 1]]), start
 
 
 def _idle(meter: Counter, since: int, until: int) -> Stretches:

@@ -58,6 +58,19 @@ def uncertainty(evidence: Evidence) -> float | None:
     return evidence.unsure_milliwh / evidence.paired_ac_milliwh
 
 
+def uncertainty(evidence: Evidence) -> float | None:
+    """Returns how far the truth may be from the ratio, on either side; None without AC energy.
+
+    To what is unsure comes how far the doubtful time lowers the ratio.
+    """
+    ac, dc = evidence.paired_ac_milliwh, evidence.paired_dc_milliwh
+    if ac == 0:
+        return None
+    sure_ac, sure_dc = ac - evidence.doubtful_ac_milliwh, dc - evidence.doubtful_dc_milliwh
+    lowered = sure_dc / sure_ac - dc / ac if sure_ac >= ENOUGH_AC_MILLIWH else 0
+    return evidence.unsure_milliwh / ac + max(0, lowered)
+
+
 def verdict(evidence: Evidence, *, has_meter: bool, low_efficiency: float) -> tuple[Status, str | None]:
     """Returns the status, and an alert sentence for two of them. Ratios below `low_efficiency` are low.
 
