@@ -4,7 +4,7 @@ Nothing of the service's computation is used but the form of its input, and the 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from math import floor
@@ -246,6 +246,20 @@ class Twin:
             if (span.start, span.end) == (opened.start, opened.end) and not within(self.cuts, span.start, span.end)
         ]
         self.edges, self.unsure = self._edges()
+        self.vehicle, self.meter = self._spread(vehicle, meter), self._spread(meter, vehicle)
+
+    def _spread(self, device: Device, other: Device) -> Device:
+        """Returns the device with its taken silences cut at the other's instants, in the other's proportions."""
+        spans = list[Span]()
+        for span in device.spans:
+            a, b = span.start, span.end
+            is_taken = span.kind == "silence" and any(start <= a and b <= end for start, end in self.taken)
+            whole = other.flowed(a, b) if is_taken else 0
+            instants = [a, *(t for t in other.instants if a < t < b and whole), b]
+            before = [span.milliwh * other.flowed(a, t) // whole if whole else 0 for t in instants[:-1]]
+            for sooner, later in zip(pairwise(instants), pairwise([*before, span.milliwh]), strict=True):
+                spans.append(replace(span, start=sooner[0], end=sooner[1], milliwh=later[1] - later[0]))
+        return Device(spans)
 
     def _is_here(self, a: int, b: int) -> bool:
         span = self.vehicle.the(a, b)

@@ -11,7 +11,7 @@ import msgspec
 from app.analytics.efficiency.counter import Counter
 from app.analytics.efficiency.doubt import doubtful_beside
 from app.analytics.efficiency.edges import find_edges
-from app.analytics.efficiency.silences import fits, silences
+from app.analytics.efficiency.silences import fits, silences, spread
 from app.analytics.efficiency.stretches import Stretches, common, touches, union, without
 
 Kind: TypeAlias = Literal["paired", "shared", "unpaired"]
@@ -187,8 +187,8 @@ def _pair(vehicle: Counter, meter_id: int, meter: Counter, others: Sequence[Coun
     paired = union((*plain, *taken))
     shared = without(common(here, cuts), paired)
     return Pair(
-        vehicle,
-        meter,
+        spread(vehicle, meter, taken),
+        spread(meter, vehicle, taken),
         present=vehicle.at_meter(meter_id),
         alone=alone,
         paired=paired,

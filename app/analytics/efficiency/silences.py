@@ -1,6 +1,8 @@
 """The silences in which nothing was lost: their energy is taken whole. Pure."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import pairwise
 
 from app.analytics.efficiency.counter import Counter
 from app.analytics.efficiency.rhythm import LONGEST_SILENCE_US, NEAR_US
@@ -52,3 +54,30 @@ def fits(vehicle: Counter, meter: Counter, plain: Stretches, start: int, end: in
     if ac <= _ENOUGH_TO_FIT_MILLIWH or not near_ac or not near_dc:
         return False
     return 100 * abs(dc * near_ac - near_dc * ac) <= _FITS_PERCENT * near_dc * ac
+
+
+def spread(counter: Counter, other: Counter, taken: Stretches) -> Counter:
+    """Returns the counter with the energy of its silences in taken ones flowing as the other counter's does.
+
+    So a window that cuts a silence has the right part of both.
+    """
+    silent = {span for start, end in taken for span in counter.spans(start, end)} & counter.silent
+    if not silent:
+        return counter
+    points, sums, moved = list[int](), list[int](), [0]
+    for span, (start, end) in enumerate(pairwise(counter.points)):
+        inner = other.points[bisect_right(other.points, start) : bisect_left(other.points, end)]
+        whole = other.flowed(start, end) if span in silent else 0
+        points.append(start)
+        sums.append(counter.sums[span])
+        if whole:
+            points += inner
+            sums += [counter.sums[span] + counter.energy(span) * other.flowed(start, at) // whole for at in inner]
+        moved.append(len(points))
+    return Counter(
+        [*points, *counter.points[-1:]],
+        [*sums, *counter.sums[-1:]],
+        [one._replace(first=moved[one.first], after=moved[one.after]) for one in counter.alike],
+        {piece for span in counter.silent for piece in range(moved[span], moved[span + 1])},
+        {moved[span] for span in counter.assumed},
+    )
