@@ -53,9 +53,14 @@ class Stay:
         """Returns the state of charge in percent; before the stay it is that of its start, after it that of its end."""
         return min(100.0, self.soc_at_start + 100 * self.dc_kwh(at_us) / self.battery.capacity_kwh)
 
+    @property
+    def charged_us(self) -> int:
+        """The instant at which the charge ends: when the battery is full or the vehicle leaves."""
+        return min(self.end_us, self.start_us + int(self._full_h * HOUR_US))
+
     def is_charging(self, at_us: int) -> bool:
         """Returns True when power flows."""
-        return 0 <= at_us - self.start_us < self._full_h * HOUR_US and at_us < self.end_us
+        return self.start_us <= at_us < self.charged_us
 
 
 class Plan:
@@ -73,17 +78,25 @@ class Plan:
         first, last = ((at_us - self._day_starts_us) // DAY_US for at_us in (from_us, to_us))
         return [stay for day in range(first - 1, last + 2) for stay in self._day(day)]
 
-    def along(self, times_us: Sequence[int]) -> Iterator[tuple[Stay, Stay]]:
-        """Yields, for each interval between two times, the stay that it touches, else the next, and the stay before.
+    def along(self, times_us: Sequence[int]) -> Iterator[list[Stay]]:
+        """Yields, for each interval between two times, the stay before, all stays that it touches, and the next."""
+        stays = self.stays(times_us[0], times_us[-1])
+        first = 1
+        for previous_us, at_us in pairwise(times_us):
+            while stays[first].end_us <= previous_us:
+                first += 1
+            after = first
+            while stays[after].start_us < at_us:
+                after += 1
+            yield stays[first - 1 : after + 1]
 
-        A drive is longer than any interval, so an interval touches one stay at most.
-        """
-        pairs = pairwise(self.stays(times_us[0], times_us[-1]))
-        before, stay = next(pairs)
-        for previous_us in times_us[:-1]:
-            while stay.end_us <= previous_us:
-                before, stay = next(pairs)
-            yield stay, before
+    def has_charged(self, from_us: int, to_us: int) -> bool:
+        """Returns True when power flowed at any time in [from_us, to_us]."""
+        return any(stay.start_us <= to_us and stay.charged_us >= from_us for stay in self.stays(from_us, to_us))
+
+    def drives(self, from_us: int, to_us: int) -> bool:
+        """Returns True when the vehicle was away from its charger at any time in [from_us, to_us]."""
+        return not any(stay.start_us <= from_us and to_us < stay.end_us for stay in self.stays(from_us, to_us))
 
     def _stays_of_day(self, day: int) -> list[Stay]:
         random = Random(f"{self._seed}/{day}")

@@ -3,19 +3,27 @@
 Everything is a function of seed, device and time, so that any range can be computed without those before it.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from app.simulator.charging import DAY_US
 
 SECOND_US = 1_000_000
 MINUTE_US = 60 * SECOND_US
 
-# Kinds of outages: the chance of one on a day, its shortest and its longest duration in minutes. A silent device
-# measures but does not send, and that energy is lost. Readings that a network holds back arrive at the end.
-SILENCES = ((0.05, 10, 90), (0.003, 960, 1320))
-NETWORK_OUTAGES = ((0.07, 15, 120),)
+Kinds: TypeAlias = tuple[tuple[float, int, int], ...]
+"""Kinds of outages: the chance of one on a day, its shortest and its longest duration in minutes."""
+
+SILENCES: Kinds = ((0.05, 10, 90), (0.003, 960, 1320))
+OFTEN_SILENT: Kinds = ((0.7, 20, 240),)
+# Readings that a network holds back arrive at the end.
+NETWORK_OUTAGES: Kinds = ((0.07, 15, 120),)
+
+OFTEN_S = 34, 108
+SELDOM_S = 360, 810
+"""The shortest and the longest interval of devices that report each 30 to 120 s, and each 6 to 15 minutes."""
 
 _LATENCY_US = 2 * SECOND_US
 _REPEATED_ONE_IN = 200
@@ -23,16 +31,20 @@ _REPEATED_WITHIN_S = 300
 
 
 class Outage(NamedTuple):
-    """An outage from start_us until before end_us."""
+    """An outage from start_us until before end_us.
+
+    A silent device sends nothing. Its energy is lost, or carried on: then its next reading holds it.
+    """
 
     start_us: int
     end_us: int
+    is_carried: bool
 
 
 class Outages:
     """The outages of a device or a network; on most UTC days none begins, and on none more than one."""
 
-    def __init__(self, seed: str, kinds: tuple[tuple[float, int, int], ...]) -> None:
+    def __init__(self, seed: str, kinds: Kinds) -> None:
         self._seed = seed
         self._kinds = kinds
         self._day = lru_cache(maxsize=8)(self._of_day)
@@ -48,7 +60,8 @@ class Outages:
         for chance, shortest, longest in self._kinds:
             if random.random() < chance:
                 start_us = day * DAY_US + random.randrange(DAY_US)
-                return Outage(start_us, start_us + random.randint(shortest, longest) * MINUTE_US)
+                end_us = start_us + random.randint(shortest, longest) * MINUTE_US
+                return Outage(start_us, end_us, is_carried=random.random() < 0.5)
         return None
 
 
@@ -60,23 +73,52 @@ class Moment(NamedTuple):
 
 
 class Clock:
-    """A device's clock: it measures every 30 to 120 s; its readings arrive later, some twice, some never."""
+    """A device's clock: it measures at an interval of its own; readings arrive later, some twice, some never.
 
-    def __init__(self, seed: str, network: Outages) -> None:
+    `reports` tells whether the device measures at an instant, of which it also gets the interval before; by default
+    it always does.
+    """
+
+    def __init__(
+        self,
+        seed: str,
+        network: Outages,
+        every_s: tuple[int, int] = OFTEN_S,
+        silences: Kinds = SILENCES,
+        reports: Callable[[int, int], bool] | None = None,
+    ) -> None:
         random = Random(seed)
         self._salt = random.getrandbits(64)
-        self._interval_us = random.randint(34, 108) * SECOND_US
+        self._interval_us = random.randint(*every_s) * SECOND_US
         self._phase_us = random.randrange(self._interval_us)
-        self._silences = Outages(f"{seed}/silent", SILENCES)
+        self._silences = Outages(f"{seed}/silent", silences)
         self._network = network
+        self._reports = reports
 
     def moments(self, from_us: int, to_us: int) -> list[Moment]:
         """Returns the instant before `from_us` and those in [from_us, to_us): readings hold the energy in between."""
-        # Jitter adds a tenth of the interval at most, so the one before `first` lies before `from_us`.
+        back_us = 2 * self._interval_us
+        while True:
+            moments = self._measured(from_us - back_us, to_us)
+            start = next((index for index, moment in enumerate(moments) if moment.at_us >= from_us), len(moments))
+            if start:
+                return moments[start - 1 :]
+            # The device has been silent, or had nothing to report.
+            back_us *= 4
+
+    def _measured(self, from_us: int, to_us: int) -> list[Moment]:
+        """Returns the instants in [from_us, to_us) at which the device measures."""
+        # Jitter adds a tenth of the interval at most.
         first, last = ((at_us - self._phase_us) // self._interval_us for at_us in (from_us, to_us))
-        moments = [self._moment(number) for number in range(first - 1, last + 1)]
-        start = next((index for index, moment in enumerate(moments) if moment.at_us >= from_us), len(moments))
-        return [moment for moment in moments[start - 1 :] if moment.at_us < to_us]
+        moments = [self._moment(number) for number in range(first, last + 1)]
+        carried = [outage for outage in self._silences.touching(from_us, to_us) if outage.is_carried]
+        return [
+            moment
+            for moment in moments
+            if from_us <= moment.at_us < to_us
+            and (self._reports is None or self._reports(moment.at_us - self._interval_us, moment.at_us))
+            and not (carried and _end_us(carried, moment.at_us))
+        ]
 
     def arrivals(self, moments: list[Moment], from_us: int, to_us: int) -> list[tuple[int, int]]:
         """Returns the arrivals in [from_us, to_us): instant and index of the moment; repeated readings arrive twice."""
@@ -109,9 +151,9 @@ class Clock:
 
 def _end_us(outages: list[Outage], at_us: int) -> int | None:
     """Returns the end of the outage that contains the instant; None when there is none."""
-    for start_us, end_us in outages:
-        if start_us <= at_us < end_us:
-            return end_us
+    for outage in outages:
+        if outage.start_us <= at_us < outage.end_us:
+            return outage.end_us
     return None
 
 

@@ -7,7 +7,17 @@ from random import Random
 from typing import Any
 
 from app.simulator.charging import DAY_US, HOUR_US, Battery, Plan, Stay
-from app.simulator.clock import NETWORK_OUTAGES, Clock, Moment, Outages
+from app.simulator.clock import (
+    NETWORK_OUTAGES,
+    OFTEN_S,
+    OFTEN_SILENT,
+    SECOND_US,
+    SELDOM_S,
+    SILENCES,
+    Clock,
+    Moment,
+    Outages,
+)
 
 Reading = dict[str, Any]
 """A reading in the form of the API."""
@@ -23,7 +33,9 @@ class Charger:
         self.efficiency = random.uniform(0.70, 0.82) if self.is_failing else random.uniform(0.88, 0.92)
         self.ac_kw = random.choice([7.4, 11.0, 22.0])
         self.network = Outages(f"{seed}/network/{number}", NETWORK_OUTAGES)
-        self.clock = Clock(f"{seed}/meter/{number}", self.network)
+        every_s = SELDOM_S if number % 25 == 10 else OFTEN_S
+        reports = self._has_charged if number % 25 == 11 else None
+        self.clock = Clock(f"{seed}/meter/{number}", self.network, every_s, reports=reports)
         self.vehicles: list[Vehicle] = []
 
     def readings(self, moments: list[Moment]) -> list[Reading]:
@@ -41,6 +53,9 @@ class Charger:
             for ((previous_us, _), (at_us, bits)), ac_milliwh in zip(pairwise(moments), energies_milliwh, strict=True)
         ]
 
+    def _has_charged(self, from_us: int, to_us: int) -> bool:
+        return any(vehicle.plan.has_charged(from_us, to_us) for vehicle in self.vehicles)
+
     def _voltage(self, ac_kw: float, bits: int) -> float:
         """Returns about 230 V: the voltage sags under load, and the grid is never quiet."""
         return round(231.5 - 0.2 * ac_kw + (bits >> 48) / 0x8000, 1)
@@ -57,33 +72,43 @@ class Vehicle:
         power_kw = charger.ac_kw * charger.efficiency
         self.battery = Battery(capacity_kwh=power_kw * random.uniform(4, 6.5), power_kw=power_kw)
         self.plan = Plan(f"{seed}/plan/{number}", self.battery)
-        self.clock = Clock(f"{seed}/vehicle/{number}", charger.network)
+        every_s = SELDOM_S if number % 25 == 9 else OFTEN_S
+        silences = OFTEN_SILENT if number % 10 == 8 else SILENCES
+        reports = {13: self._is_awake, 14: self.plan.has_charged}.get(number % 25)
+        self.clock = Clock(f"{seed}/vehicle/{number}", charger.network, every_s, silences, reports)
         charger.vehicles.append(self)
 
     def drawn_milliwh(self, times_us: list[int]) -> list[int]:
         """Returns the AC energy that flowed between each two consecutive times."""
-        factor = 1_000_000 / self.charger.efficiency
+        return self._milliwh(times_us, 1_000_000 / self.charger.efficiency)
+
+    def _milliwh(self, times_us: list[int], per_kwh: float) -> list[int]:
         # These are differences of a counter in whole units: their sum is exact, however time is divided.
         return [
-            int(stay.dc_kwh(at_us) * factor) - int(stay.dc_kwh(previous_us) * factor)
-            for (previous_us, at_us), (stay, _) in zip(pairwise(times_us), self.plan.along(times_us), strict=True)
+            sum(int(stay.dc_kwh(at_us) * per_kwh) - int(stay.dc_kwh(previous_us) * per_kwh) for stay in stays)
+            for (previous_us, at_us), stays in zip(pairwise(times_us), self.plan.along(times_us), strict=True)
         ]
+
+    def _is_awake(self, from_us: int, to_us: int) -> bool:
+        return self.plan.drives(from_us, to_us) or self.plan.has_charged(from_us, to_us)
 
     def readings(self, moments: list[Moment]) -> list[Reading]:
         """Returns a reading for each moment after the first, with the energy since the moment before."""
         times_us = [at_us for at_us, _ in moments]
-        spans = zip(pairwise(times_us), self.plan.along(times_us), strict=True)
-        return [self._reading(previous_us, at_us, stay, before) for (previous_us, at_us), (stay, before) in spans]
+        spans = zip(pairwise(times_us), self._milliwh(times_us, 1_000_000), self.plan.along(times_us), strict=True)
+        return [self._reading(*times_us, dc_milliwh, stays) for times_us, dc_milliwh, stays in spans]
 
-    def _reading(self, previous_us: int, at_us: int, stay: Stay, before: Stay) -> Reading:
-        dc_milliwh = int(stay.dc_kwh(at_us) * 1_000_000) - int(stay.dc_kwh(previous_us) * 1_000_000)
-        is_driving = at_us <= stay.start_us
+    def _reading(self, previous_us: int, at_us: int, dc_milliwh: int, stays: list[Stay]) -> Reading:
+        before, stay = stays[-2:]
+        # Between two stays, an interval touches neither; a silence may reach from a stay far into a drive.
+        is_driving = len(stays) == 2 or at_us - before.end_us > SELDOM_S[1] * SECOND_US
+        soc = _driven_soc(at_us, before, stay) if is_driving else before.soc(at_us)
         reading = {
             "vehicleId": self.vehicle_id,
             "timestamp": _timestamp(at_us),
             "kwhDeliveredDc": dc_milliwh / 1_000_000,
-            "soc": round(_driven_soc(at_us, before, stay) if is_driving else stay.soc(at_us), 2),
-            "batteryTemp": round(self._battery_temp(at_us, stay, dc_milliwh * 3600 / (at_us - previous_us)), 1),
+            "soc": round(soc, 2),
+            "batteryTemp": round(self._battery_temp(at_us, before, dc_milliwh * 3600 / (at_us - previous_us)), 1),
         }
         if self.names_meter and not is_driving:
             reading["meterId"] = self.charger.meter_id

@@ -22,11 +22,21 @@ class Truth(NamedTuple):
         return self.dc_kwh / self.ac_kwh if self.ac_kwh else None
 
 
+class Charge(NamedTuple):
+    """A charge of a vehicle, and the energy that flowed in it."""
+
+    start_us: int
+    end_us: int
+    truth: Truth
+
+
 class Fleet:
     """`chargers` chargers and as many vehicles; any 25 in a row have some of every kind.
 
-    Of 25 chargers, one is failing; of ten, one serves two vehicles, and the next none; of ten vehicles, one never names
-    its meter, but is mapped to it. Times are microseconds since 1970 UTC.
+    Of ten chargers, one serves two vehicles, of which the second is often silent, and the next charger serves none. Of
+    ten vehicles, one never names its meter, but is mapped to it. Of 25 chargers, one is failing, one reports each 6 to
+    15 minutes, and one only while it charges. Of 25 vehicles, one reports each 6 to 15 minutes, one only while it
+    charges, and one only while it charges or drives. Times are microseconds since 1970 UTC.
     """
 
     def __init__(self, chargers: int, *, seed: int = 1) -> None:
@@ -65,10 +75,21 @@ class Fleet:
 
     def truth(self, vehicle_id: str, from_us: int, to_us: int) -> Truth:
         """Returns the energy that flowed into a vehicle in [from_us, to_us), measured or not."""
-        vehicle = next(vehicle for vehicle in self.vehicles if vehicle.vehicle_id == vehicle_id)
+        vehicle = self._vehicle(vehicle_id)
         stays = vehicle.plan.stays(from_us, to_us)
-        dc_kwh = sum(stay.dc_kwh(to_us) - stay.dc_kwh(from_us) for stay in stays)
-        return Truth(dc_kwh / vehicle.charger.efficiency, dc_kwh)
+        return _truth(vehicle, sum(stay.dc_kwh(to_us) - stay.dc_kwh(from_us) for stay in stays))
+
+    def charges(self, vehicle_id: str, from_us: int, to_us: int) -> list[Charge]:
+        """Returns the vehicle's charges that begin in [from_us, to_us), in order."""
+        vehicle = self._vehicle(vehicle_id)
+        return [
+            Charge(stay.start_us, stay.charged_us, _truth(vehicle, stay.dc_kwh(stay.end_us)))
+            for stay in vehicle.plan.stays(from_us, to_us)
+            if from_us <= stay.start_us < to_us
+        ]
+
+    def _vehicle(self, vehicle_id: str) -> Vehicle:
+        return next(vehicle for vehicle in self.vehicles if vehicle.vehicle_id == vehicle_id)
 
     def charging(self, at_us: int) -> list[str]:
         """Returns the vehicles that charge at that instant at a sound charger of their own, and name its meter."""
@@ -84,3 +105,7 @@ class Fleet:
     def failing(self) -> list[str]:
         """Returns the vehicles that charge at a failing charger."""
         return [vehicle.vehicle_id for vehicle in self.vehicles if vehicle.charger.is_failing]
+
+
+def _truth(vehicle: Vehicle, dc_kwh: float) -> Truth:
+    return Truth(dc_kwh / vehicle.charger.efficiency, dc_kwh)
