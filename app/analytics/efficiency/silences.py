@@ -64,7 +64,7 @@ def spread(counter: Counter, other: Counter, taken: Stretches) -> Counter:
     silent = {span for start, end in taken for span in counter.spans(start, end)} & counter.silent
     if not silent:
         return counter
-    points, sums, moved = list[int](), list[int](), [0]
+    points, sums, readings, moved = list[int](), list[int](), list[int](), [0]
     for span, (start, end) in enumerate(pairwise(counter.points)):
         inner = other.points[bisect_right(other.points, start) : bisect_left(other.points, end)]
         whole = other.flowed(start, end) if span in silent else 0
@@ -74,9 +74,11 @@ def spread(counter: Counter, other: Counter, taken: Stretches) -> Counter:
             points += inner
             sums += [counter.sums[span] + counter.energy(span) * other.flowed(start, at) // whole for at in inner]
         moved.append(len(points))
+        readings += [0] * (moved[-1] - moved[-2] - 1) + [counter.readings[span]]
     return Counter(
         [*points, *counter.points[-1:]],
         [*sums, *counter.sums[-1:]],
+        readings,
         [one._replace(first=moved[one.first], after=moved[one.after]) for one in counter.alike],
         {piece for span in counter.silent for piece in range(moved[span], moved[span + 1])},
         {moved[span] for span in counter.assumed},

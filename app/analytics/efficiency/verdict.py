@@ -52,16 +52,9 @@ def efficiency_ratio(evidence: Evidence) -> float | None:
 
 
 def uncertainty(evidence: Evidence) -> float | None:
-    """Returns by how much the ratio may be off in either direction; None without AC energy."""
-    if evidence.paired_ac_milliwh == 0:
-        return None
-    return evidence.unsure_milliwh / evidence.paired_ac_milliwh
+    """Returns by how much the ratio may be off in either direction; None without AC energy.
 
-
-def uncertainty(evidence: Evidence) -> float | None:
-    """Returns how far the truth may be from the ratio, on either side; None without AC energy.
-
-    To what is unsure comes how far the doubtful time lowers the ratio.
+    It is what is unsure, and by how much the doubtful time lowers the ratio.
     """
     ac, dc = evidence.paired_ac_milliwh, evidence.paired_dc_milliwh
     if ac == 0:
