@@ -1,6 +1,7 @@
 """Energy as a counter: the worked example, and the cases that a grid of minutes answers wrongly."""
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 import pytest
@@ -9,7 +10,8 @@ from app.analytics.efficiency.counter import Mapping, Rows
 from app.analytics.efficiency.pairs import Evidence, evidence_between, pair_counters, total
 from app.analytics.efficiency.rhythm import HOUR_US, MINUTE_US
 from app.analytics.efficiency.verdict import Status, verdict
-from tests.fixtures.charges import METER, SECOND_US, Charge, Reading, Silence, counter, readings, rows_of
+from app.simulator.clock import SECOND_US, Outage
+from tests.fixtures.charges import METER, Reading, charge, counter, dc_milliwh, readings, rows_of
 
 START = 20_467 * 24 * HOUR_US
 TRUTH = 0.9
@@ -36,22 +38,25 @@ class Session:
     def __init__(self, minutes: int, seed: int = 1) -> None:
         self.random = Random(seed)
         start = START + self.random.randrange(MINUTE_US)
-        self.charge = Charge(start, start + minutes * MINUTE_US, int(AC_MILLIWATT * TRUTH))
+        self.charge = charge(start, start + minutes * MINUTE_US, int(AC_MILLIWATT * TRUTH))
 
-    def silence(self, start: int, end: int, *, is_carried: bool = True) -> list[Silence]:
+    def silence(self, start: int, end: int, *, is_carried: bool = True) -> list[Outage]:
         begin = self.charge.start_us
-        return [Silence(begin + start * MINUTE_US, begin + end * MINUTE_US, is_carried)]
+        return [Outage(begin + start * MINUTE_US, begin + end * MINUTE_US, is_carried)]
+
+    def dc(self, instant: int) -> float:
+        return dc_milliwh(self.charge, instant)
 
     def ac(self, instant: int) -> float:
-        return self.charge.dc_milliwh(instant) / TRUTH
+        return self.dc(instant) / TRUTH
 
-    def meter(self, every_s: float = 60, silences: Sequence[Silence] = ()) -> list[Reading]:
+    def meter(self, every_s: float = 60, silences: Sequence[Outage] = ()) -> list[Reading]:
         times = [(self.charge.start_us - HOUR_US, self.charge.end_us + HOUR_US)]
         return readings(self.random, every_s, times, self.ac, silences)
 
-    def vehicle(self, every_s: float = 60, silences: Sequence[Silence] = ()) -> list[Rows]:
+    def vehicle(self, every_s: float = 60, silences: Sequence[Outage] = ()) -> list[Rows]:
         times = [(self.charge.start_us, self.charge.end_us)]
-        return [rows_of(readings(self.random, every_s, times, self.charge.dc_milliwh, silences, at_end=True), METER)]
+        return [rows_of(readings(self.random, every_s, times, self.dc, silences, at_end=True), METER)]
 
 
 SEEDS = range(5)
@@ -110,15 +115,15 @@ def test_a_car_that_reports_while_it_drives() -> None:
 @pytest.mark.parametrize("is_carried", [True, False])
 def test_a_neighbour_that_falls_silent_while_it_charges(is_carried: bool) -> None:
     session = Session(420)
-    start = session.charge.start_us + 100 * MINUTE_US
-    beside = Charge(start, start + 120 * MINUTE_US, 20_000_000)
-    silent = Silence(start + 40 * MINUTE_US, beside.end_us + 30 * MINUTE_US, is_carried)
+    start = session.charge.start_us + 200 * MINUTE_US
+    beside = charge(start, start + 120 * MINUTE_US, 20_000_000)
+    silent = Outage(start + 40 * MINUTE_US, beside.end_us + 30 * MINUTE_US, is_carried)
     always = [(session.charge.start_us, session.charge.end_us)]
-    neighbour = [rows_of(readings(session.random, 60, always, beside.dc_milliwh, [silent]), METER)]
+    neighbour = [rows_of(readings(session.random, 60, always, partial(dc_milliwh, beside), [silent]), METER)]
     times = [(session.charge.start_us - HOUR_US, session.charge.end_us + HOUR_US)]
 
     def ac(instant: int) -> float:
-        return session.ac(instant) + beside.dc_milliwh(instant) / TRUTH
+        return session.ac(instant) + dc_milliwh(beside, instant) / TRUTH
 
     evidence, status = judged(readings(session.random, 60, times, ac), session.vehicle(), [neighbour])
     assert evidence.shared_us == pytest.approx((150 if is_carried else 40) * MINUTE_US, abs=3 * MINUTE_US)
