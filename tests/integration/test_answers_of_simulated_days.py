@@ -1,0 +1,103 @@
+"""Simulated days sent to the service: its answers against the truth, as docs/efficiency.md tells them."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+
+import httpx
+import psycopg
+import pytest
+
+from tests.fixtures.charges import METER, Sharing, Station
+from tests.fixtures.sending import Reading, map_vehicle, minutes_ago, performance, send, stamp
+from tests.fixtures.simulated_days import (
+    DAY_US,
+    GROUPS,
+    NAMES,
+    START,
+    Answer,
+    Demand,
+    Measured,
+    answer_of,
+    check,
+    check_few,
+    has_enough,
+    measure,
+    stations_of,
+)
+
+# A station's readings end 42 hours after the start of its day.
+HOURS_AGO = 43
+
+
+async def store(client: httpx.AsyncClient, name: str, station: Station, start: datetime) -> None:
+    """Sends all readings of a station, as if its day had begun at `start`."""
+
+    def at(instant: int) -> str:
+        return stamp(start + timedelta(microseconds=instant - START))
+
+    def kwh(milliwh: int | None) -> float:
+        assert milliwh is not None
+        return milliwh / 1_000_000
+
+    sent: list[Reading] = [
+        {"meterId": name, "timestamp": at(instant), "kwhConsumedAc": kwh(milliwh)}
+        for instant, milliwh in station.meter_sent
+    ]
+    for number, vehicle in enumerate(station.vehicles):
+        vehicle_id = f"{name}-{number}"
+        if vehicle.mappings:
+            assert (await map_vehicle(client, vehicle_id, name)).status_code == httpx.codes.OK
+        for instant, milliwh, meter in vehicle.sent:
+            reading = {"vehicleId": vehicle_id, "timestamp": at(instant), "kwhDeliveredDc": kwh(milliwh)}
+            sent.append({**reading, "meterId": name} if meter == METER else reading)
+    for first in range(0, len(sent), 20_000):
+        await send(client, sent[first : first + 20_000])
+
+
+async def answers(
+    client: httpx.AsyncClient, group: str, stations: list[Station], start: datetime
+) -> AsyncIterator[Answer | None]:
+    """Yields the service's answer on each vehicle with enough energy."""
+    window = {"from": stamp(start), "to": stamp(start + timedelta(microseconds=DAY_US))}
+    for index, station in enumerate(stations):
+        for number, vehicle in enumerate(station.vehicles):
+            if has_enough(vehicle):
+                answer = await performance(client, f"{group}-{index}-{number}", **window)
+                yield answer_of(vehicle, answer["efficiencyRatio"], answer["uncertainty"], answer["status"])
+
+
+async def ask_for_days(
+    client: httpx.AsyncClient,
+    connection: psycopg.Connection,
+    group: str,
+    stations: list[Station],
+) -> Measured:
+    start = minutes_ago(HOURS_AGO * 60)
+    for index, station in enumerate(stations):
+        await store(client, f"{group}-{index}", station, start)
+    connection.execute("CALL refresh_aggregates()")
+    return measure([answer async for answer in answers(client, group, stations, start)])
+
+
+@pytest.mark.parametrize(("sharing", "slow", "demand"), GROUPS, ids=NAMES)
+async def test_the_service_answers_the_truth(
+    client: httpx.AsyncClient, connection: psycopg.Connection, sharing: tuple[Sharing, ...], slow: bool, demand: Demand
+) -> None:
+    stations = stations_of(sharing, slow=slow, days=1, stations=2 // len(sharing))
+    check_few(await ask_for_days(client, connection, "days", stations), demand)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("sharing", "slow", "demand"), GROUPS, ids=NAMES)
+async def test_49_days_of_the_service_are_near_the_truth(
+    client: httpx.AsyncClient,
+    connection: psycopg.Connection,
+    engine: str,
+    sharing: tuple[Sharing, ...],
+    slow: bool,
+    demand: Demand,
+) -> None:
+    stations = stations_of(sharing, slow=slow, days=49, stations=11 if len(sharing) == 1 else 3)
+    found = await ask_for_days(client, connection, "days", stations)
+    print(f"{engine}, {' and '.join(sharing)}, {'6 to 15' if slow else 'up to 5'} min: {found}")  # noqa: T201
+    check(found, demand)
