@@ -52,7 +52,7 @@ class Performance:
             "totalDcDelivery": float(Fraction(self.dc_milliwh, 1_000_000)),
             "pairedDcDelivery": float(dc),
             "efficiencyRatio": float(dc / ac) if ac else None,
-            "uncertainty": float(unsure / ac) if ac else None,
+            "uncertainty": float(unsure / ac + self._lowered()) if ac else None,
             "avgSoc": None if self.avg_soc is None else float(self.avg_soc),
             "avgBatteryTemp": None if self.avg_battery_temp is None else float(self.avg_battery_temp),
             "dataPoints": self.data_points,
@@ -66,6 +66,14 @@ class Performance:
             },
             "status": self.status,
         }
+
+
+    def _lowered(self) -> Fraction:
+        """Returns by how much doubtful time lowers the ratio, if there is enough energy to tell."""
+        evidence = self.evidence
+        ac, dc = evidence.paired_ac_milliwh, evidence.paired_dc_milliwh
+        sure_ac, sure_dc = ac - evidence.doubtful_ac_milliwh, dc - evidence.doubtful_dc_milliwh
+        return max(Fraction(0), Fraction(sure_dc, sure_ac) - Fraction(dc, ac)) if sure_ac >= 500_000 else Fraction(0)
 
 
 def minutes_of(us: int) -> int:

@@ -20,10 +20,10 @@ INTERVALS = {"30 to 120 s": (30, 120), "2 to 5 min": (120, 300), "5 to 15 min": 
 def ratio(seed: int, minutes: int, every_s: tuple[float, float]) -> float | None:
     """Returns the ratio if it is judged. The vehicle does not report when it stops to charge."""
     session = Session(minutes, seed)
-    charge, random = session.charge, session.random
+    stay, random = session.charge, session.random
     meter = counter(rows_of(session.meter(random.uniform(30, 120))))
-    times = [(charge.start_us, charge.end_us)]
-    sent = readings(random, random.uniform(*every_s), times, charge.dc_milliwh)
+    times = [(stay.start_us, stay.end_us)]
+    sent = readings(random, random.uniform(*every_s), times, session.dc)
     pairs = pair_counters(counter(rows_of(sent, METER)), {METER: meter})
     if METER not in pairs:
         return None
