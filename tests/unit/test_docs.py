@@ -10,6 +10,7 @@ import pytest
 from click import Context, Group
 from msgspec.structs import replace
 
+from app.analytics.alerts.silence import LONGEST_GAP_MINUTES, RHYTHM_DAYS
 from app.analytics.efficiency.evidence import MAX_SHARED_MINUTES
 from app.analytics.efficiency.verdict import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO, Status
 from app.analytics.export import MAX_EXPORT_DAYS
@@ -221,7 +222,10 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
         ("api.md", f"Readings are kept for {RETENTION['meter_reading']} unless"),
         ("alerts.md", f"closed alerts are deleted after {days('alert'):,} days, transitions after"),
         ("alerts.md", f"transitions after {days('alert_transition')}, unless"),
-        ("alerts.md", f"and after {REPORTING_MINUTES} minutes at least"),
+        ("alerts.md", f"after three usual gaps, and after {REPORTING_MINUTES} minutes at least"),
+        ("alerts.md", f"If the usual gap is {LONGEST_GAP_MINUTES} minutes or less"),
+        ("alerts.md", f"as of the {RHYTHM_DAYS} days before the hour of its newest reading"),
+        ("alerts.md", f"came in time, at most {LATE_US // MINUTE_US} minutes after it was measured"),
         ("alerts.md", f"not in the first {REPORTING_MINUTES} minutes after the service"),
         (
             "operations.md",

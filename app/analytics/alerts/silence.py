@@ -17,7 +17,7 @@ from app.telemetry.reading import Stream
 RHYTHM_DAYS = 7
 """A device's rhythm is that of so many days before the hour of its newest reading."""
 
-_LONGEST_GAP_MINUTES = LONGEST_GAP_US // MINUTE_US
+LONGEST_GAP_MINUTES = LONGEST_GAP_US // MINUTE_US
 _GAPS = 3
 
 
@@ -55,7 +55,7 @@ async def replace_silent(connection: Connection, as_of: datetime) -> None:
             "as_of": as_of,
             "silent": REPORTING_MINUTES,
             "gaps": _GAPS,
-            "longest_gap": _LONGEST_GAP_MINUTES,
+            "longest_gap": LONGEST_GAP_MINUTES,
             "days": RHYTHM_DAYS,
         },
     )
