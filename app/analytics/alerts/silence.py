@@ -102,20 +102,22 @@ _SILENCE = """
                         ELSE (array_agg(longest ORDER BY longest) FILTER (WHERE day <= known))[max(known) / 2 + 1]
                    END AS gap
             FROM (
-                SELECT day, known, max(gap) AS longest, min(gap) AS shortest
+                SELECT (ago - 1) / 24 + 1 AS day, known / 24 AS known, max(gap) AS longest, min(gap) AS shortest
                 FROM (
                     -- A gap belongs to the hour in which it begins; the last one ends with the last hour at least.
-                    SELECT ceil(extract(epoch FROM quiet.hour - hours.hour) / 86400) AS day,
-                           extract(epoch FROM quiet.hour - min(hours.hour) OVER ())::integer / 86400 AS known,
-                           greatest(gap_minutes,
-                                    extract(epoch FROM lead(hours.hour, 1, quiet.hour) OVER following - hours.hour) / 60
-                                    + lead(first_minute, 1, 0) OVER following - last_minute)::integer AS gap
-                    FROM reported_hour AS hours
-                    WHERE hours.stream = quiet.stream AND device_id = quiet.id
-                        AND hours.hour >= quiet.hour - make_interval(days => %(days)s) AND hours.hour < quiet.hour
-                    WINDOW following AS (ORDER BY hours.hour)
-                ) AS hour
-                GROUP BY day, known
+                    SELECT ago, max(ago) OVER () AS known,
+                           greatest(gap_minutes, 60 * (ago - lead(ago, 1, 0) OVER following)
+                                                 + lead(first_minute, 1, 0) OVER following - last_minute) AS gap
+                    FROM (
+                        SELECT (date_part('epoch', quiet.hour - hours.hour) / 3600)::integer AS ago,
+                               first_minute::integer, last_minute, gap_minutes
+                        FROM reported_hour AS hours
+                        WHERE hours.stream = quiet.stream AND device_id = quiet.id
+                            AND hours.hour >= quiet.hour - make_interval(days => %(days)s) AND hours.hour < quiet.hour
+                    ) AS reported
+                    WINDOW following AS (ORDER BY ago DESC)
+                ) AS gaps
+                GROUP BY 1, 2
             ) AS day
         ) AS rhythm
         WHERE gap <= %(longest_gap)s OR expected <> 'rhythm'
