@@ -38,7 +38,7 @@ RHYTHMS: dict[str, Callable[[int], bool]] = {
     "car": lambda ago: ago % 1440 < 180,
     "charger": lambda ago: ago % 1440 < 600,
     "new": lambda ago: ago < 300,
-    "first-charge-yesterday": lambda ago: ago < 5 or 1500 <= ago < 1700,
+    **{f"first-charge-{n}": lambda ago, n=n: ago < n or 1500 <= ago < 1700 for n in (5, 65, 125)},  # type: ignore[misc]
     "late": lambda _: True,
 }
 

@@ -98,16 +98,19 @@ _SILENCE = """
         CROSS JOIN LATERAL (
             -- The longest gap of a usual day: on more than half of the whole days since the first known hour, none was
             -- longer. A device with an expectation has the gap of its densest hour, since it may report in few.
-            SELECT CASE WHEN expected <> 'rhythm' THEN min(shortest)
+            SELECT CASE WHEN expected <> 'rhythm' THEN coalesce(min(within), min(after))
                         ELSE (array_agg(longest ORDER BY longest) FILTER (WHERE day <= known))[max(known) / 2 + 1]
                    END AS gap
             FROM (
-                SELECT (ago - 1) / 24 + 1 AS day, known / 24 AS known, max(gap) AS longest, min(gap) AS shortest
+                SELECT (ago - 1) / 24 + 1 AS day, known / 24 AS known, min(within) AS within, min(after) AS after,
+                       max(greatest(within, after, before)) AS longest
                 FROM (
-                    -- A gap belongs to the hour in which it begins; the last one ends with the last hour at least.
-                    SELECT ago, max(ago) OVER () AS known,
-                           greatest(gap_minutes, 60 * (ago - lead(ago, 1, 0) OVER following)
-                                                 + lead(first_minute, 1, 0) OVER following - last_minute) AS gap
+                    -- A gap counts where it begins and where it ends; the last one ends with the last hour at least.
+                    SELECT ago, max(ago) OVER () AS known, nullif(gap_minutes, 0) AS within,
+                           60 * (ago - lead(ago, 1, 0) OVER following)
+                               + lead(first_minute, 1, 0) OVER following - last_minute AS after,
+                           60 * (lag(ago) OVER following - ago)
+                               + first_minute - lag(last_minute) OVER following AS before
                     FROM (
                         SELECT (date_part('epoch', quiet.hour - hours.hour) / 3600)::integer AS ago,
                                first_minute::integer, last_minute, gap_minutes
