@@ -50,10 +50,12 @@ def test_a_reading_is_told_to_all_who_listen(server_process: Process) -> None:
         assert [(state["vehicleId"], state["soc"], state["kwhDeliveredDc"]) for state in states] == [("V1", 42.5, 0.9)]
         fleet = next(data for name, data in told if name == "fleet")
     assert (fleet["devicesReporting"], fleet["devicesExpected"]) == (2, 2)
-    assert {name: fleet["minutes"][name] for name in ("acKwh", "dcKwh", "efficiencyRatio")} == {
+    # A minute is too short for an efficiency or a power.
+    assert {name: fleet["minutes"][name] for name in ("acKwh", "dcKwh", "efficiencyRatio", "acKw")} == {
         "acKwh": [1.0],
         "dcKwh": [0.9],
-        "efficiencyRatio": [0.9],
+        "efficiencyRatio": [None],
+        "acKw": [None],
     }
 
 
