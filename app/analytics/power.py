@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from operator import sub
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.analytics.efficiency.counter import Counter, Rows, counter_of
 from app.analytics.efficiency.evidence import fetch_rows
-from app.analytics.efficiency.rhythm import LONGEST_SILENCE_US, MINUTE_US, NEAR_US
+from app.analytics.efficiency.rhythm import HOUR_US, LONGEST_SILENCE_US, MINUTE_US
 from app.analytics.efficiency.stretches import Stretches, common, union
 from app.analytics.series_source import Width
 from app.telemetry.instant import MAX_AHEAD
@@ -19,8 +20,8 @@ DEMAND_MINUTES = 15
 SETTLED_SECONDS = 30
 """This long after a bucket ends, most of its readings have arrived."""
 
-# A device's power at an instant depends on its readings so long before and after it.
-_MARGIN = timedelta(microseconds=LONGEST_SILENCE_US + NEAR_US)
+# A device's power at an instant depends on the readings before and after it, which may be so far away.
+_MARGIN = timedelta(microseconds=LONGEST_SILENCE_US + MINUTE_US)
 # A chart of hours must not read all minutes kept: a month has 44,640.
 _REACH = timedelta(days=31)
 # No device takes more power: such energy is a fault.
@@ -49,7 +50,7 @@ async def fetch_power_rows(
 async def power_columns(
     rows: list[Rows], t: list[int], kwh: list[float], width: Width, start: datetime, end: datetime
 ) -> tuple[list[float | None], float | None]:
-    """Returns the power in each bucket, and the peak, which only minutes tell. Runs in a thread: a month takes 0.4 s.
+    """Returns the power in each bucket, and the peak, which only minutes tell. Runs in a thread: a month takes 0.25 s.
 
     For days, power is energy by time: a silence is little in a day.
     """
@@ -59,38 +60,41 @@ async def power_columns(
 
     def compute() -> tuple[list[float | None], float | None]:
         counter = counter_of(rows, gap_us=_GAP_US, limit_milliwatt=_MOST_MILLIWATT)
-        return mean_powers(counter, t, width), peak_power(counter, start, end) if width == "1m" else None
+        if width == "1h":
+            return hour_powers(counter, t), None
+        return minute_powers(counter, t, range(int(start.timestamp()) // 60, int(end.timestamp()) // 60))
 
     return await asyncio.to_thread(compute)
 
 
-def mean_powers(counter: Counter, starts: Sequence[int], width: Width) -> list[float | None]:
-    """Returns the power in each bucket: over all of a minute, or over the known part of an hour.
+def minute_powers(counter: Counter, starts: Sequence[int], window: range) -> tuple[list[float | None], float | None]:
+    """Returns the power in some minutes of the window, and the greatest mean power over 15 of its minutes.
 
     The energy of a reading is spread over the time since the one before. It is not known when energy flowed that came
     after a silence of more than four hours, by a device's only reading, or faster than any device takes it. Power is
-    None where it is known for less than a minute's bucket or five minutes of an hour.
+    None in minutes in which it is not known, and the peak where there are no 15 minutes in which it is.
     """
-    width_us = MINUTE_US if width == "1m" else 60 * MINUTE_US
+    milliwh: dict[int, int] = {}
+    most = None
+    for before, after in common([(window.start * MINUTE_US, window.stop * MINUTE_US)], _known(counter)):
+        minutes = range(-(-before // MINUTE_US), after // MINUTE_US + 1)
+        sums = [counter.at(minute * MINUTE_US) for minute in minutes]
+        milliwh |= zip(minutes, map(sub, sums[1:], sums), strict=False)
+        if len(sums) > DEMAND_MINUTES:
+            most = max(most or 0, *map(sub, sums[DEMAND_MINUTES:], sums))
+    powers = [kilowatts(milliwh[minute], 60) if (minute := start // 60) in milliwh else None for start in starts]
+    return powers, None if most is None else kilowatts(most, 60 * DEMAND_MINUTES)
+
+
+def hour_powers(counter: Counter, starts: Sequence[int]) -> list[float | None]:
+    """Returns the power in the known time of each hour, as minute_powers(); None where that is below five minutes."""
     known = _known(counter)
     powers = []
     for start in starts:
-        parts = common([(1_000_000 * start, 1_000_000 * start + width_us)], known)
+        parts = common([(1_000_000 * start, 1_000_000 * start + HOUR_US)], known)
         time_us = sum([after - before for before, after in parts])
-        is_enough = time_us >= min(width_us, _LEAST_US)
-        powers.append(kilowatts(counter.flowed_in(parts), time_us / 1_000_000) if is_enough else None)
+        powers.append(kilowatts(counter.flowed_in(parts), time_us / 1_000_000) if time_us >= _LEAST_US else None)
     return powers
-
-
-def peak_power(counter: Counter, start: datetime, end: datetime) -> float | None:
-    """Returns the greatest mean power over 15 whole minutes in [start, end); None where it is known for none."""
-    window = round(start.timestamp()) * 1_000_000, round(end.timestamp()) * 1_000_000
-    flowed: list[int] = []
-    for before, after in common([window], _known(counter)):
-        minutes = range(-(-before // MINUTE_US), after // MINUTE_US + 1)
-        sums = [counter.at(minute * MINUTE_US) for minute in minutes]
-        flowed += (late - early for early, late in zip(sums, sums[DEMAND_MINUTES:], strict=False))
-    return kilowatts(max(flowed), 60 * DEMAND_MINUTES) if flowed else None
 
 
 def _known(counter: Counter) -> Stretches:

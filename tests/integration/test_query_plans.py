@@ -276,7 +276,9 @@ def read_range(what: str, buckets: Buckets) -> tuple[datetime, datetime]:
     """Returns the range with what counts for power and efficiency: minutes of a device, buckets of the fleet."""
     if what == "vehicle":
         return buckets.start - timedelta(hours=1) - REACH, buckets.end + REACH
-    margin = timedelta(hours=0 if buckets.width == "1d" else 6)
+    if what == "fleet":
+        return buckets.start - timedelta(days=1), buckets.end + timedelta(days=1)
+    margin = timedelta(hours=0 if buckets.width == "1d" else 5)
     return buckets.start - margin, buckets.end + margin
 
 
