@@ -52,10 +52,7 @@ def efficiency_ratio(evidence: Evidence) -> float | None:
 
 
 def uncertainty(evidence: Evidence) -> float | None:
-    """Returns by how much the ratio may be off in either direction; None without AC energy.
-
-    It is what is unsure, and by how much the doubtful time lowers the ratio.
-    """
+    """Returns what is unsure, and by how much doubtful time lowers the ratio, as a ratio; None without AC energy."""
     ac, dc = evidence.paired_ac_milliwh, evidence.paired_dc_milliwh
     if ac == 0:
         return None
