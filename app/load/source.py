@@ -10,7 +10,7 @@ from app.simulator.devices import Reading
 from app.simulator.fleet import Fleet
 
 SECOND_US = 1_000_000
-# Computing the arrivals of 10,000 devices takes 0.3 s for a minute, and 0.2 s for a second.
+# Computing the arrivals of 10,000 devices takes 0.9 s for a minute, and 0.6 s for a second.
 _AHEAD_US = 60 * SECOND_US
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

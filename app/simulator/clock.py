@@ -96,29 +96,26 @@ class Clock:
         self._reports = reports
 
     def moments(self, from_us: int, to_us: int) -> list[Moment]:
-        """Returns the instant before `from_us` and those in [from_us, to_us): readings hold the energy in between."""
-        back_us = 2 * self._interval_us
-        while True:
-            moments = self._measured(from_us - back_us, to_us)
-            start = next((index for index, moment in enumerate(moments) if moment.at_us >= from_us), len(moments))
-            if start:
-                return moments[start - 1 :]
-            # The device has been silent, or had nothing to report.
-            back_us *= 4
-
-    def _measured(self, from_us: int, to_us: int) -> list[Moment]:
-        """Returns the instants in [from_us, to_us) at which the device measures."""
-        # Jitter adds a tenth of the interval at most.
+        """Returns the one before and the instants in [from_us, to_us), if any: readings hold the energy in between."""
+        # Jitter adds a tenth of the interval at most, so the one before `first` lies before `from_us`.
         first, last = ((at_us - self._phase_us) // self._interval_us for at_us in (from_us, to_us))
-        moments = [self._moment(number) for number in range(first, last + 1)]
-        carried = [outage for outage in self._silences.touching(from_us, to_us) if outage.is_carried]
-        return [
-            moment
-            for moment in moments
-            if from_us <= moment.at_us < to_us
-            and (self._reports is None or self._reports(moment.at_us - self._interval_us, moment.at_us))
-            and not (carried and _end_us(carried, moment.at_us))
-        ]
+        moments = [moment for moment in map(self._moment, range(first - 1, last + 1)) if self._measures(moment.at_us)]
+        moments = [moment for moment in moments if moment.at_us < to_us]
+        if not moments or moments[-1].at_us < from_us:
+            return []
+        # A device that has been silent, or had nothing to report, measured before.
+        before = first - 1
+        while moments[0].at_us >= from_us:
+            before -= 1
+            if self._measures((moment := self._moment(before)).at_us):
+                moments.insert(0, moment)
+        start = next(index for index, moment in enumerate(moments) if moment.at_us >= from_us)
+        return moments[start - 1 :]
+
+    def _measures(self, at_us: int) -> bool:
+        if self._reports is not None and not self._reports(at_us - self._interval_us, at_us):
+            return False
+        return not any(outage.is_carried for outage in self._silences.touching(at_us, at_us + 1))
 
     def arrivals(self, moments: list[Moment], from_us: int, to_us: int) -> list[tuple[int, int]]:
         """Returns the arrivals in [from_us, to_us): instant and index of the moment; repeated readings arrive twice."""

@@ -55,7 +55,8 @@ class Fleet:
     def measured(self, from_us: int, to_us: int) -> Iterator[Reading]:
         """Yields every reading with a timestamp in [from_us, to_us), sent or not, device by device."""
         for device in self._devices:
-            yield from device.readings(device.clock.moments(from_us, to_us))
+            if moments := device.clock.moments(from_us, to_us):
+                yield from device.readings(moments)
 
     def deliveries(self, from_us: int, to_us: int) -> list[Reading]:
         """Returns the readings by their arrival in [from_us, to_us): some late, some twice, without the lost ones."""
@@ -66,7 +67,7 @@ class Fleet:
         arrivals: list[tuple[int, Reading]] = []
         for device in self._devices:
             moments = device.clock.moments(device.clock.measured_from_us(from_us), to_us)
-            if due := device.clock.arrivals(moments, from_us, to_us):
+            if moments and (due := device.clock.arrivals(moments, from_us, to_us)):
                 first, last = min(index for _, index in due), max(index for _, index in due)
                 readings = device.readings(moments[first - 1 : last + 1])
                 arrivals += [(arrival_us, readings[index - first]) for arrival_us, index in due]
