@@ -67,7 +67,6 @@ class Performance:
             "status": self.status,
         }
 
-
     def _lowered(self) -> Fraction:
         """Returns by how much doubtful time lowers the ratio, if there is enough energy to tell."""
         evidence = self.evidence

@@ -142,6 +142,13 @@ def takes_at(other: Device, meter: int) -> Iterator[tuple[int, int]]:
     for span in other.spans:
         if span.kind == "even" or span.meter not in (meter, None) or span.milliwh <= 1000:
             continue
+        at = [one for one in other.spans if one.meter == meter]
+        if span.meter is None and not any(
+            (one.start < span.start and one.end > span.start - 2 * HOUR)
+            or (one.end > span.end and one.start < span.end + 2 * HOUR)
+            for one in at
+        ):
+            continue
         if any(one.end == span.start for one in charging):
             yield span.start, span.end
             continue

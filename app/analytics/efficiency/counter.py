@@ -176,14 +176,14 @@ class Counter(msgspec.Struct, frozen=True):
 
         It is all of the span, but where a charge begins at its end: where it brings no more energy than the vehicle
         takes at its highest power in the time of one reading, and a half more. Then it is the end, long enough for it.
-        A vehicle that names no meter after a silence may have left the meter in it.
+        A vehicle that names no meter after a silence, but was at this one near it, may have charged here in it.
         """
         found = []
         uncovered = (one for one in self.alike if one.meter_id in (meter_id, None) and not one.is_covered)
         for span in chain.from_iterable(range(one.first, one.after) for one in uncovered):
-            if self.energy(span) <= _NOTHING_MILLIWH:
-                continue
             start, end = self.points[span], self.points[span + 1]
+            if self.energy(span) <= _NOTHING_MILLIWH or not self._is_near(meter_id, span, start, end):
+                continue
             if self.kind(span - 1)[2:] != (True, True, meter_id) and self.kind(span + 1).is_covered:
                 energy, duration = self._highest_power(start - NEAR_US, start, end, end + NEAR_US)
                 needed = 3 * self.energy(span) * duration // (2 * energy) if energy else LONGEST_SILENCE_US
@@ -191,6 +191,11 @@ class Counter(msgspec.Struct, frozen=True):
                     start = max(start, end - needed)
             found.append((start, end))
         return found
+
+    def _is_near(self, meter_id: int, span: int, start: int, end: int) -> bool:
+        """Returns True when the vehicle is at the meter in a span, or within two hours of it."""
+        near = (span, *self.spans(start - NEAR_US, start), *self.spans(end, end + NEAR_US))
+        return any(self.kind(one).meter_id == meter_id for one in near)
 
     def _highest_power(self, before: int, start: int, end: int, after: int) -> tuple[int, int]:
         """Returns energy and duration of the span with the highest power in [before, start] or [end, after]."""
