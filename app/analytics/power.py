@@ -24,8 +24,6 @@ SETTLED_SECONDS = 30
 _MARGIN = timedelta(microseconds=LONGEST_SILENCE_US + MINUTE_US)
 # A chart of hours must not read all minutes kept: a month has 44,640.
 _REACH = timedelta(days=31)
-# No device takes more power: such energy is a fault.
-_MOST_MILLIWATT = 1_000_000_000
 # A span counts whether it is covered or a silence.
 _GAP_US = 5 * MINUTE_US
 _LEAST_US = 5 * MINUTE_US
@@ -48,7 +46,13 @@ async def fetch_power_rows(
 
 
 async def power_columns(
-    rows: list[Rows], t: list[int], kwh: list[float], width: Width, start: datetime, end: datetime
+    rows: list[Rows],
+    limit_milliwatt: int,
+    t: list[int],
+    kwh: list[float],
+    width: Width,
+    start: datetime,
+    end: datetime,
 ) -> tuple[list[float | None], float | None]:
     """Returns the power in each bucket, and the peak, which only minutes tell. Runs in a thread: a month takes 0.25 s.
 
@@ -59,7 +63,7 @@ async def power_columns(
         return [energy / 24 if at <= over else None for at, energy in zip(t, kwh, strict=True)], None
 
     def compute() -> tuple[list[float | None], float | None]:
-        counter = counter_of(rows, gap_us=_GAP_US, limit_milliwatt=_MOST_MILLIWATT)
+        counter = counter_of(rows, gap_us=_GAP_US, limit_milliwatt=limit_milliwatt)
         if width == "1h":
             return hour_powers(counter, t), None
         return minute_powers(counter, t, range(int(start.timestamp()) // 60, int(end.timestamp()) // 60))
@@ -71,7 +75,7 @@ def minute_powers(counter: Counter, starts: Sequence[int], window: range) -> tup
     """Returns the power in some minutes of the window, and the greatest mean power over 15 of its minutes.
 
     The energy of a reading is spread over the time since the one before. It is not known when energy flowed that came
-    after a silence of more than four hours, by a device's only reading, or faster than any device takes it. Power is
+    after a silence of more than four hours, by a device's only reading, or faster than the device can take it. Power is
     None in minutes in which it is not known, and the peak where there are no 15 minutes in which it is.
     """
     milliwh: dict[int, int] = {}

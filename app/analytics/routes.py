@@ -98,13 +98,14 @@ async def get_meter_series(
     request: Incoming,
     meter_id: FromPath[str],
     pool: NamedDependency[AsyncEngine],
+    settings: NamedDependency[Settings],
     window: NamedDependency[Window],
     bucket: BucketParameter = "auto",
     max_points: MaxPoints = 1_500,
 ) -> Response[MeterSeries]:
     """Returns a meter over time, as columns; as CSV where `Accept` prefers text/csv."""
     buckets = choose_bucket(METER, window, bucket, max_points, await fetch_retained(pool, window, bucket))
-    return _as_accepted(request, await fetch_meter_series(pool, meter_id, buckets))
+    return _as_accepted(request, await fetch_meter_series(pool, meter_id, buckets, settings))
 
 
 @get("/v1/analytics/vehicles/{vehicle_id:str}/series", tags=["analytics"], dependencies=_WINDOW, responses=_SERIES)

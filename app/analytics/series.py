@@ -24,6 +24,7 @@ from app.analytics.series_source import (
 from app.analytics.window import Window
 from app.database import snapshot
 from app.errors import InvalidTimeRange
+from app.fleet.limits import fetch_limits
 from app.fleet.registry import device_id_of
 from app.settings import Settings
 from app.tables import aggregate_retention, meter, vehicle
@@ -163,7 +164,7 @@ def _touched(window: Window, width: Width) -> Buckets:
     return Buckets(width, _EPOCH + first * step, _EPOCH + after * step)
 
 
-async def fetch_meter_series(pool: AsyncEngine, meter_id: str, buckets: Buckets) -> MeterSeries:
+async def fetch_meter_series(pool: AsyncEngine, meter_id: str, buckets: Buckets, settings: Settings) -> MeterSeries:
     """Returns a meter's series. Raises UnknownDevice."""
     async with pool.connect() as connection:
         device = await device_id_of(connection, meter, meter_id)
@@ -171,7 +172,8 @@ async def fetch_meter_series(pool: AsyncEngine, meter_id: str, buckets: Buckets)
         async with snapshot(connection):
             sums = await fetch_columns(connection, METER, buckets, [device])
             rows = await fetch_power_rows(connection, Stream.METER, device, *buckets)
-    powers, peak = await power_columns(rows, sums[0], sums[1], *buckets)
+            limits = await fetch_limits(connection, Stream.METER, [device], max_power_kw=settings.max_power_kw)
+    powers, peak = await power_columns(rows, limits[device], sums[0], sums[1], *buckets)
     return MeterSeries(meter_id, *buckets, *instants, peak, MeterColumns(*[*sums, powers]))
 
 
@@ -192,13 +194,17 @@ async def fetch_vehicle_series(
             if sums[0] and bounds[0] < bounds[1]:
                 with suppress(InvalidTimeRange):  # too many vehicles share its meters, so there is no efficiency
                     sides = await fetch_sides(connection, [device], *bounds, settings)
-            rows = await fetch_power_rows(connection, Stream.VEHICLE, device, *buckets)
+            if sides is None:
+                rows = await fetch_power_rows(connection, Stream.VEHICLE, device, *buckets)
+            else:
+                rows = sides.vehicles.get(device, [])
+            limits = await fetch_limits(connection, Stream.VEHICLE, [device], max_power_kw=settings.max_power_kw)
 
     efficiency: tuple[list[Any], list[Any]] = [None] * len(sums[0]), [None] * len(sums[0])
     if sides is not None:
         pairs = await pair_one(sides, device, settings)
         efficiency = _efficiency(sums[0], buckets, pairs, bounds[0])
-    powers, peak = await power_columns(rows, sums[0], sums[1], *buckets)
+    powers, peak = await power_columns(rows, limits[device], sums[0], sums[1], *buckets)
     columns = VehicleColumns(*[*sums, powers, *efficiency])
     both = [instant for instant in (instants.as_of, minutes.as_of) if instant is not None]
     as_of = min(both) if len(both) == 2 else None

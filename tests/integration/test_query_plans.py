@@ -253,7 +253,7 @@ async def statements_of_series(url: str, what: str, buckets: Buckets) -> Sent:
     """Returns those that read aggregates, for a vehicle that shares its meter, for that meter, or for the fleet."""
     async with capturing(url) as (pool, sent):
         if what == "meter":
-            assert (await fetch_meter_series(pool, "M1", buckets)).columns.t
+            assert (await fetch_meter_series(pool, "M1", buckets, Settings())).columns.t
         elif what == "vehicle":
             assert (await fetch_vehicle_series(pool, "V1", buckets, Settings())).columns.t
         else:

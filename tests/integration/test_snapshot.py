@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from app.analytics.series import Buckets, fetch_meter_series
 from app.database import connect, create_pool, snapshot
+from app.settings import Settings
 from tests.fixtures.database import lock_waits
 from tests.fixtures.engines import on_plain, on_timescale, refresh_while_young
 from tests.fixtures.readings import meter_reading, midnight, store
@@ -58,7 +59,7 @@ async def test_a_day_that_is_dropped_while_an_answer_waits_for_it_is_in_the_answ
         with psycopg.connect(database_url, autocommit=True) as observer:
             dropping = asyncio.ensure_future(asyncio.to_thread(connection.execute, "SELECT drop_expired()"))
             await eventually_here(lambda: lock_waits(observer) == 1)
-            answer = asyncio.ensure_future(fetch_meter_series(pool, "M1", buckets))
+            answer = asyncio.ensure_future(fetch_meter_series(pool, "M1", buckets, Settings()))
             await eventually_here(lambda: lock_waits(observer) == 2)
         assert not dropping.done()
         assert not answer.done()

@@ -141,25 +141,26 @@ class Fleet:
             {name for name, *_ in meters} | {at for _, at, *_ in vehicles if at} | {at for _, at, *_ in mappings}
         )
         self.number = {name: number for number, name in enumerate(names)}
-        history: dict[str, list[Mapping]] = {}
+        self.mappings: dict[str, list[Mapping]] = {}
         for vehicle, meter, from_us, to_us in mappings:
             bounds = int(max(from_us, -1e15)), int(min(to_us, 1e16))
-            history.setdefault(vehicle, []).append(Mapping(0, self.number[meter], *bounds))
+            self.mappings.setdefault(vehicle, []).append(Mapping(0, self.number[meter], *bounds))
+        self.meter_minutes, self.vehicle_minutes = self._by_device(meters), self._by_device(vehicles)
 
-        def devices(readings: list[_Energy]) -> dict[str, Device]:
+        def devices(minutes: dict[str, list[Minute]]) -> dict[str, Device]:
+            gap_us = gap_minutes * MINUTE_US
             return {
-                name: Device(
-                    spans_of(
-                        [*self._minutes(one for one in readings if one[0] == name)],
-                        history.get(name, []),
-                        gap_minutes * MINUTE_US,
-                        _LIMIT_MILLIWATT,
-                    )
-                )
-                for name in {name for name, *_ in readings}
+                name: Device(spans_of(rows, self.mappings.get(name, []), gap_us, _LIMIT_MILLIWATT))
+                for name, rows in minutes.items()
             }
 
-        self.meters, self.vehicles = devices(meters), devices(vehicles)
+        self.meters, self.vehicles = devices(self.meter_minutes), devices(self.vehicle_minutes)
+
+    def _by_device(self, readings: list[_Energy]) -> dict[str, list[Minute]]:
+        return {
+            name: [*self._minutes(one for one in readings if one[0] == name)]
+            for name in {name for name, *_ in readings}
+        }
 
     def _minutes(self, readings: Iterable[_Energy]) -> Iterable[Minute]:
         def key(reading: _Energy) -> tuple[int, str]:

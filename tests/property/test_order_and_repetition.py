@@ -22,10 +22,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.analytics.efficiency.evidence import Sides, pair_each
+from app.analytics.efficiency.pairs import evidence_between
 from app.settings import Settings
 from app.telemetry.reading import MeterReading, VehicleReading
 from tests.fixtures.service import service
 from tests.property.brute_force import MINUTE_US, Performance, VehicleMeter, performance
+from tests.property.brute_force import Fleet as SlowFleet
+from tests.property.test_counter import columns
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -393,6 +397,26 @@ async def check_performance(client: httpx.AsyncClient, fleet: Fleet) -> None:
         for member, number in expected.answer().items():
             found = answer.json()[member]
             assert found == number or math.isclose(found, number, rel_tol=1e-12), (name, member, found, number)
+
+
+@given(examples())
+@settings(max_examples=300)
+def test_minutes_pair_as_the_slow_way_says_where_instants_coincide(example: Example) -> None:
+    fleet = Fleet(0, example)
+    slow = SlowFleet(fleet.meters, fleet.vehicles, fleet.mappings(), 5)
+    number = {name: position for position, name in enumerate(sorted(slow.vehicles))}
+    sides = Sides(
+        {number[name]: columns(minutes) for name, minutes in slow.vehicle_minutes.items()},
+        {slow.number[name]: columns(minutes) for name, minutes in slow.meter_minutes.items()},
+        {number[name]: history for name, history in slow.mappings.items() if name in number},
+        {},
+        {},
+        {},
+    )
+    pairs = pair_each(number.values(), sides, Settings())
+    window = fleet.start_us - 5 * MINUTE_US, fleet.start_us + 30 * MINUTE_US
+    for name in number:
+        assert evidence_between(pairs[number[name]], *window) == slow.evidence(name, *window)
 
 
 async def map_all(client: httpx.AsyncClient, fleet: Fleet) -> None:
