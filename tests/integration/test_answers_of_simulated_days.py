@@ -2,11 +2,17 @@
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from random import Random
 
 import httpx
 import psycopg
 import pytest
 
+from app.analytics.efficiency.evidence import fetch_near, fetch_sides, pair_each, us
+from app.analytics.efficiency.neighbours import NEIGHBOURS, REACH
+from app.analytics.efficiency.pairs import evidence_between
+from app.database import create_pool
+from app.settings import Settings
 from tests.fixtures.charges import METER, Sharing, Station
 from tests.fixtures.sending import Reading, map_vehicle, minutes_ago, performance, send, stamp
 from tests.fixtures.simulated_days import (
@@ -85,6 +91,32 @@ async def test_the_service_answers_the_truth(
 ) -> None:
     stations = stations_of(sharing, slow=slow, days=1, stations=2 // len(sharing))
     check_few(await ask_for_days(client, connection, "days", stations), demand)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_rows_beyond_those_that_are_fetched_change_nothing(
+    client: httpx.AsyncClient, connection: psycopg.Connection, database_url: str, slow: bool
+) -> None:
+    random, start, settings = Random(7), minutes_ago(HOURS_AGO * 60), Settings()
+    sharings: tuple[Sharing, ...] = ("alone", "in turns", "at once")
+    for index, sharing in enumerate(sharings):
+        await store(client, f"S{index}", stations_of((sharing,), slow=slow, days=1, stations=1)[0], start)
+    connection.execute("CALL refresh_aggregates()")
+    vehicles = [vehicle for (vehicle,) in connection.execute("SELECT id FROM vehicle ORDER BY id")]
+    pool = create_pool(database_url, 1)
+    async with pool.connect() as reading:
+        for _ in range(40):
+            vehicle, hours = random.choice(vehicles), random.choice([1, 3, 8, 24])
+            first = start + timedelta(minutes=random.randrange(36 * 60))
+            last = first + timedelta(hours=hours)
+            few = await fetch_sides(reading, [vehicle], first, last, settings)
+            every = await fetch_near(reading, [vehicle], start - REACH, start + 5 * REACH, NEIGHBOURS, settings)
+            found, wanted = (
+                evidence_between(pair_each([vehicle], sides, settings)[vehicle], us(first), us(last))
+                for sides in (few, every)
+            )
+            assert found == wanted, (vehicle, first, hours)
+    await pool.dispose()
 
 
 @pytest.mark.soak

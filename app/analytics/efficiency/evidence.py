@@ -40,6 +40,7 @@ MAX_SHARED_MINUTES = 1_000_000
 SETTLED = timedelta(microseconds=SETTLED_US)
 
 _MINUTE = timedelta(minutes=1)
+_RANGE = "range_from", "range_to"
 _PAIRING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairing")
 _FAR_US = 10**18  # beyond any window
 
@@ -80,7 +81,21 @@ async def fetch_sides(
     sides = await fetch_near(connection, vehicles, *near, NEIGHBOURS, settings, most_others=most)
     if {*vehicles} == settled(sides, vehicles, *near, settings):
         return sides
-    return await fetch_near(connection, vehicles, *far, NEIGHBOURS, settings, most_others=most)
+    known = {*vehicles}.union(*sides.sharers.values())
+    further = sides._replace(mappings=await _fetch_mappings(connection, known, dict(zip(_RANGE, far, strict=True))))
+    if any(
+        vehicle_id not in sides.vehicles or further.meters_of(vehicle_id) - sides.meters_of(vehicle_id)
+        for vehicle_id in vehicles
+    ):
+        return await fetch_near(connection, vehicles, *far, NEIGHBOURS, settings, most_others=most)
+    for margin in (far[0], near[0]), (near[1], far[1]):
+        for stream, devices, rows in (
+            (Stream.VEHICLE, known, further.vehicles),
+            (Stream.METER, [*further.sharers], further.meters),
+        ):
+            for device, more in (await fetch_rows(connection, stream, devices, *margin)).items():
+                rows.setdefault(device, []).extend(more)
+    return further
 
 
 async def fetch_near(
@@ -121,11 +136,11 @@ async def fetch_near(
     if others:
         own.vehicles.update(await fetch_rows(connection, Stream.VEHICLE, others, **bounds))
         own.mappings.update(await _fetch_mappings(connection, others, bounds))
-    for stream, rows, limits in (
-        (Stream.VEHICLE, own.vehicles, own.vehicle_limits),
-        (Stream.METER, own.meters, own.meter_limits),
+    for stream, devices, limits in (
+        (Stream.VEHICLE, others.union(vehicles), own.vehicle_limits),
+        (Stream.METER, meters, own.meter_limits),
     ):
-        limits.update(await fetch_limits(connection, stream, rows, max_power_kw=settings.max_power_kw))
+        limits.update(await fetch_limits(connection, stream, devices, max_power_kw=settings.max_power_kw))
     return own
 
 
