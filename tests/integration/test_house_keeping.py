@@ -27,11 +27,10 @@ BITS = 28
 
 
 class Answered(NamedTuple):
-    """The answer about a vehicle, with the bits of the readings that it includes."""
+    """The answer about a vehicle or its meter, with the bits of the readings that it includes."""
 
     as_of: datetime
-    dc: int
-    paired_ac: int
+    milliwh: int
 
 
 class Fleet:
@@ -56,14 +55,20 @@ class Fleet:
             self.committed[vehicle].append((datetime.fromisoformat(answer.json()["committedAt"]), bit))
 
     async def ask(self, vehicle: str) -> datetime | None:
+        """Asks for the energy of both devices; returns the instant up to which both answers are complete."""
+        sums = []
         answer = await self.client.get(f"/v1/analytics/performance/{vehicle}", params={"hours": 24})
         document = answer.json()
-        if answer.status_code == 404 or document["asOf"] is None:
-            return None
-        sums = [round(document[total] * 1_000_000) for total in ("totalDcDelivery", "totalAcConsumption")]
-        answered = Answered(datetime.fromisoformat(document["asOf"]), *sums)
-        self.answers[vehicle].append(answered)
-        return answered.as_of
+        if answer.status_code != 404:
+            sums.append((document["asOf"], document["totalDcDelivery"]))
+        path = f"/v1/analytics/meters/m{vehicle}/series"
+        answer = await self.client.get(path, params={"hours": 24, "bucket": "1m"})
+        document = answer.json()
+        if answer.status_code != 404:
+            sums.append((document["asOf"], sum(document["columns"]["acKwh"])))
+        found = [Answered(datetime.fromisoformat(at), round(kwh * 1_000_000)) for at, kwh in sums if at is not None]
+        self.answers[vehicle] += found
+        return min(answered.as_of for answered in found) if len(found) == 2 else None
 
     async def ask_until_all_must_be_in(self, vehicle: str) -> None:
         deadline = time.monotonic() + DEADLINE_S
@@ -79,8 +84,7 @@ class Fleet:
         for vehicle, answers in self.answers.items():
             for answered in answers:
                 promised = sum(2**bit for at, bit in self.committed[vehicle] if at < answered.as_of)
-                assert promised & ~answered.dc == 0
-                assert promised & ~answered.paired_ac == 0
+                assert promised & ~answered.milliwh == 0
 
 
 async def repeat(work: Callable[[], object]) -> None:
