@@ -13,7 +13,11 @@ from app.analytics.efficiency.neighbours import NEIGHBOURS, REACH
 from app.analytics.efficiency.pairs import evidence_between
 from app.database import create_pool
 from app.settings import Settings
+from app.telemetry.reading import MeterReading, VehicleReading
+from tests.fixtures.alerts import judge_all
 from tests.fixtures.charges import METER, Sharing, Station
+from tests.fixtures.readings import meter_reading, vehicle_reading
+from tests.fixtures.readings import store as stored
 from tests.fixtures.sending import Reading, map_vehicle, minutes_ago, performance, send, stamp
 from tests.fixtures.simulated_days import (
     DAY_US,
@@ -33,10 +37,18 @@ from tests.fixtures.simulated_days import (
 
 # A station's readings end 42 hours after the start of its day.
 HOURS_AGO = 43
+SHARINGS: tuple[Sharing, ...] = ("alone", "in turns", "at once")
 
 
 async def store(client: httpx.AsyncClient, name: str, station: Station, start: datetime) -> None:
     """Sends all readings of a station, as if its day had begun at `start`."""
+    sent = await mapped_readings(client, name, station, start)
+    for first in range(0, len(sent), 20_000):
+        await send(client, sent[first : first + 20_000])
+
+
+async def mapped_readings(client: httpx.AsyncClient, name: str, station: Station, start: datetime) -> list[Reading]:
+    """Maps a station's vehicles, and returns all readings, as if its day had begun at `start`."""
 
     def at(instant: int) -> str:
         return stamp(start + timedelta(microseconds=instant - START))
@@ -56,8 +68,7 @@ async def store(client: httpx.AsyncClient, name: str, station: Station, start: d
         for instant, milliwh, meter in vehicle.sent:
             reading = {"vehicleId": vehicle_id, "timestamp": at(instant), "kwhDeliveredDc": kwh(milliwh)}
             sent.append({**reading, "meterId": name} if meter == METER else reading)
-    for first in range(0, len(sent), 20_000):
-        await send(client, sent[first : first + 20_000])
+    return sent
 
 
 async def answers(
@@ -98,8 +109,7 @@ async def test_rows_beyond_those_that_are_fetched_change_nothing(
     client: httpx.AsyncClient, connection: psycopg.Connection, database_url: str, slow: bool
 ) -> None:
     random, start, settings = Random(7), minutes_ago(HOURS_AGO * 60), Settings()
-    sharings: tuple[Sharing, ...] = ("alone", "in turns", "at once")
-    for index, sharing in enumerate(sharings):
+    for index, sharing in enumerate(SHARINGS):
         await store(client, f"S{index}", stations_of((sharing,), slow=slow, days=1, stations=1)[0], start)
     connection.execute("CALL refresh_aggregates()")
     vehicles = [vehicle for (vehicle,) in connection.execute("SELECT id FROM vehicle ORDER BY id")]
@@ -117,6 +127,58 @@ async def test_rows_beyond_those_that_are_fetched_change_nothing(
             )
             assert found == wanted, (vehicle, first, hours)
     await pool.dispose()
+
+
+JUDGED = """
+    SELECT vehicle.external_id, judged.*
+    FROM efficiency_hour AS judged JOIN vehicle ON vehicle.id = vehicle_id
+    ORDER BY 1, judged.hour, judged.meter_id
+"""
+
+
+def reading_of(sent: Reading) -> MeterReading | VehicleReading:
+    at, meter_id = datetime.fromisoformat(sent["timestamp"]), sent.get("meterId")
+    if "vehicleId" in sent:
+        return vehicle_reading(at, sent["kwhDeliveredDc"], vehicle_id=sent["vehicleId"], meter_id=meter_id)
+    return meter_reading(at, sent["kwhConsumedAc"], meter_id=sent["meterId"])
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_hours_judged_while_readings_come_in_any_order_are_those_judged_at_once(
+    client: httpx.AsyncClient, connection: psycopg.Connection, database_url: str, slow: bool
+) -> None:
+    random, start = Random(11), minutes_ago(HOURS_AGO * 60)
+    sent: list[Reading] = []
+    for index, sharing in enumerate(SHARINGS):
+        (station,) = stations_of((sharing,), slow=slow, days=1, stations=1)
+        sent += await mapped_readings(client, f"S{index}", station, start)
+    # Each device's hours come by themselves, and some readings later.
+    parts: dict[int, list[Reading]] = {part: [] for part in range(6)}
+    of_hour: dict[tuple[str, str], int] = {}
+    for reading in sent:
+        key = reading.get("vehicleId") or reading["meterId"], reading["timestamp"][:13]
+        part = of_hour.setdefault(key, random.randrange(6)) if random.random() < 0.95 else random.randrange(6)
+        parts[part].append(reading)
+    for some in parts.values():
+        # A writer that goes on notes no hour again for a minute, and judge_all() makes notes older than they are.
+        await stored(database_url, *map(reading_of, some))
+        await judge_all(database_url)
+    piece_by_piece = connection.execute(JUDGED).fetchall()
+    assert len(piece_by_piece) > 100
+    connection.execute("DELETE FROM efficiency_hour")
+    connection.execute(
+        """
+        INSERT INTO touched_hour (stream, device_id, hour, at)
+        SELECT stream, id, hour, now() - INTERVAL '1 hour'
+        FROM device, generate_series(date_trunc('hour', %s::timestamptz), now(), '1 hour') AS hour
+        ON CONFLICT DO NOTHING
+        """,
+        [start - timedelta(days=1)],
+    )
+    await judge_all(database_url)
+    at_once = connection.execute(JUDGED).fetchall()
+    assert [row for row in at_once if row not in piece_by_piece] == []
+    assert [row for row in piece_by_piece if row not in at_once] == []
 
 
 @pytest.mark.soak
