@@ -38,7 +38,7 @@ _SECONDS: dict[Width, int] = {"1m": 60, "1h": 3_600, "1d": 86_400}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Over less time, the efficiency depends on the two clocks: ten minutes give 0.77 to 1.11 for a truth of 0.9.
 _EFFICIENCY_MINUTES = 60
-# A chart of a year must not pair all minutes kept. Pairing a month takes 0.08 s, and fetching it comes on top.
+# A chart of a year must not pair all minutes kept. Pairing a month takes 0.1 s, and fetching it comes on top.
 EFFICIENCY_REACH = timedelta(days=31)
 
 
@@ -81,6 +81,8 @@ class VehicleColumns(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Series(msgspec.Struct, frozen=True, rename="camel"):
+    """The members that every series has; `id` is the device's name, or `fleet`."""
+
     id: str
     bucket: Width
     from_: datetime = msgspec.field(name="from")
@@ -127,7 +129,7 @@ class Buckets(NamedTuple):
     @property
     def number(self) -> int:
         """The number of buckets."""
-        return (self.end - self.start) // timedelta(seconds=_SECONDS[self.width])
+        return (self.end - self.start) // timedelta(seconds=self.seconds)
 
 
 async def fetch_retained(pool: AsyncEngine, window: Window, bucket: WidthOrAuto) -> set[str]:
@@ -196,9 +198,9 @@ async def fetch_vehicle_series(
                     sides = await fetch_sides(connection, [device], *bounds, settings)
             if sides is None:
                 rows = await fetch_power_rows(connection, Stream.VEHICLE, device, *buckets)
+                limits = await fetch_limits(connection, Stream.VEHICLE, [device], max_power_kw=settings.max_power_kw)
             else:
-                rows = sides.vehicles.get(device, [])
-            limits = await fetch_limits(connection, Stream.VEHICLE, [device], max_power_kw=settings.max_power_kw)
+                rows, limits = sides.vehicles.get(device, []), sides.vehicle_limits
 
     efficiency: tuple[list[Any], list[Any]] = [None] * len(sums[0]), [None] * len(sums[0])
     if sides is not None:
@@ -233,7 +235,7 @@ def _efficiency(
     starts: list[int], buckets: Buckets, pairs: Pairs, kept_from: datetime
 ) -> tuple[list[int | None], list[float | None]]:
     """Returns each bucket's paired minutes and efficiency; None where not all of its minutes are kept."""
-    seconds = _SECONDS[buckets.width]
+    seconds = buckets.seconds
     span_s = max(seconds, 60 * _EFFICIENCY_MINUTES)
     flows = [pair.flows for meter_id, pair in pairs.items() if meter_id is not None]
 

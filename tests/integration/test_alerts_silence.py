@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -27,6 +28,11 @@ async def silent(url: str, connection: psycopg.Connection, at: datetime) -> set[
     return {name for (name,) in connection.execute(OPENED.encode())}
 
 
+def first_charge(first: int, ago: int) -> bool:
+    """A first charge on the day before, and one that goes on since so many minutes."""
+    return ago < first or 1500 <= ago < 1700
+
+
 # The rhythms: whether a device reports so many minutes before its last reading.
 RHYTHMS: dict[str, Callable[[int], bool]] = {
     "each-minute": lambda _: True,
@@ -38,7 +44,7 @@ RHYTHMS: dict[str, Callable[[int], bool]] = {
     "car": lambda ago: ago % 1440 < 180,
     "charger": lambda ago: ago % 1440 < 600,
     "new": lambda ago: ago < 300,
-    **{f"first-charge-{n}": lambda ago, n=n: ago < n or 1500 <= ago < 1700 for n in (5, 65, 125)},  # type: ignore[misc]
+    **{f"first-charge-{first}": partial(first_charge, first) for first in (5, 65, 125)},
     "late": lambda _: True,
 }
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from sqlalchemy import CheckConstraint
+from sqlalchemy import CheckConstraint, Table
 
 from app.tables import meter, vehicle
 from app.telemetry.device_id import ID_PATTERN, ID_SCHEMA_PATTERN, is_id
@@ -25,8 +25,8 @@ def test_every_pattern_agrees(name: str) -> None:
 
 
 @pytest.mark.parametrize("table", [meter, vehicle], ids=lambda table: table.name)
-def test_the_migration_has_the_same_check(table: object) -> None:
-    checks = (each for each in table.constraints if isinstance(each, CheckConstraint))  # type: ignore[attr-defined]
+def test_the_migration_has_the_same_check(table: Table) -> None:
+    checks = (each for each in table.constraints if isinstance(each, CheckConstraint))
     (check,) = (each for each in checks if "external_id" in str(each.sqltext))
     migrations = [path.read_text(encoding="utf-8") for path in (ROOT / "migrations" / "versions").glob("*.py")]
     assert [str(check.sqltext) in text for text in migrations].count(True) == 1

@@ -15,6 +15,8 @@ from app.analytics.alerts import tables
 from app.analytics.alerts.implausible import REACH_HOURS, Implausible, judge_hour, spans_of, usual_milliwatt
 from app.analytics.alerts.implausible_hours import fetch_known, judge_alerts, replace_implausible
 from app.analytics.alerts.silence import replace_reported, reported_in
+from app.analytics.efficiency.counter import minutes_of
+from app.analytics.efficiency.evidence import fetch_rows
 from app.analytics.efficiency.rhythm import Minute
 from app.database import snapshot
 from app.fleet.limits import fetch_limits
@@ -149,11 +151,10 @@ async def _fetch_peaks(
 async def _fetch_minutes(
     connection: AsyncConnection, stream: Stream, devices: Collection[int], hours: range
 ) -> dict[int, list[Minute]]:
-    minutes = defaultdict[int, list[Minute]](list)
-    if devices:
-        for device, *minute in await connection.execute(_MINUTES[stream], _bounds(hours, devices, REACH_HOURS)):
-            minutes[device].append((*minute, None))
-    return minutes
+    """Returns the minutes of some devices in order, for REACH_HOURS before the hours too."""
+    start, end = tables.start_of_hour(hours.start - REACH_HOURS), tables.start_of_hour(hours.stop)
+    found = await fetch_rows(connection, stream, devices, start, end)
+    return {device: minutes_of(rows) for device, rows in found.items()}
 
 
 async def _fetch_others(
@@ -189,17 +190,6 @@ _PEAKS = {
         FROM {stream}_minute{_OF_DEVICES}
         WHERE {energy} > :least
         GROUP BY 1, 2
-    """)  # noqa: S608 - of constants
-    for stream, energy in _ENERGY.items()
-}
-
-# The minutes of :devices, in order: last and first reading in microseconds, energy, number of readings.
-_MINUTES = {
-    stream: text(f"""
-        SELECT {stream}_id, (extract(epoch FROM last_ts) * 1000000)::bigint AS last_us,
-               (extract(epoch FROM first_ts) * 1000000)::bigint AS first_us, {energy}, readings
-        FROM {stream}_minute{_OF_DEVICES}
-        ORDER BY 1, 2, 3
     """)  # noqa: S608 - of constants
     for stream, energy in _ENERGY.items()
 }

@@ -20,6 +20,7 @@ from app.analytics.efficiency.rhythm import (
     LONGEST_GAP_US,
     LONGEST_SILENCE_US,
     NEAR_US,
+    Minute,
     longest_gap_us,
     opening,
 )
@@ -210,16 +211,21 @@ class Counter(msgspec.Struct, frozen=True):
         return union((self.points[one.first], self.points[one.after]) for one in chosen)
 
 
+def minutes_of(rows: Iterable[Rows]) -> list[Minute]:
+    """Returns the minutes of one device in order."""
+    return sorted(
+        (minute for at in rows for minute in zip(*at[2:0:-1], *at[3:], repeat(at.meter_id), strict=False)),
+        key=itemgetter(0, 1),
+    )
+
+
 def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us: int, limit_milliwatt: int) -> Counter:
     """Returns the counter of one device from its rows and mappings; for how far they must reach see REACH_US.
 
     Spans of up to `gap_us` are covered, and longer ones up to one and a half usual intervals of the device. A span
     with a power above the limit is not, and its energy counts as not known.
     """
-    minutes = sorted(
-        (minute for at in rows for minute in zip(*at[2:0:-1], *at[3:], repeat(at.meter_id), strict=False)),
-        key=itemgetter(0, 1),
-    )
+    minutes = minutes_of(rows)
     history = [*mappings]
     points, sums, readings = list[int](), list[int](), list[int]()
     kinds: list[tuple[bool, bool, int | None]] = []

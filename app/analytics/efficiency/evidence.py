@@ -13,15 +13,7 @@ from datetime import UTC, datetime, timedelta
 from operator import sub
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    TableValuedAlias,
-    cast,
-    func,
-    null,
-    select,
-)
+from sqlalchemy import BigInteger, ColumnElement, TableValuedAlias, cast, func, null, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.analytics.efficiency.counter import Counter, Mapping, Rows, counter_of
@@ -36,7 +28,7 @@ from app.telemetry.instant import MAX_AHEAD
 from app.telemetry.reading import Stream
 
 MAX_SHARED_MINUTES = 1_000_000
-"""The limit for all vehicles that share a vehicle's meters; each minute takes 250 bytes during pairing."""
+"""The limit for all vehicles that share a vehicle's meters; each minute takes 200 bytes during pairing."""
 SETTLED = timedelta(microseconds=SETTLED_US)
 
 _MINUTE = timedelta(minutes=1)
@@ -118,7 +110,7 @@ async def fetch_near(
         await fetch_rows(connection, Stream.VEHICLE, vehicles, **bounds),
         {},
         await _fetch_mappings(connection, vehicles, bounds),
-        {},
+        await fetch_limits(connection, Stream.VEHICLE, vehicles, max_power_kw=settings.max_power_kw),
         {},
         defaultdict(set),
     )
@@ -126,6 +118,7 @@ async def fetch_near(
     if not meters:
         return own
     own.meters.update(await fetch_rows(connection, Stream.METER, meters, **bounds))
+    own.meter_limits.update(await fetch_limits(connection, Stream.METER, meters, max_power_kw=settings.max_power_kw))
     found = await fetch_neighbours(connection, neighbours, meters, {*vehicles}, **bounds)
     others = {vehicle_id for vehicle_id, _ in found}
     if len(others) > most_others:
@@ -136,11 +129,8 @@ async def fetch_near(
     if others:
         own.vehicles.update(await fetch_rows(connection, Stream.VEHICLE, others, **bounds))
         own.mappings.update(await _fetch_mappings(connection, others, bounds))
-    for stream, devices, limits in (
-        (Stream.VEHICLE, others.union(vehicles), own.vehicle_limits),
-        (Stream.METER, meters, own.meter_limits),
-    ):
-        limits.update(await fetch_limits(connection, stream, devices, max_power_kw=settings.max_power_kw))
+        limits = await fetch_limits(connection, Stream.VEHICLE, others, max_power_kw=settings.max_power_kw)
+        own.vehicle_limits.update(limits)
     return own
 
 
@@ -172,7 +162,7 @@ def settled(
 
 
 async def pair_one(sides: Sides, vehicle_id: int, settings: Settings) -> Pairs:
-    """Returns the pairs of one vehicle. This needs no connection and runs in a thread: 90 days take seconds.
+    """Returns the pairs of one vehicle. This needs no connection and runs in a thread: 90 days take 0.4 s.
 
     Only one runs at a time: threads that compute take turns with each other, and with those that store readings.
     """

@@ -97,4 +97,4 @@ JUDGED_NEIGHBOURS = Neighbours(
     ),
     timedelta(0),
 )
-"""Finds those of judged hours there, which takes a sixtieth of the time, and of the range's own minutes."""
+"""Finds those of judged hours there, which have a sixtieth of the rows, and of the range's own minutes."""
