@@ -35,8 +35,8 @@ from tests.fixtures.simulated_days import (
     stations_of,
 )
 
-# A station's readings end 42 hours after the start of its day.
-HOURS_AGO = 43
+# A shared station's readings end 47 hours after the start of its day.
+HOURS_AGO = 48
 SHARINGS: tuple[Sharing, ...] = ("alone", "in turns", "at once")
 
 

@@ -140,7 +140,7 @@ class Fleet:
         names = sorted(
             {name for name, *_ in meters} | {at for _, at, *_ in vehicles if at} | {at for _, at, *_ in mappings}
         )
-        self.number = {name: number for number, name in enumerate(names)}
+        self.number = {name: number for number, name in enumerate(names, 1)}
         self.mappings: dict[str, list[Mapping]] = {}
         for vehicle, meter, from_us, to_us in mappings:
             bounds = int(max(from_us, -1e15)), int(min(to_us, 1e16))

@@ -24,7 +24,11 @@ LOW = 0.85
 def test_hours_add_up_to_the_evidence_on_each_vehicle(seed: int) -> None:
     fleet = fleet_of(seed)
     rows = [{device: columns(minutes) for device, minutes in devices.items()} for devices in fleet[:2]]
-    pairs = pair_each(fleet.vehicles, Sides(rows[1], rows[0], fleet.mappings, {}, {}, {}), Settings())
+    pairs = pair_each(
+        fleet.vehicles,
+        Sides(rows[1], rows[0], fleet.mappings, {}, {}, {meter: {*fleet.vehicles} for meter in fleet.meters}),
+        Settings(),
+    )
     hours = range(FIRST_HOUR - 5, FIRST_HOUR + 20)
     judged = judge_hours(pairs, hours)
     for vehicle, of_vehicle in pairs.items():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.analytics.efficiency.counter import REACH_US, Counter, Mapping, Rows, counter_of
+from app.analytics.efficiency.counter import NOT_KNOWN, REACH_US, Counter, Mapping, Rows, counter_of
 from app.analytics.efficiency.pairs import Evidence, Pair, evidence_between, pair_counters
 from tests.fixtures.charges import METER, Sharing, Station
 from tests.property.counter_twin import HOUR, MINUTE, Device, Minute, Twin, spans_of
@@ -74,7 +74,7 @@ def columns(minutes: list[Minute], random: Random | None = None) -> list[Rows]:
             meter,
             [one.first for one in rows],
             [one.last for one in rows],
-            [one.milliwh for one in rows],
+            [NOT_KNOWN if one.milliwh is None else one.milliwh for one in rows],
             [one.readings for one in rows],
         )
         for meter, rows in by_meter.items()

@@ -411,7 +411,7 @@ def test_minutes_pair_as_the_slow_way_says_where_instants_coincide(example: Exam
         {number[name]: history for name, history in slow.mappings.items() if name in number},
         {},
         {},
-        {},
+        {meter: {*number.values()} for meter in slow.number.values()},
     )
     pairs = pair_each(number.values(), sides, Settings())
     window = fleet.start_us - 5 * MINUTE_US, fleet.start_us + 30 * MINUTE_US

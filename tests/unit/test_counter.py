@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from app.analytics.efficiency.counter import Mapping, Rows
+from app.analytics.efficiency.counter import NOT_KNOWN, Mapping, Rows
 from app.analytics.efficiency.pairs import Evidence, evidence_between, pair_counters, total
 from app.analytics.efficiency.rhythm import HOUR_US, MINUTE_US
 from app.analytics.efficiency.verdict import Status, verdict
@@ -180,7 +180,7 @@ def test_energy_beyond_the_limit_or_unknown_leaves_the_ratio_on_both_sides() -> 
     meter, vehicle = session.meter(), session.vehicle()
     sane, _ = judged(meter, vehicle)
     (rows,) = vehicle
-    for wrong in (900_000_000, None):
+    for wrong in (900_000_000, NOT_KNOWN):
         milliwh = [*rows.milliwh]
         milliwh[60] = wrong
         evidence, status = judged(meter, [rows._replace(milliwh=milliwh)])

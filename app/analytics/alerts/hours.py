@@ -1,10 +1,11 @@
 """A UTC hour's evidence on a vehicle at a meter: a row of efficiency_hour. Pure; hours since 1970."""
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import groupby
-from operator import itemgetter
+from operator import sub
 from typing import NamedTuple
 
 from app.analytics.efficiency import counter
@@ -82,31 +83,31 @@ def _runs(stuck: counter.Counter, other: counter.Counter, start: int, end: int) 
     """Yields the runs of spans in which a device's readings were 0, or one value repeated, while the other's varied."""
     if other.flowed(start, end) < FROZEN_MILLIWH:
         return
-    values = _values(stuck, start, end)
+    spans, values = _values(stuck, start, end)
     # Nearly all devices are sound, and this shows it in a tenth of the time.
-    if _most([value for _, value in values]) < _REPEATED:
+    if _most(values) < _REPEATED:
         return
-    for _, run in groupby(values, key=itemgetter(1)):
-        spans = [span for span, _ in run]
-        first, last = stuck.points[spans[0]], stuck.points[spans[-1] + 1]
-        flowed = other.flowed(first, last)
-        if (
-            len(spans) >= _REPEATED
-            and last - first >= FROZEN_MINUTES * MINUTE_US
-            and flowed >= FROZEN_MILLIWH
-            and _varies([value for _, value in _values(other, first, last)])
-        ):
-            yield Frozen((last - first) // MINUTE_US, flowed)
+    first = spans.start
+    for _, run in groupby(values):
+        after = first + len([*run])
+        begun, ended = stuck.points[first], stuck.points[after]
+        if after - first >= _REPEATED and ended - begun >= FROZEN_MINUTES * MINUTE_US:
+            flowed = other.flowed(begun, ended)
+            if flowed >= FROZEN_MILLIWH and _varies(_values(other, begun, ended)[1]):
+                yield Frozen((ended - begun) // MINUTE_US, flowed)
+        first = after
 
 
-def _values(device: counter.Counter, start: int, end: int) -> list[tuple[int, int | Fraction]]:
+def _values(device: counter.Counter, start: int, end: int) -> tuple[range, Sequence[int | Fraction]]:
     """Returns the spans inside of a stretch, and what each of their readings said: a minute may have two or three."""
-    points = device.points
-    inside = [span for span in device.spans(start, end) if start <= points[span] and points[span + 1] <= end]
-    return [
-        (span, energy if device.readings[span] == 1 else Fraction(energy, device.readings[span]))
-        for span, energy in [(span, device.energy(span)) for span in inside]
-    ]
+    spans = range(bisect_left(device.points, start), bisect_right(device.points, end) - 1)
+    if not spans:
+        return spans, []
+    sums, readings = device.sums[spans.start : spans.stop + 1], device.readings[spans.start : spans.stop]
+    energies = [*map(sub, sums[1:], sums)]
+    if max(readings) == 1:
+        return spans, energies
+    return spans, [Fraction(energy, max(1, number)) for energy, number in zip(energies, readings, strict=True)]
 
 
 def _varies(values: Sequence[int | Fraction]) -> bool:

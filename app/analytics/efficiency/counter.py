@@ -9,16 +9,18 @@ Times are microseconds since any epoch, energy is in thousandths of a Wh (1 kWh 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import chain, groupby, repeat
+from itertools import accumulate, chain, groupby, pairwise
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import msgspec
+import numpy as np
 
 from app.analytics.efficiency.rhythm import (
     HOUR_US,
     LONGEST_GAP_US,
     LONGEST_SILENCE_US,
+    NEAR_MINUTES,
     NEAR_US,
     Minute,
     longest_gap_us,
@@ -29,26 +31,30 @@ from app.analytics.efficiency.stretches import Stretch, Stretches, union
 REACH_US = 2 * (LONGEST_SILENCE_US + NEAR_US) + LONGEST_GAP_US
 """Rows that lie further from a window than this change nothing in it."""
 
+NOT_KNOWN = -1
+
 # A milliwatt for an hour is a milliwatt-hour; 0.05 kW are 50,000 milliwatts.
 _CHARGING_MILLIWATT = 50_000
 _US_PER_CHARGING_MILLIWH = HOUR_US // _CHARGING_MILLIWATT
 # A reading of less energy than 1 Wh that ends a silence does not say that energy flowed in the silence.
 _NOTHING_MILLIWH = 1_000
-_NOTHING = False, False, None
+Kind: TypeAlias = tuple[bool, bool, int | None]
+_NOTHING: Kind = False, False, None
+Columns: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 
 
 class Rows(NamedTuple):
     """The minutes in which a device has readings: arrays of equal length, in any order.
 
-    A minute has the instants of its first and last reading, their energy and their number. Its energy is None when that
-    of any of its readings is not known. A vehicle has one for each meter that its readings name, and one with
+    A minute has the instants of its first and last reading, their energy and their number. Its energy is below 0 when
+    that of any of its readings is not known. A vehicle has one for each meter that its readings name, and one with
     `meter_id` None for readings that name none; a meter has one, with `meter_id` None.
     """
 
     meter_id: int | None
     first_us: Sequence[int]
     last_us: Sequence[int]
-    milliwh: Sequence[int | None]
+    milliwh: Sequence[int]
     readings: Sequence[int]
 
 
@@ -213,10 +219,7 @@ class Counter(msgspec.Struct, frozen=True):
 
 def minutes_of(rows: Iterable[Rows]) -> list[Minute]:
     """Returns the minutes of one device in order."""
-    return sorted(
-        (minute for at in rows for minute in zip(*at[2:0:-1], *at[3:], repeat(at.meter_id), strict=False)),
-        key=itemgetter(0, 1),
-    )
+    return _minutes(_columns(rows))
 
 
 def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us: int, limit_milliwatt: int) -> Counter:
@@ -225,46 +228,84 @@ def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us
     Spans of up to `gap_us` are covered, and longer ones up to one and a half usual intervals of the device. A span
     with a power above the limit is not, and its energy counts as not known.
     """
-    minutes = minutes_of(rows)
+    columns = _columns(rows)
+    last_us, first_us, milliwh, _, meter_id = columns
+    if not len(last_us):
+        return Counter([], [], [], [], set(), set())
     history = [*mappings]
+    duration_us = np.diff(last_us, prepend=last_us[:1])
+    # Nearly all spans are short, with a known energy within the limit. They are taken many at a time; the others, which
+    # arrays find with some to spare, are judged one by one.
+    is_usual = (
+        (first_us - np.roll(last_us, 1) <= gap_us)
+        & (milliwh >= 0)
+        & (milliwh <= 0.999 * limit_milliwatt / HOUR_US * duration_us)
+    )
+    is_usual[0] = False
+    takes = milliwh * _US_PER_CHARGING_MILLIWH >= duration_us
+    is_another = (np.diff(takes, prepend=takes[0]) | (np.diff(meter_id, prepend=meter_id[0]) != 0)) | bool(history)
+    lasts, energies, counts = last_us.tolist(), milliwh.tolist(), columns[3].tolist()
     points, sums, readings = list[int](), list[int](), list[int]()
-    kinds: list[tuple[bool, bool, int | None]] = []
+    kinds: list[tuple[int, Kind]] = []
     silent, assumed = set[int](), set[int]()
-    previous, total = None, 0
-    for number, (last, first, milliwh, count, meter) in enumerate(minutes):
-        if previous is None or first - previous > LONGEST_SILENCE_US:
-            start, is_covered, is_assumed = opening(minutes, number)
-            if previous is not None:
-                kinds.append(_NOTHING)
+    total = 0
+    for number, after in pairwise([*np.flatnonzero(~is_usual).tolist(), len(lasts)]):
+        before = max(0, number - NEAR_MINUTES)
+        minutes = _minutes(columns[:, before : number + NEAR_MINUTES])
+        last, first, energy, *_ = minutes[number - before]
+        is_opening = number == 0 or first - lasts[number - 1] > LONGEST_SILENCE_US
+        if is_opening:
+            start, is_covered, is_assumed = opening(minutes, number - before)
+            if number:
+                kinds.append((len(readings), _NOTHING))
                 readings.append(0)
             points.append(start)
             sums.append(total)
         else:
-            start, is_assumed = previous, False
-            is_covered = first - start <= gap_us or first - start <= longest_gap_us(minutes, number)
+            start, is_assumed = lasts[number - 1], False
+            is_covered = first - start <= gap_us or first - start <= longest_gap_us(minutes, number - before)
         is_lone = is_assumed and not is_covered
-        if milliwh is None or (milliwh * HOUR_US > limit_milliwatt * (last - start) and not is_lone):
-            milliwh, is_covered = 0, False
+        if energy is None or (energy * HOUR_US > limit_milliwatt * (last - start) and not is_lone):
+            energy, is_covered = 0, False
         elif is_assumed:
-            assumed.add(len(kinds))
-        elif not is_covered and start == previous:
-            silent.add(len(kinds))
-        total += milliwh
-        points.append(last)
-        sums.append(total)
-        readings.append(count)
-        where = _mapped(history, start) if meter is None and history else meter
-        kinds.append((is_covered, milliwh * _US_PER_CHARGING_MILLIWH >= last - start, where))
-        previous = last
-    return Counter(points, sums, readings, [*_alike(kinds)], silent, assumed)
+            assumed.add(len(readings))
+        elif not (is_covered or is_opening):
+            silent.add(len(readings))
+        takes_energy = energy * _US_PER_CHARGING_MILLIWH >= last - start
+        kinds.append((len(readings), (is_covered, takes_energy, int(meter_id[number]) or _mapped(history, start))))
+        for position in [number + 1, *(np.flatnonzero(is_another[number + 2 : after]) + number + 2).tolist()]:
+            if position < after:
+                at = int(meter_id[position]) or _mapped(history, lasts[position - 1])
+                kinds.append((len(readings) + position - number, (True, bool(takes[position]), at)))
+        points += lasts[number:after]
+        sums += accumulate(energies[number + 1 : after], initial=total + energy)
+        total = sums[-1]
+        readings += counts[number:after]
+    return Counter(points, sums, readings, [*_alike(kinds, len(readings))], silent, assumed)
 
 
-def _alike(kinds: Iterable[tuple[bool, bool, int | None]]) -> Iterator[Alike]:
-    first = 0
-    for kind, spans in groupby(kinds):
-        after = first + len([*spans])
-        yield Alike(first, after, *kind)
-        first = after
+def _columns(rows: Iterable[Rows]) -> Columns:
+    """Returns the minutes of one device in order, as columns in the order of Minute; no meter is 0."""
+    parts = [
+        np.array([at.last_us, at.first_us, at.milliwh, at.readings, np.full(len(at.last_us), at.meter_id or 0)])
+        for at in rows
+    ]
+    columns = np.concatenate(parts, axis=1) if parts else np.empty((5, 0), np.int64)
+    return columns[:, np.lexsort((columns[1], columns[0]))]
+
+
+def _minutes(columns: Columns) -> list[Minute]:
+    return [
+        (last, first, None if milliwh < 0 else milliwh, readings, meter or None)
+        for last, first, milliwh, readings, meter in columns.T.tolist()
+    ]
+
+
+def _alike(kinds: list[tuple[int, Kind]], after: int) -> Iterator[Alike]:
+    """Yields the spans that are alike; `kinds` are those of spans, and of the ones that follow them."""
+    begun = [next(same) for _, same in groupby(kinds, key=itemgetter(1))]
+    for (first, kind), (end, _) in pairwise([*begun, (after, _NOTHING)]):
+        yield Alike(first, end, *kind)
 
 
 def _mapped(history: Sequence[Mapping], instant: int) -> int | None:

@@ -3,12 +3,11 @@
 from bisect import bisect_left
 
 from app.analytics.efficiency.counter import Counter
-from app.analytics.efficiency.rhythm import MINUTE_US
+from app.analytics.efficiency.rhythm import MEAN_POWER_US
 from app.analytics.efficiency.stretches import Stretches, touches
 
-# A meter idles in a span with a twentieth of the mean power that it has in the nearest half hour of a stretch.
+# A meter idles in a span with a twentieth of the mean power that it has in the nearest part of a stretch.
 _IDLE_ONE_IN = 20
-_MEAN_POWER_US = 30 * MINUTE_US
 
 
 def find_edges(
@@ -52,7 +51,7 @@ def find_edges(
 def _own_before(meter: Counter, start: int, end: int) -> int | None:
     """Returns the start of the meter's span that the stretch's start cuts, if the meter idles in the span before it."""
     span = bisect_left(meter.points, start) - 1
-    until = min(end, start + _MEAN_POWER_US)
+    until = min(end, start + MEAN_POWER_US)
     if meter.points[span + 1] > start and span > 0 and _idles(meter, span - 1, start, until):
         return meter.points[span]
     return None
@@ -62,7 +61,7 @@ def _own_after(meter: Counter, start: int, end: int) -> int | None:
     """Returns the end of the meter's span that the stretch's end cuts, if the meter idles in the span after it."""
     span = bisect_left(meter.points, end) - 1
     if meter.points[span + 1] > end and span + 1 < len(meter.points) - 1:
-        since = max(start, end - _MEAN_POWER_US)
+        since = max(start, end - MEAN_POWER_US)
         return meter.points[span + 1] if _idles(meter, span + 1, since, end) else None
     return None
 

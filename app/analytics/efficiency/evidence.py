@@ -6,35 +6,43 @@ meter: a day has 1,440 minutes, and arrays need a tenth of the rows.
 
 import asyncio
 import math
+from array import array
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from operator import sub
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import BigInteger, ColumnElement, TableValuedAlias, cast, func, null, select
+import numpy as np
+import psycopg
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.pq import Format
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.analytics.efficiency.counter import Counter, Mapping, Rows, counter_of
 from app.analytics.efficiency.neighbours import MAPPED, NEIGHBOURS, REACH, Neighbours, fetch_neighbours, one_of
 from app.analytics.efficiency.pairs import Pairs, pair_counters
-from app.analytics.efficiency.rhythm import MINUTE_US, SETTLED_US
+from app.analytics.efficiency.rhythm import MINUTE_US, settled_us
 from app.errors import InvalidTimeRange
 from app.fleet.limits import fetch_limits, limit_of
 from app.settings import Settings
-from app.tables import meter_minute, vehicle_meter, vehicle_minute
-from app.telemetry.instant import MAX_AHEAD
+from app.tables import vehicle_meter
+from app.telemetry.instant import EPOCH_US, MAX_AHEAD
 from app.telemetry.reading import Stream
 
 MAX_SHARED_MINUTES = 1_000_000
 """The limit for all vehicles that share a vehicle's meters; each minute takes 200 bytes during pairing."""
-SETTLED = timedelta(microseconds=SETTLED_US)
 
 _MINUTE = timedelta(minutes=1)
 _RANGE = "range_from", "range_to"
 _PAIRING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairing")
 _FAR_US = 10**18  # beyond any window
+# PostgreSQL's binary form of an array has so many bytes before the first element.
+_HEADER_BYTES = 20
 
 
 class Sides(NamedTuple):
@@ -69,7 +77,7 @@ async def fetch_sides(
     Raises InvalidTimeRange when too many vehicles share the meters.
     """
     most = MAX_SHARED_MINUTES * _MINUTE / (range_to - range_from)
-    near, far = ((range_from - margin, range_to + margin) for margin in (SETTLED, REACH))
+    near, far = ((range_from - margin, range_to + margin) for margin in (settled_margin(settings), REACH))
     sides = await fetch_near(connection, vehicles, *near, NEIGHBOURS, settings, most_others=most)
     if {*vehicles} == settled(sides, vehicles, *near, settings):
         return sides
@@ -134,10 +142,15 @@ async def fetch_near(
     return own
 
 
+def settled_margin(settings: Settings) -> timedelta:
+    """Returns how far beyond a range the rows must reach of vehicles that are settled there."""
+    return timedelta(microseconds=settled_us(settings.pairing_gap_minutes * MINUTE_US))
+
+
 def settled(
     sides: Sides, vehicles: Iterable[int], range_from: datetime, range_to: datetime, settings: Settings
 ) -> set[int]:
-    """Returns the vehicles that no row outside of [range_from, range_to) concerns, for SETTLED within the range.
+    """Returns the vehicles that no row outside of [range_from, range_to) concerns, settled_margin() within it.
 
     Neither they nor their meters nor any vehicle at these are silent in it. What is still to come is no silence.
     """
@@ -174,29 +187,25 @@ async def pair_one(sides: Sides, vehicle_id: int, settings: Settings) -> Pairs:
 def pair_each(vehicles: Iterable[int], sides: Sides, settings: Settings) -> dict[int, Pairs]:
     """Returns the pairs of some vehicles with their meters. The order of rows does not matter."""
     gap_us, default = settings.pairing_gap_minutes * MINUTE_US, limit_of(settings.max_power_kw)
-    counters = {
-        vehicle_id: counter_of(
-            rows,
+
+    @cache
+    def vehicle(vehicle_id: int) -> Counter:
+        return counter_of(
+            sides.vehicles.get(vehicle_id, []),
             sides.mappings.get(vehicle_id, []),
             gap_us=gap_us,
             limit_milliwatt=sides.vehicle_limits.get(vehicle_id, default),
         )
-        for vehicle_id, rows in sides.vehicles.items()
-    }
-    meters = {
-        meter_id: counter_of(rows, gap_us=gap_us, limit_milliwatt=sides.meter_limits.get(meter_id, default))
-        for meter_id, rows in sides.meters.items()
-    }
-    at: defaultdict[int | None, dict[int, Counter]] = defaultdict(dict)
-    for vehicle_id, counter in counters.items():
-        for meter_id in counter.meters() - {None}:
-            at[meter_id][vehicle_id] = counter
-    none = counter_of([], gap_us=gap_us, limit_milliwatt=default)
+
+    @cache
+    def meter(meter_id: int) -> Counter:
+        limit = sides.meter_limits.get(meter_id, default)
+        return counter_of(sides.meters.get(meter_id, []), gap_us=gap_us, limit_milliwatt=limit)
 
     def pairs(vehicle_id: int) -> Pairs:
-        own = counters.get(vehicle_id, none)
-        others = {other: counter for meter_id in own.meters() for other, counter in at[meter_id].items()}
-        return pair_counters(own, meters, [counter for other, counter in others.items() if other != vehicle_id])
+        meters = {meter_id: meter(meter_id) for meter_id in vehicle(vehicle_id).meters() if meter_id is not None}
+        others = {other for meter_id in meters for other in sides.sharers.get(meter_id, ())} - {vehicle_id}
+        return pair_counters(vehicle(vehicle_id), meters, map(vehicle, others))
 
     return {vehicle_id: pairs(vehicle_id) for vehicle_id in vehicles}
 
@@ -207,9 +216,32 @@ async def fetch_rows(
     """Returns the rows of some devices in [range_from, range_to)."""
     rows: defaultdict[int, list[Rows]] = defaultdict(list)
     bounds = {"devices": [*devices], "range_from": range_from, "range_to": range_to}
-    for device_id, *columns in await connection.execute(_ROWS[stream], bounds):
-        rows[device_id].append(Rows(*columns))
+    raw = await connection.get_raw_connection()
+    async with cast("psycopg.AsyncConnection", raw.driver_connection).cursor(binary=True) as cursor:
+        for element in "int4", "int8", "timestamptz":
+            cursor.adapters.register_loader(cursor.adapters.types[element].array_oid, _Numbers)
+        columns = await (await cursor.execute(_ROWS[stream], bounds)).fetchone()
+    if columns is None or columns[0] is None:
+        return {}
+    device, meter, first, last, milliwh, readings = columns
+    order = np.lexsort((last, meter, device))
+    starts = np.flatnonzero((np.diff(device[order]) != 0) | (np.diff(meter[order]) != 0)) + 1
+    firsts, lasts = first + EPOCH_US, last + EPOCH_US
+    for chosen in np.split(order, starts):
+        arrays = (array("q", column[chosen].tobytes()) for column in (firsts, lasts, milliwh, readings))
+        rows[int(device[chosen[0]])].append(Rows(int(meter[chosen[0]]) or None, *arrays))
     return dict(rows)
+
+
+class _Numbers(Loader):
+    """Loads a one-dimensional array of numbers without NULL: each is preceded by its length, all by a header."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> np.ndarray[Any, np.dtype[np.int64]]:
+        size = int.from_bytes(data[_HEADER_BYTES : _HEADER_BYTES + 4])
+        elements = np.frombuffer(data, [("length", ">i4"), ("number", f">i{size}")], offset=_HEADER_BYTES)
+        return elements["number"].astype(np.int64)
 
 
 async def _fetch_mappings(
@@ -232,22 +264,18 @@ def us(instant: datetime) -> int:
 # The statements, all over [:range_from, :range_to) and of :devices where these are given.
 
 
-def _arrays(source: TableValuedAlias, milliwh: ColumnElement[int]) -> Iterator[ColumnElement[Any]]:
-    """Yields the columns of Rows. A double holds the microseconds of this era exactly, once rounded."""
-    for instant in (source.c.first_ts, source.c.last_ts):
-        yield func.array_agg(cast(func.date_part("epoch", instant) * 1_000_000, BigInteger))
-    yield func.array_agg(milliwh)
-    yield func.array_agg(source.c.readings)
-
-
-_KEY = vehicle_minute.c.vehicle_id, vehicle_minute.c.meter_id
 _ROWS = {
-    Stream.VEHICLE: select(*_KEY, *_arrays(vehicle_minute, vehicle_minute.c.dc_milliwh)).group_by(*_KEY),
-    Stream.METER: select(meter_minute.c.meter_id, null(), *_arrays(meter_minute, meter_minute.c.ac_milliwh)).group_by(
-        meter_minute.c.meter_id
-    ),
+    Stream.VEHICLE: b"""
+        SELECT array_agg(vehicle_id), array_agg(coalesce(meter_id, 0)), array_agg(first_ts), array_agg(last_ts),
+               array_agg(dc_milliwh), array_agg(readings)
+        FROM vehicle_minute(%(range_from)s, %(range_to)s, %(devices)s::integer[])
+    """,
+    Stream.METER: b"""
+        SELECT array_agg(meter_id), array_agg(0), array_agg(first_ts), array_agg(last_ts),
+               array_agg(ac_milliwh), array_agg(readings)
+        FROM meter_minute(%(range_from)s, %(range_to)s, %(devices)s::integer[])
+    """,
 }
-
 # The mappings of :devices.
 _MAPPINGS = select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id, vehicle_meter.c.valid).where(
     one_of(vehicle_meter.c.vehicle_id, "devices"), MAPPED

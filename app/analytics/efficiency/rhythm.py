@@ -11,9 +11,8 @@ LONGEST_SILENCE_US = 4 * HOUR_US
 """After a longer silence nothing is known of the time before; the reading that ends it is like a device's first."""
 NEAR_US = 2 * HOUR_US
 """A device's rhythm and highest power, and the ratio that a silence must fit, come from so much time on either side."""
-SETTLED_US = NEAR_US + 45 * MINUTE_US
-"""What lies beyond so much time without a silence changes nothing: rhythms and fitting ratios reach so far, and edges
-compare their span with the half hour beside it."""
+MEAN_POWER_US = 30 * MINUTE_US
+"""An edge compares the meter's power beyond it with the mean power in so much time of the stretch."""
 
 # After more than one and a half usual intervals a reading is missing, and its energy is carried on or lost: with three
 # intervals, a meter that lost two readings of ten minutes made a ratio of 1.16 from 0.89.
@@ -21,6 +20,18 @@ _GAP_HALF_INTERVALS = 3
 _LONGEST_INTERVAL_US = 30 * MINUTE_US
 _NEIGHBOURS = 5
 _UNKNOWN_INTERVAL_US = MINUTE_US
+NEAR_MINUTES = _NEIGHBOURS + 2
+"""A minute's rhythm comes from fewer minutes on either side than this."""
+
+
+def settled_us(gap_us: int) -> int:
+    """Returns how far rows reach into time in which no device goes without a reading for longer than `gap_us`.
+
+    Only a silence asks for rhythms, fitting ratios and neighbours. Without one, edges reach farthest: over their own
+    span and the one beyond it, or over the mean power; another span may be cut by the end of the rows.
+    """
+    return MEAN_POWER_US + 3 * gap_us
+
 
 Minute: TypeAlias = tuple[int, int, int | None, int, int | None]
 """A minute: last reading, first reading, energy, number of readings, meter."""
