@@ -6,14 +6,14 @@ from psycopg import sql
 METERS = """
     INSERT INTO meter_reading (ts, meter_id, ac_milliwh, voltage_centiv)
     SELECT %(hour)s::timestamptz + make_interval(mins => minute, secs => id * 7919 %% 60), id,
-           120000 + id, 23000 + id %% 100
+           120000 + id + minute * 7919 %% 601, 23000 + id %% 100
     FROM generate_series(0, 59) AS minute, generate_series(1, %(devices)s) AS id
     WHERE %(hour)s::timestamptz + make_interval(mins => minute, secs => id * 7919 %% 60) < now()
 """
 VEHICLES = """
     INSERT INTO vehicle_reading (ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic)
     SELECT %(hour)s::timestamptz + make_interval(mins => minute, secs => id * 104729 %% 60), id, id,
-           108000 + id, 5000 + minute, 2500 + id %% 100
+           108000 + id + minute * 7919 %% 541, 5000 + minute, 2500 + id %% 100
     FROM generate_series(0, 59) AS minute, generate_series(1, %(devices)s) AS id
     WHERE %(hour)s::timestamptz + make_interval(mins => minute, secs => id * 104729 %% 60) < now()
 """

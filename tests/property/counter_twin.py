@@ -78,8 +78,8 @@ def interval(rows: Sequence[Minute], number: int, start: int | None) -> int:
     def of(position: int) -> int:
         return (rows[position].last - rows[position - 1].last) // rows[position].readings
 
-    before = [n for n in range(1, number) if start is not None and rows[n - 1].last >= start - 2 * HOUR]
-    after = [n for n in range(number + 1, len(rows)) if rows[n].last <= rows[number].last + 2 * HOUR]
+    before = [n for n in range(1, number) if start is not None and rows[n - 1].last >= start - HOUR]
+    after = [n for n in range(number + 1, len(rows)) if rows[n].last <= rows[number].last + HOUR]
     chosen = (before[::-1][:5] + after)[:5] if len(before) < 5 else before[-5:]
     # Only the next five are looked at.
     chosen = [n for n in chosen if n <= number + 5]
@@ -93,7 +93,7 @@ def interval(rows: Sequence[Minute], number: int, start: int | None) -> int:
 def opening(rows: Sequence[Minute], number: int) -> tuple[int, str]:
     row = rows[number]
     start = row.first - min(interval(rows, number, None), 30 * MINUTE)
-    following = [n for n in range(number + 1, min(len(rows), number + 6)) if rows[n].last <= row.last + 2 * HOUR]
+    following = [n for n in range(number + 1, min(len(rows), number + 6)) if rows[n].last <= row.last + HOUR]
     powers = [Fraction(rows[n].milliwh or 0, rows[n].last - rows[n - 1].last) for n in following]
     if not row.milliwh or Fraction(row.milliwh, row.last - start) <= Fraction(3, 2) * max(powers, default=Fraction(0)):
         return start, "even"
@@ -144,8 +144,8 @@ def takes_at(other: Device, meter: int) -> Iterator[tuple[int, int]]:
             continue
         at = [one for one in other.spans if one.meter == meter]
         if span.meter is None and not any(
-            (one.start < span.start and one.end > span.start - 2 * HOUR)
-            or (one.end > span.end and one.start < span.end + 2 * HOUR)
+            (one.start < span.start and one.end > span.start - HOUR)
+            or (one.end > span.end and one.start < span.end + HOUR)
             for one in at
         ):
             continue
@@ -156,10 +156,7 @@ def takes_at(other: Device, meter: int) -> Iterator[tuple[int, int]]:
             one
             for one in other.spans
             if one.end - one.start <= 90 * MINUTE
-            and (
-                span.start - 2 * HOUR <= one.start < one.end <= span.start
-                or one.start >= span.end >= one.end - 2 * HOUR
-            )
+            and (span.start - HOUR <= one.start < one.end <= span.start or one.start >= span.end >= one.end - HOUR)
         ]
         highest = max((one.power for one in beside), default=Fraction(0))
         needed = floor(Fraction(3, 2) * span.milliwh / highest) if highest else 4 * HOUR
@@ -277,7 +274,7 @@ class Twin:
         return span is not None and span.kind == "even"
 
     def _fits(self, a: int, b: int) -> bool:
-        near = [(max(x, a - 2 * HOUR), min(y, b + 2 * HOUR)) for x, y in self.plain]
+        near = [(max(x, a - HOUR), min(y, b + HOUR)) for x, y in self.plain]
         near = [(x, y) for x, y in near if x < y]
         ac, dc = (sum(device.flowed(*one) for one in near) for device in (self.meter, self.vehicle))
         if self.meter.flowed(a, b) <= 10_000 or ac == 0 or dc == 0:

@@ -53,7 +53,7 @@ def test_a_device_is_frozen_when_its_readings_are_equal_and_not_when_its_minutes
     stuck = Rows(None, at, at, [value * step for step in steps], steps if is_frozen else [1] * 60)
     vehicle, meter = (other, stuck) if is_meter else (stuck, other)
     pairs = pair_each([1], Sides({1: [vehicle._replace(meter_id=1)]}, {1: [meter]}, {}, {}, {}, {}), Settings())
-    row = judge_hours(pairs, [FIRST_HOUR])[1, FIRST_HOUR, 1]
+    row = judge_hours(pairs, range(FIRST_HOUR, FIRST_HOUR + 1))[1, FIRST_HOUR, 1]
     frozen, sound = (row.frozen_meter, row.frozen_vehicle)[:: 1 if is_meter else -1]
     assert sound == Frozen()
     longest = max(len([*run]) for _, run in groupby(steps))

@@ -164,10 +164,12 @@ async def _judge_hours(
 ) -> list[Judged]:
     """Returns the rows of the vehicles that the touched hours concern.
 
-    They concern the hours beside them, and where a device was silent near them, all hours within REACH.
+    They concern the hours beside them, and where a device was silent within NEAR_US of what these depend on, all hours
+    within REACH.
     """
-    near, far = (range(hours.start - reach, hours.stop + reach) for reach in (1, _REACH_HOURS))
     margin = settled_margin(settings)
+    beside = -(-margin // timedelta(hours=1))
+    near, far = (range(hours.start - reach, hours.stop + reach) for reach in (beside, _REACH_HOURS))
     around = tables.start_of_hour(near.start) - margin, tables.start_of_hour(near.stop) + margin
     beyond = tables.start_of_hour(far.start) - REACH, tables.start_of_hour(far.stop) + REACH
     vehicles, meters = ({device for stream, device, *_ in touched if stream == each} for each in ("vehicle", "meter"))

@@ -2,14 +2,14 @@
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import groupby
 from operator import sub
 from typing import NamedTuple
 
 from app.analytics.efficiency import counter
-from app.analytics.efficiency.pairs import Evidence, Pair, Pairs, evidence_between
+from app.analytics.efficiency.pairs import Evidence, Pair, Pairs
 from app.analytics.efficiency.rhythm import HOUR_US, MINUTE_US
 from app.analytics.efficiency.stretches import common
 
@@ -55,14 +55,15 @@ def row_of(values: Sequence[int]) -> Hour:
     return Hour(Evidence(*values[:-4]), Frozen(*values[-4:-2]), Frozen(*values[-2:]))
 
 
-def judge_hours(pairs: Mapping[int, Pairs], hours: Iterable[int]) -> Hours:
+def judge_hours(pairs: Mapping[int, Pairs], hours: range) -> Hours:
     """Returns the rows of some vehicles, by whose number `pairs` are, in some hours."""
-    chosen = [*hours]
+    bounds = [hour * HOUR_US for hour in (*hours, hours.stop)]
     return {
-        (vehicle_id, hour, meter_id or NO_METER): Hour(evidence, *_frozen(of_vehicle[meter_id], hour))
+        (vehicle_id, hour, meter_id or NO_METER): Hour(evidence, *_frozen(pair, hour))
         for vehicle_id, of_vehicle in pairs.items()
-        for hour in chosen
-        for meter_id, evidence in evidence_between(of_vehicle, hour * HOUR_US, (hour + 1) * HOUR_US).items()
+        for meter_id, pair in of_vehicle.items()
+        for hour, evidence in zip(hours, pair.windows(bounds), strict=True)
+        if any(evidence) or pair.has_been(hour * HOUR_US, (hour + 1) * HOUR_US)
     }
 
 
@@ -84,8 +85,8 @@ def _runs(stuck: counter.Counter, other: counter.Counter, start: int, end: int) 
     if other.flowed(start, end) < FROZEN_MILLIWH:
         return
     spans, values = _values(stuck, start, end)
-    # Nearly all devices are sound, and this shows it in a tenth of the time.
-    if _most(values) < _REPEATED:
+    # Nearly all devices are sound, and the number of different values shows it soonest.
+    if len(values) - len({*values}) < _REPEATED - 1 or _most(values) < _REPEATED:
         return
     first = spans.start
     for _, run in groupby(values):

@@ -200,7 +200,7 @@ class Counter(msgspec.Struct, frozen=True):
         return found
 
     def _is_near(self, meter_id: int, span: int, start: int, end: int) -> bool:
-        """Returns True when the vehicle is at the meter in a span, or within two hours of it."""
+        """Returns True when the vehicle is at the meter in a span, or within an hour of it."""
         near = (span, *self.spans(start - NEAR_US, start), *self.spans(end, end + NEAR_US))
         return any(self.kind(one).meter_id == meter_id for one in near)
 

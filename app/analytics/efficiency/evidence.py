@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from operator import sub
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -158,13 +157,14 @@ def settled(
     is_now = range_to > datetime.now(UTC) + MAX_AHEAD
 
     def is_silent(rows: list[Rows]) -> bool:
-        firsts = sorted(instant for at in rows for instant in at.first_us)
-        lasts = sorted(instant for at in rows for instant in at.last_us)
-        return (
-            not firsts
-            or firsts[0] - start > gap_us
+        firsts, lasts = (
+            np.sort(np.concatenate(instants))
+            for instants in ([at.first_us for at in rows], [at.last_us for at in rows])
+        )
+        return bool(
+            firsts[0] - start > gap_us
             or (end - lasts[-1] > gap_us and not is_now)
-            or max(map(sub, firsts[1:], lasts), default=0) > gap_us
+            or (firsts[1:] - lasts[:-1] > gap_us).any()
         )
 
     heard = {vehicle_id for vehicle_id, rows in sides.vehicles.items() if not is_silent(rows)}

@@ -3,7 +3,8 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from operator import sub
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -61,10 +62,6 @@ class Flow:
             return 0
         return self._before[last] + self._at(min(instant, self._ends[last])) - self._at(self._starts[last])
 
-    def between(self, start: int, end: int) -> int:
-        """Returns the sum over the time in [start, end)."""
-        return self.until(end) - self.until(start)
-
 
 class Flows(NamedTuple):
     """The flows behind the evidence of the same names."""
@@ -115,10 +112,23 @@ class Pair(msgspec.Struct, frozen=True, dict=True):
 
     def between(self, start: int, end: int) -> Evidence:
         """Returns the evidence in [start, end)."""
-        return Evidence(
-            unsure_milliwh=sum(milliwh for instant, milliwh in self.unsure if start <= instant < end),
-            **{name: flow.between(start, end) for name, flow in zip(Flows._fields, self.flows, strict=True)},
-        )
+        (evidence,) = self.windows([start, end])
+        return evidence
+
+    def windows(self, bounds: Sequence[int]) -> list[Evidence]:
+        """Returns the evidence between each two consecutive bounds."""
+        unsure = [
+            sum([milliwh for instant, milliwh in self.unsure if start <= instant < end])
+            for start, end in pairwise(bounds)
+        ]
+        sums = ([flow.until(bound) for bound in bounds] for flow in self.flows)
+        flowed = dict(zip(Flows._fields, ([*map(sub, of[1:], of)] for of in sums), strict=True))
+        columns = {**flowed, "unsure_milliwh": unsure}
+        return [*map(Evidence, *(columns[name] for name in Evidence._fields))]
+
+    def has_been(self, start: int, end: int) -> bool:
+        """Returns True when the vehicle was at the meter in [start, end)."""
+        return bool(common(self.present, [(start, end)]))
 
     def runs(self, start: int, end: int) -> list[Run]:
         """Returns the runs in [start, end), in order."""
@@ -156,11 +166,10 @@ def pair_counters(vehicle: Counter, meters: Mapping[int, Counter], others: Itera
 
 def evidence_between(pairs: Pairs, start: int, end: int) -> dict[int | None, Evidence]:
     """Returns the evidence in [start, end) by meter, for those where the vehicle was or has evidence."""
-    window = [(start, end)]
     return {
         meter_id: evidence
         for meter_id, pair in pairs.items()
-        if any(evidence := pair.between(start, end)) or common(pair.present, window)
+        if any(evidence := pair.between(start, end)) or pair.has_been(start, end)
     }
 
 

@@ -9,7 +9,7 @@ HOUR_US = 60 * MINUTE_US
 LONGEST_GAP_US = 90 * MINUTE_US
 LONGEST_SILENCE_US = 4 * HOUR_US
 """After a longer silence nothing is known of the time before; the reading that ends it is like a device's first."""
-NEAR_US = 2 * HOUR_US
+NEAR_US = HOUR_US
 """A device's rhythm and highest power, and the ratio that a silence must fit, come from so much time on either side."""
 MEAN_POWER_US = 30 * MINUTE_US
 """An edge compares the meter's power beyond it with the mean power in so much time of the stretch."""
