@@ -53,14 +53,16 @@ class Flow:
         self._at = at
         self._starts = [start for start, _ in stretches]
         self._ends = [end for _, end in stretches]
-        self._before = [0, *accumulate(at(end) - at(start) for start, end in stretches)]
+        ats = [(at(start), at(end)) for start, end in stretches]
+        before = accumulate((end - start for start, end in ats), initial=0)
+        self._offsets = [total - start for total, (start, _) in zip(before, ats, strict=False)]
 
     def until(self, instant: int) -> int:
         """Returns the sum over the time before the instant."""
         last = bisect_left(self._starts, instant) - 1
         if last < 0:
             return 0
-        return self._before[last] + self._at(min(instant, self._ends[last])) - self._at(self._starts[last])
+        return self._offsets[last] + self._at(min(instant, self._ends[last]))
 
 
 class Flows(NamedTuple):
