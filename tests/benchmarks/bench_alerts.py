@@ -1,6 +1,7 @@
 """Judging an hour of the whole fleet, and the answers made of judged hours and alerts."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
@@ -15,7 +16,6 @@ from app.settings import Settings
 from tests.benchmarks.conftest import ALERTS, DEVICES, Ask, Measure
 from tests.benchmarks.history import store_day
 
-MAX_SECONDS = 10
 _NOW = datetime.now(UTC)
 PATHS = {
     "vehicles": ("/v1/analytics/efficiency?worst=20", "worst 20 of the vehicles, 24 h"),
@@ -29,7 +29,8 @@ PATHS = {
 
 TOUCH = """
     INSERT INTO touched_hour (stream, device_id, hour, at)
-    SELECT stream, id, date_trunc('hour', now()) - INTERVAL '3 hours', now() - INTERVAL '1 hour'
+    SELECT stream, id, date_trunc('hour', now() - INTERVAL '10 minutes') - %s * INTERVAL '1 hour',
+           now() - INTERVAL '1 hour'
     FROM unnest(ARRAY['meter', 'vehicle']) AS stream, generate_series(1, %s) AS id
 """
 
@@ -37,8 +38,8 @@ TOUCH = """
 def test_one_touched_hour_of_the_whole_fleet(
     database_url: str, connection: psycopg.Connection, benchmark: BenchmarkFixture, report: Callable[[str], None]
 ) -> None:
+    """Judges the hour that is over, as once an hour, and one of which readings came late."""
     store_day(connection, DEVICES, hours=6)
-    connection.execute(TOUCH, [DEVICES])
 
     async def judge() -> None:
         pool = create_pool(database_url, 2)
@@ -46,12 +47,19 @@ def test_one_touched_hour_of_the_whole_fleet(
             pass
         await pool.dispose()
 
-    benchmark.pedantic(lambda: asyncio.run(judge()), rounds=1)  # type: ignore[no-untyped-call]
-    assert connection.execute("SELECT count(*) FROM efficiency_hour").fetchone() == (3 * DEVICES,)
-    assert benchmark.stats is not None
-    seconds = benchmark.stats.stats.median
-    report(f"judging a touched hour of {2 * DEVICES:,} devices, with the hours beside it: {seconds:.1f} s")
-    assert seconds < MAX_SECONDS
+    def judge_each() -> None:
+        for what, hours_ago in ("hour that is over", 1), ("late hour", 3):
+            connection.execute(TOUCH, [hours_ago, DEVICES])
+            started, cpu_started = time.perf_counter(), time.process_time()
+            asyncio.run(judge())
+            seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+            report(
+                f"judging a touched {what} of {2 * DEVICES:,} devices, with those beside it: {seconds:.1f} s, "
+                f"and {cpu_seconds:.1f} s of this process's CPU"
+            )
+            assert connection.execute("SELECT count(*) FROM touched_hour").fetchone() == (0,)
+
+    benchmark.pedantic(judge_each, rounds=1)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("what", PATHS)

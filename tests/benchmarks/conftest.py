@@ -43,10 +43,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def day_url(server: Server) -> Iterator[str]:
-    """Makes a database with a day of 5,000 meters and as many vehicles, judged, with 1,000 open alerts."""
+    """Makes a database with 26 hours of 5,000 meters and as many vehicles, judged, with 1,000 open alerts.
+
+    In the field, a window of 24 hours has minutes before it.
+    """
     url = server.clone()
     with psycopg.connect(url, autocommit=True) as connection:
-        store_day(connection, DEVICES)
+        store_day(connection, DEVICES, hours=26)
         connection.execute(HOURS, [DEVICES])
         connection.execute(OPEN, [ALERTS])
         connection.execute("UPDATE installation SET judged_as_of = now()")

@@ -1,5 +1,7 @@
 """A day of readings of a whole fleet, written by the database itself."""
 
+from datetime import timedelta
+
 import psycopg
 from psycopg import sql
 
@@ -24,17 +26,21 @@ STATES = """
 
 
 def store_day(connection: psycopg.Connection, devices: int, *, hours: int = 24) -> None:
-    """Stores the last hours of so many meters and vehicles, a reading a minute, and refreshes the aggregates."""
+    """Stores the last hours of so many meters and vehicles, a reading a minute, and refreshes the aggregates.
+
+    Each hour is refreshed by itself, since policies leave minutes in the order of time.
+    """
     for device in ("meter", "vehicle"):
         insert = sql.SQL("INSERT INTO {} (external_id) SELECT {} || n FROM generate_series(1, %s) AS n ORDER BY n")
         connection.execute(insert.format(sql.Identifier(device), sql.Literal(f"{device}-")), [devices])
-    connection.execute("SELECT prepare_days(now() - INTERVAL '25 hours', now())")
+    connection.execute("SELECT prepare_days(now() - %s * INTERVAL '1 hour', now())", [hours + 1])
     starts = connection.execute(
         "SELECT generate_series(date_trunc('hour', now()) - %s * INTERVAL '1 hour', now(), '1 hour')", [hours]
     ).fetchall()
     for (hour,) in starts:
         for statement in (METERS, VEHICLES):
             connection.execute(statement, {"hour": hour, "devices": devices})
+        connection.execute("CALL refresh_aggregates(%s, %s)", [hour, hour + timedelta(hours=1)])
     connection.execute(STATES)
     connection.execute("CALL refresh_aggregates()")
     connection.execute("CALL spread_fleet(NULL, now())")
