@@ -41,6 +41,7 @@ _NOTHING_MILLIWH = 1_000
 Kind: TypeAlias = tuple[bool, bool, int | None]
 _NOTHING: Kind = False, False, None
 Columns: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+Booleans: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 class Rows(NamedTuple):
@@ -229,27 +230,15 @@ def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us
     with a power above the limit is not, and its energy counts as not known.
     """
     columns = _columns(rows)
-    last_us, first_us, milliwh, _, meter_id = columns
-    if not len(last_us):
-        return Counter([], [], [], [], set(), set())
+    lasts, _, energies, counts, meters = columns.tolist()
     history = [*mappings]
-    duration_us = np.diff(last_us, prepend=last_us[:1])
-    # Nearly all spans are short, with a known energy within the limit. They are taken many at a time; the others, which
-    # arrays find with some to spare, are judged one by one.
-    is_usual = (
-        (first_us - np.roll(last_us, 1) <= gap_us)
-        & (milliwh >= 0)
-        & (milliwh <= 0.999 * limit_milliwatt / HOUR_US * duration_us)
-    )
-    is_usual[0] = False
-    takes = milliwh * _US_PER_CHARGING_MILLIWH >= duration_us
-    is_another = (np.diff(takes, prepend=takes[0]) | (np.diff(meter_id, prepend=meter_id[0]) != 0)) | bool(history)
-    lasts, energies, counts = last_us.tolist(), milliwh.tolist(), columns[3].tolist()
+    others = _others(columns, gap_us, limit_milliwatt)
+    takes, is_another = _kinds(columns)
     points, sums, readings = list[int](), list[int](), list[int]()
     kinds: list[tuple[int, Kind]] = []
     silent, assumed = set[int](), set[int]()
     total = 0
-    for number, after in pairwise([*np.flatnonzero(~is_usual).tolist(), len(lasts)]):
+    for number, after in pairwise([*others, len(lasts)]):
         before = max(0, number - NEAR_MINUTES)
         minutes = _minutes(columns[:, before : number + NEAR_MINUTES])
         last, first, energy, *_ = minutes[number - before]
@@ -272,11 +261,10 @@ def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us
         elif not (is_covered or is_opening):
             silent.add(len(readings))
         takes_energy = energy * _US_PER_CHARGING_MILLIWH >= last - start
-        kinds.append((len(readings), (is_covered, takes_energy, int(meter_id[number]) or _mapped(history, start))))
-        for position in [number + 1, *(np.flatnonzero(is_another[number + 2 : after]) + number + 2).tolist()]:
-            if position < after:
-                at = int(meter_id[position]) or _mapped(history, lasts[position - 1])
-                kinds.append((len(readings) + position - number, (True, bool(takes[position]), at)))
+        kinds.append((len(readings), (is_covered, takes_energy, meters[number] or _mapped(history, start))))
+        for position in range(number + 1, after) if history else _firsts(is_another, number + 1, after):
+            at = meters[position] or _mapped(history, lasts[position - 1])
+            kinds.append((len(readings) + position - number, (True, bool(takes[position]), at)))
         points += lasts[number:after]
         sums += accumulate(energies[number + 1 : after], initial=total + energy)
         total = sums[-1]
@@ -292,6 +280,32 @@ def _columns(rows: Iterable[Rows]) -> Columns:
     ]
     columns = np.concatenate(parts, axis=1) if parts else np.empty((5, 0), np.int64)
     return columns[:, np.lexsort((columns[1], columns[0]))]
+
+
+def _others(columns: Columns, gap_us: int, limit_milliwatt: int) -> list[int]:
+    """Returns the numbers of the minutes whose spans must be judged one by one, and maybe of some more.
+
+    Nearly all spans are short, with a known energy within the limit, and are taken many at a time.
+    """
+    last_us, first_us, milliwh, *_ = columns
+    is_short = first_us[1:] - last_us[:-1] <= gap_us
+    is_within = milliwh[1:] <= 0.999 * limit_milliwatt / HOUR_US * np.diff(last_us)
+    others = np.flatnonzero(~(is_short & is_within & (milliwh[1:] >= 0))) + 1
+    return [0, *others.tolist()] if len(last_us) else []
+
+
+def _kinds(columns: Columns) -> tuple[Booleans, Booleans]:
+    """Returns which minutes take energy, and which differ in that, or in the meter, from the one before."""
+    last_us, _, milliwh, _, meter_id = columns
+    takes = milliwh * _US_PER_CHARGING_MILLIWH >= np.diff(last_us, prepend=last_us[:1])
+    differs = (takes[1:] != takes[:-1]) | (meter_id[1:] != meter_id[:-1])
+    return takes, np.concatenate([np.ones(1, bool), differs])
+
+
+def _firsts(is_another: Booleans, start: int, after: int) -> list[int]:
+    """Returns the first number of each kind in [start, after)."""
+    found: list[int] = (np.flatnonzero(is_another[start + 1 : after]) + start + 1).tolist()
+    return [start, *found] if start < after else []
 
 
 def _minutes(columns: Columns) -> list[Minute]:
