@@ -5,14 +5,16 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import event, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import tables
+from app.analytics.efficiency.evidence import settled_margin
 from app.analytics.efficiency.neighbours import REACH
 from app.analytics.efficiency.performance import fetch_performance
 from app.analytics.fleet_series import fetch_fleet_series
@@ -62,14 +64,16 @@ async def capturing(url: str) -> AsyncIterator[tuple[AsyncEngine, Sent]]:
     pool = create_pool(url, 1)
     sent: Sent = []
 
-    @event.listens_for(pool.sync_engine, "before_cursor_execute")
-    def _note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        sent.append((statement, parameters))
+    execute = psycopg.AsyncCursor.execute
 
-    try:
+    def noting(cursor: Any, statement: Any, parameters: Any = None, **more: Any) -> Any:
+        if isinstance(statement, str | bytes):
+            sent.append((statement if isinstance(statement, str) else statement.decode(), parameters))
+        return execute(cursor, statement, parameters, **more)
+
+    with patch.object(psycopg.AsyncCursor, "execute", noting):
         yield pool, sent
-    finally:
-        await pool.dispose()
+    await pool.dispose()
 
 
 async def statements_of_performance(url: str, window: Window) -> Sent:
@@ -173,7 +177,8 @@ async def test_performance_reads_only_the_partitions_of_its_window_by_index(
     filled: psycopg.Connection, database_url: str
 ) -> None:
     window = Window(midnight(2) + timedelta(hours=12), midnight(1) + timedelta(hours=12))
-    days = days_of(window.start - REACH, window.end + REACH)
+    reach = settled_margin(Settings()) + REACH
+    days = days_of(window.start - reach, window.end + reach)
     for sent in await statements_of_performance(database_url, window):
         scans = [node for node in plan(filled, *sent) if "_reading_2" in node.get("Relation Name", "")]
         assert {node["Relation Name"].rpartition("_")[2] for node in scans} <= days
