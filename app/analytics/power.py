@@ -7,9 +7,10 @@ from operator import sub
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.analytics.efficiency.counter import Counter, Rows, counter_of
+from app.analytics.efficiency.counter import Counter
 from app.analytics.efficiency.evidence import fetch_rows
 from app.analytics.efficiency.rhythm import HOUR_US, LONGEST_SILENCE_US, MINUTE_US
+from app.analytics.efficiency.rows import Rows, counter_of
 from app.analytics.efficiency.stretches import Stretches, common, union
 from app.analytics.series_source import Width
 from app.telemetry.instant import MAX_AHEAD

@@ -71,9 +71,11 @@ async def capturing(url: str) -> AsyncIterator[tuple[AsyncEngine, Sent]]:
             sent.append((statement if isinstance(statement, str) else statement.decode(), parameters))
         return execute(cursor, statement, parameters, **more)
 
-    with patch.object(psycopg.AsyncCursor, "execute", noting):
-        yield pool, sent
-    await pool.dispose()
+    try:
+        with patch.object(psycopg.AsyncCursor, "execute", noting):
+            yield pool, sent
+    finally:
+        await pool.dispose()
 
 
 async def statements_of_performance(url: str, window: Window) -> Sent:

@@ -10,8 +10,8 @@ from fractions import Fraction
 from itertools import groupby
 from typing import Any
 
-from app.analytics.efficiency.counter import Mapping
 from app.analytics.efficiency.pairs import Evidence
+from app.analytics.efficiency.rows import Mapping
 from app.telemetry.reading import MeterReading, VehicleReading
 from tests.property.counter_twin import Device, Minute, Twin, spans_of
 

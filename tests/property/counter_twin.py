@@ -9,8 +9,8 @@ from fractions import Fraction
 from itertools import pairwise
 from math import floor
 
-from app.analytics.efficiency.counter import Mapping
 from app.analytics.efficiency.pairs import Evidence
+from app.analytics.efficiency.rows import Mapping
 
 MINUTE = 60_000_000
 HOUR = 60 * MINUTE

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from app.analytics.alerts.hours import FROZEN_MINUTES, Frozen, Hour, judge_hours
 from app.analytics.alerts.judge import Alert, Kind, judge, splice
-from app.analytics.efficiency.counter import Rows
 from app.analytics.efficiency.evidence import Sides, pair_each
 from app.analytics.efficiency.pairs import Evidence, total
 from app.analytics.efficiency.rhythm import HOUR_US, MINUTE_US
+from app.analytics.efficiency.rows import Rows
 from app.settings import Settings
 from tests.property.test_counter import EPOCH, columns, fleet_of
 

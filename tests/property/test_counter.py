@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.analytics.efficiency.counter import NOT_KNOWN, REACH_US, Counter, Mapping, Rows, counter_of
+from app.analytics.efficiency.counter import REACH_US, Counter
 from app.analytics.efficiency.pairs import Evidence, Pair, evidence_between, pair_counters
+from app.analytics.efficiency.rows import NOT_KNOWN, Mapping, Rows, counter_of
 from tests.fixtures.charges import METER, Sharing, Station
 from tests.property.counter_twin import HOUR, MINUTE, Device, Minute, Twin, spans_of
 

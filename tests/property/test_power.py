@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.analytics.efficiency.counter import Rows, counter_of
+from app.analytics.efficiency.rows import Rows, counter_of
 from app.analytics.power import hour_powers, minute_powers
 
 MINUTE = 60_000_000

@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from app.analytics.efficiency.counter import NOT_KNOWN, Mapping, Rows
 from app.analytics.efficiency.pairs import Evidence, evidence_between, pair_counters, total
 from app.analytics.efficiency.rhythm import HOUR_US, MINUTE_US
+from app.analytics.efficiency.rows import NOT_KNOWN, Mapping, Rows
 from app.analytics.efficiency.verdict import Status, verdict
 from app.simulator.clock import SECOND_US, Outage
 from tests.fixtures.charges import METER, Reading, charge, counter, dc_milliwh, readings, rows_of

@@ -1,8 +1,8 @@
 """The rows that prove how much of a meter's AC energy reached a vehicle's battery: fetched, then paired.
 
 Performance, coverage, a vehicle's series and the evaluator of alerts all fetch them here. The minutes come as one row
-of arrays in binary form, which numpy divides by device: of a fleet, that takes a third of the time of a row for each
-minute, and a sixth of that of arrays in text.
+of arrays in binary form, which numpy divides by device: 1.95 million minutes of 5,000 meters took 1.8 s of CPU, and 4.1
+as arrays by device in text.
 """
 
 import asyncio
@@ -23,10 +23,11 @@ from psycopg.pq import Format
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.analytics.efficiency.counter import Counter, Mapping, Rows, counter_of
+from app.analytics.efficiency.counter import Counter
 from app.analytics.efficiency.neighbours import MAPPED, NEIGHBOURS, REACH, Neighbours, fetch_neighbours, one_of
 from app.analytics.efficiency.pairs import Pairs, pair_counters
-from app.analytics.efficiency.rhythm import MINUTE_US, settled_us
+from app.analytics.efficiency.rhythm import MEAN_POWER_US, MINUTE_US
+from app.analytics.efficiency.rows import Mapping, Rows, counter_of
 from app.errors import InvalidTimeRange
 from app.fleet.limits import fetch_limits, limit_of
 from app.settings import Settings
@@ -143,8 +144,12 @@ async def fetch_near(
 
 
 def settled_margin(settings: Settings) -> timedelta:
-    """Returns how far beyond a range the rows must reach of vehicles that are settled there."""
-    return timedelta(microseconds=settled_us(settings.pairing_gap_minutes * MINUTE_US))
+    """Returns how far beyond a range the rows must reach of vehicles that are settled there.
+
+    Only a silence asks for rhythms, fitting ratios and neighbours. Without one, edges reach farthest: over their own
+    span and the one beyond it, or over the mean power; another span may be cut by the end of the rows.
+    """
+    return timedelta(microseconds=MEAN_POWER_US, minutes=3 * settings.pairing_gap_minutes)
 
 
 def settled(
@@ -158,10 +163,8 @@ def settled(
     is_now = range_to > datetime.now(UTC) + MAX_AHEAD
 
     def is_silent(rows: list[Rows]) -> bool:
-        firsts, lasts = (
-            np.sort(np.concatenate(instants))
-            for instants in ([at.first_us for at in rows], [at.last_us for at in rows])
-        )
+        firsts = np.sort(np.concatenate([at.first_us for at in rows]))
+        lasts = np.sort(np.concatenate([at.last_us for at in rows]))
         return bool(
             firsts[0] - start > gap_us
             or (end - lasts[-1] > gap_us and not is_now)
@@ -277,6 +280,7 @@ _ROWS = {
         FROM meter_minute(%(range_from)s, %(range_to)s, %(devices)s::integer[])
     """,
 }
+
 # The mappings of :devices.
 _MAPPINGS = select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id, vehicle_meter.c.valid).where(
     one_of(vehicle_meter.c.vehicle_id, "devices"), MAPPED

@@ -23,16 +23,6 @@ _UNKNOWN_INTERVAL_US = MINUTE_US
 NEAR_MINUTES = _NEIGHBOURS + 2
 """A minute's rhythm comes from fewer minutes on either side than this."""
 
-
-def settled_us(gap_us: int) -> int:
-    """Returns how far rows reach into time in which no device goes without a reading for longer than `gap_us`.
-
-    Only a silence asks for rhythms, fitting ratios and neighbours. Without one, edges reach farthest: over their own
-    span and the one beyond it, or over the mean power; another span may be cut by the end of the rows.
-    """
-    return MEAN_POWER_US + 3 * gap_us
-
-
 Minute: TypeAlias = tuple[int, int, int | None, int, int | None]
 """A minute: last reading, first reading, energy, number of readings, meter."""
 
