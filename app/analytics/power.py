@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.analytics.efficiency.counter import Counter
 from app.analytics.efficiency.evidence import fetch_rows
 from app.analytics.efficiency.rhythm import HOUR_US, LONGEST_SILENCE_US, MINUTE_US
-from app.analytics.efficiency.rows import Rows, counter_of
+from app.analytics.efficiency.rows import NO_ROWS, Rows, counter_of
 from app.analytics.efficiency.stretches import Stretches, common, union
 from app.analytics.series_source import Width
 from app.telemetry.instant import MAX_AHEAD
@@ -37,17 +37,17 @@ def kilowatts(milliwh: int, seconds: float) -> float:
 
 async def fetch_power_rows(
     connection: AsyncConnection, stream: Stream, device: int, width: Width, start: datetime, end: datetime
-) -> list[Rows]:
+) -> Rows:
     """Returns the rows behind a device's power in the last 31 days of [start, end); none for days."""
     if width == "1d":
-        return []
+        return NO_ROWS
     end = min(end, datetime.now(UTC) + MAX_AHEAD)
     found = await fetch_rows(connection, stream, [device], max(start, end - _REACH) - _MARGIN, end + _MARGIN)
-    return found.get(device, [])
+    return found.get(device, NO_ROWS)
 
 
 async def power_columns(
-    rows: list[Rows],
+    rows: Rows,
     limit_milliwatt: int,
     t: list[int],
     kwh: list[float],

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.analytics.efficiency.evidence import fetch_sides, pair_one
 from app.analytics.efficiency.pairs import Pairs
 from app.analytics.efficiency.rhythm import MINUTE_US
+from app.analytics.efficiency.rows import NO_ROWS
 from app.analytics.freshness import fetch_instants
 from app.analytics.power import fetch_power_rows, power_columns
 from app.analytics.series_source import (
@@ -200,7 +201,7 @@ async def fetch_vehicle_series(
                 rows = await fetch_power_rows(connection, Stream.VEHICLE, device, *buckets)
                 limits = await fetch_limits(connection, Stream.VEHICLE, [device], max_power_kw=settings.max_power_kw)
             else:
-                rows, limits = sides.vehicles.get(device, []), sides.vehicle_limits
+                rows, limits = sides.vehicles.get(device, NO_ROWS), sides.vehicle_limits
 
     efficiency: tuple[list[Any], list[Any]] = [None] * len(sums[0]), [None] * len(sums[0])
     if sides is not None:

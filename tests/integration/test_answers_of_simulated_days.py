@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from app.analytics.efficiency.evidence import fetch_near, fetch_sides, pair_each, us
-from app.analytics.efficiency.neighbours import NEIGHBOURS, REACH
+from app.analytics.efficiency.neighbours import REACH
 from app.analytics.efficiency.pairs import evidence_between
 from app.database import create_pool
 from app.settings import Settings
@@ -120,7 +120,7 @@ async def test_rows_beyond_those_that_are_fetched_change_nothing(
             first = start + timedelta(minutes=random.randrange(36 * 60))
             last = first + timedelta(hours=hours)
             few = await fetch_sides(reading, [vehicle], first, last, settings)
-            every = await fetch_near(reading, [vehicle], start - REACH, start + 5 * REACH, NEIGHBOURS, settings)
+            every = await fetch_near(reading, [vehicle], start - REACH, start + 5 * REACH, settings)
             found, wanted = (
                 evidence_between(pair_each([vehicle], sides, settings)[vehicle], us(first), us(last))
                 for sides in (few, every)

@@ -1,7 +1,7 @@
 """Hours add up to the evidence on each vehicle, and alerts judged piece by piece equal those judged at once."""
 
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import groupby, repeat
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +11,8 @@ from app.analytics.alerts.judge import Alert, Kind, judge, splice
 from app.analytics.efficiency.evidence import Sides, pair_each
 from app.analytics.efficiency.pairs import Evidence, total
 from app.analytics.efficiency.rhythm import HOUR_US, MINUTE_US
-from app.analytics.efficiency.rows import Rows
 from app.settings import Settings
+from tests.fixtures.charges import rows
 from tests.property.test_counter import EPOCH, columns, fleet_of
 
 FIRST_HOUR = EPOCH // HOUR_US
@@ -23,10 +23,10 @@ LOW = 0.85
 @settings(max_examples=60)
 def test_hours_add_up_to_the_evidence_on_each_vehicle(seed: int) -> None:
     fleet = fleet_of(seed)
-    rows = [{device: columns(minutes) for device, minutes in devices.items()} for devices in fleet[:2]]
+    meters, vehicles = ({device: columns(minutes) for device, minutes in side.items()} for side in fleet[:2])
     pairs = pair_each(
         fleet.vehicles,
-        Sides(rows[1], rows[0], fleet.mappings, {}, {}, {meter: {*fleet.vehicles} for meter in fleet.meters}),
+        Sides(vehicles, meters, fleet.mappings, {}, {}, {meter: {*fleet.vehicles} for meter in fleet.meters}),
         Settings(),
     )
     hours = range(FIRST_HOUR - 5, FIRST_HOUR + 20)
@@ -49,10 +49,13 @@ def test_a_device_is_frozen_when_its_readings_are_equal_and_not_when_its_minutes
 ) -> None:
     """The device has as many readings as steps, or one reading of so many steps of a coarse register."""
     at = [FIRST_HOUR * HOUR_US + (1 + n) * MINUTE_US - 1 for n in range(60)]
-    other = Rows(None, at, at, [150_000 + n for n in range(60)], [1] * 60)
-    stuck = Rows(None, at, at, [value * step for step in steps], steps if is_frozen else [1] * 60)
+    other = [150_000 + n for n in range(60)], [1] * 60
+    stuck = [value * step for step in steps], steps if is_frozen else [1] * 60
     vehicle, meter = (other, stuck) if is_meter else (stuck, other)
-    pairs = pair_each([1], Sides({1: [vehicle._replace(meter_id=1)]}, {1: [meter]}, {}, {}, {}, {}), Settings())
+    sides = Sides(
+        {1: rows(zip(at, at, *vehicle, repeat(1)))}, {1: rows(zip(at, at, *meter, repeat(None)))}, {}, {}, {}, {}
+    )
+    pairs = pair_each([1], sides, Settings())
     row = judge_hours(pairs, range(FIRST_HOUR, FIRST_HOUR + 1))[1, FIRST_HOUR, 1]
     frozen, sound = (row.frozen_meter, row.frozen_vehicle)[:: 1 if is_meter else -1]
     assert sound == Frozen()

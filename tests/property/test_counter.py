@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from app.analytics.efficiency.counter import REACH_US, Counter
 from app.analytics.efficiency.pairs import Evidence, Pair, evidence_between, pair_counters
-from app.analytics.efficiency.rows import NOT_KNOWN, Mapping, Rows, counter_of
-from tests.fixtures.charges import METER, Sharing, Station
+from app.analytics.efficiency.rows import Mapping, Rows, counter_of, minutes_of
+from tests.fixtures.charges import METER, Sharing, Station, rows
 from tests.property.counter_twin import HOUR, MINUTE, Device, Minute, Twin, spans_of
 
 GAP, LIMIT = 5 * MINUTE, 100_000_000
@@ -65,21 +65,10 @@ def fleet_of(seed: int, hours: float = 14) -> Fleet:
     return Fleet({meter: device(random, hours, is_vehicle=False) for meter in METERS}, vehicles, mappings)
 
 
-def columns(minutes: list[Minute], random: Random | None = None) -> list[Rows]:
-    """Returns the minutes as arrays by meter, in random order."""
-    by_meter: dict[int | None, list[Minute]] = {}
-    for minute in random.sample(minutes, len(minutes)) if random else minutes:
-        by_meter.setdefault(minute.meter, []).append(minute)
-    return [
-        Rows(
-            meter,
-            [one.first for one in rows],
-            [one.last for one in rows],
-            [NOT_KNOWN if one.milliwh is None else one.milliwh for one in rows],
-            [one.readings for one in rows],
-        )
-        for meter, rows in by_meter.items()
-    ]
+def columns(minutes: list[Minute], random: Random | None = None) -> Rows:
+    """Returns the minutes, which may come in random order, as they are fetched."""
+    some = random.sample(minutes, len(minutes)) if random else minutes
+    return rows((one.last, one.first, one.milliwh, one.readings, one.meter) for one in some)
 
 
 def counters(fleet: Fleet, random: Random | None = None) -> tuple[dict[int, Counter], dict[int, Counter]]:
@@ -117,9 +106,13 @@ def stations(seed: int, hours: float) -> Fleet:
     station = Station(str(seed), EPOCH, sharing[seed % 3], slow=seed % 2 == 0)
     window = range(EPOCH, EPOCH + int(hours * HOUR))
 
-    def minutes(*rows: Rows) -> list[Minute]:
-        every = (Minute(*row, at.meter_id) for at in rows for row in zip(*at[1:], strict=True))
-        return [minute for minute in every if minute.first in window]
+    def minutes(*parts: Rows) -> list[Minute]:
+        every = (minute for part in parts for minute in minutes_of(part))
+        return [
+            Minute(first, last, milliwh, readings, meter)
+            for last, first, milliwh, readings, meter in every
+            if first in window
+        ]
 
     vehicles = dict(enumerate(station.vehicles))
     return Fleet(

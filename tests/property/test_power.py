@@ -1,13 +1,14 @@
 """Power that is spread over time is neither more nor less energy than was read."""
 
-from itertools import accumulate
+from itertools import accumulate, repeat
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.analytics.efficiency.rows import Rows, counter_of
+from app.analytics.efficiency.rows import counter_of
 from app.analytics.power import hour_powers, minute_powers
+from tests.fixtures.charges import rows
 
 MINUTE = 60_000_000
 FIRST = 1_700_000_000 // 3600 * 60
@@ -23,7 +24,7 @@ def test_each_reading_s_energy_is_spread_over_the_time_since_the_one_before_and_
     ends = [FIRST, *accumulate((span for span, _ in readings), initial=FIRST)][1:]
     at = [MINUTE * end for end in ends]
     energies = [0, *(energy for _, energy in readings)]
-    counter = counter_of([Rows(None, at, at, energies, [1] * len(at))], gap_us=5 * MINUTE, limit_milliwatt=10**9)
+    counter = counter_of(rows(zip(at, at, energies, repeat(1), repeat(None))), gap_us=5 * MINUTE, limit_milliwatt=10**9)
 
     window = range(FIRST, ends[-1])
     powers, peak = minute_powers(counter, [60 * minute for minute in window], window)

@@ -181,9 +181,9 @@ def test_energy_beyond_the_limit_or_unknown_leaves_the_ratio_on_both_sides() -> 
     sane, _ = judged(meter, vehicle)
     (rows,) = vehicle
     for wrong in (900_000_000, NOT_KNOWN):
-        milliwh = [*rows.milliwh]
-        milliwh[60] = wrong
-        evidence, status = judged(meter, [rows._replace(milliwh=milliwh)])
+        changed = rows.copy()
+        changed[2, 60] = wrong
+        evidence, status = judged(meter, [changed])
         assert status is Status.OK
         assert ratio(evidence) == pytest.approx(TRUTH, abs=0.002)
         assert evidence.paired_us == pytest.approx(sane.paired_us - MINUTE_US, abs=10 * SECOND_US)
@@ -192,17 +192,14 @@ def test_energy_beyond_the_limit_or_unknown_leaves_the_ratio_on_both_sides() -> 
 def test_a_vehicle_pairs_at_each_of_its_meters() -> None:
     session = Session(120)
     (rows,) = session.vehicle()
-    half = len(rows.first_us) // 2
-
-    def part(meter_id: int, of: slice) -> Rows:
-        return Rows(meter_id, rows.first_us[of], rows.last_us[of], rows.milliwh[of], rows.readings[of])
-
-    vehicle = counter(part(1, slice(half)), part(2, slice(half, None)))
+    half = rows.shape[1] // 2
+    rows[4, half:] = 2
+    vehicle = counter(rows)
     meter = counter(rows_of(session.meter()))
     by_meter = evidence_between(pair_counters(vehicle, {1: meter, 2: meter}), 0, 2 * START)
     assert {*by_meter} == {1, 2}
     assert ratio(total(by_meter.values())) == pytest.approx(TRUTH, abs=0.002)
-    assert by_meter[1].dc_milliwh + by_meter[2].dc_milliwh == sum(milliwh or 0 for milliwh in rows.milliwh)
+    assert by_meter[1].dc_milliwh + by_meter[2].dc_milliwh == rows[2].sum()
 
 
 ENOUGH = Evidence(paired_ac_milliwh=1_000_000, paired_dc_milliwh=900_000, dc_milliwh=900_000)

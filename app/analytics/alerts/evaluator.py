@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import partial
@@ -21,7 +21,7 @@ from app.analytics.alerts.loss import sum_energies
 from app.analytics.alerts.reported import judge_reported
 from app.analytics.alerts.silence import replace_silent
 from app.analytics.efficiency.evidence import Sides, fetch_near, pair_each, settled, settled_margin
-from app.analytics.efficiency.neighbours import JUDGED_NEIGHBOURS, REACH, fetch_concerned
+from app.analytics.efficiency.neighbours import REACH, fetch_sharers
 from app.analytics.freshness import fetch_instants
 from app.database import ALERTS_POOL_SIZE, create_pool, driver_connection, snapshot
 from app.fleet.states import REPORTING_MINUTES
@@ -173,12 +173,30 @@ async def _judge_hours(
     around = tables.start_of_hour(near.start) - margin, tables.start_of_hour(near.stop) + margin
     beyond = tables.start_of_hour(far.start) - REACH, tables.start_of_hour(far.stop) + REACH
     vehicles, meters = ({device for stream, device, *_ in touched if stream == each} for each in ("vehicle", "meter"))
+    at = tables.start_of_hour(hours.start), tables.start_of_hour(hours.stop)
     judge = partial(_judge_slices, connection, settings)
     async with snapshot(connection):
-        concerned = await fetch_concerned(connection, vehicles, meters, *around)
-        calm = await judge(concerned, around, _common(near, judgeable), only_settled=True)
-        others = [vehicle_id for vehicle_id in concerned if vehicle_id not in calm.vehicles]
-        return [calm, await judge(others, beyond, _common(far, judgeable), only_settled=False)]
+        sharers = await fetch_sharers(connection, vehicles, meters, at, *around)
+        concerned = vehicles.union(*sharers.values())
+        if concerned > vehicles:
+            sharers |= await fetch_sharers(connection, concerned - vehicles, set(), at, *around)
+        calm = await judge(
+            _side_by_side(concerned, sharers), sharers, around, _common(near, judgeable), only_settled=True
+        )
+        others = concerned - calm.vehicles
+        if not others:
+            return [calm]
+        sharers = await fetch_sharers(connection, others, set(), at, *beyond)
+        far_judged = await judge(
+            _side_by_side(others, sharers), sharers, beyond, _common(far, judgeable), only_settled=False
+        )
+        return [calm, far_judged]
+
+
+def _side_by_side(vehicles: set[int], sharers: Mapping[int, set[int]]) -> list[int]:
+    """Returns the vehicles in an order in which those of a meter stand together."""
+    meter_of = {vehicle_id: meter_id for meter_id in sorted(sharers, reverse=True) for vehicle_id in sharers[meter_id]}
+    return sorted(vehicles, key=lambda vehicle_id: (meter_of.get(vehicle_id, NO_METER), vehicle_id))
 
 
 def _common(left: range, right: range) -> range:
@@ -189,6 +207,7 @@ async def _judge_slices(
     connection: AsyncConnection,
     settings: Settings,
     vehicles: Sequence[int],
+    sharers: dict[int, set[int]],
     bounds: tuple[datetime, datetime],
     hours: range,
     *,
@@ -209,7 +228,7 @@ async def _judge_slices(
     size = max(1, _PAIRED_AT_ONCE * timedelta(minutes=1) // (bounds[1] - bounds[0]))
     for some in (vehicles[start : start + size] for start in range(0, len(vehicles), size)):
         # The database collects a slice while the previous one is paired.
-        sides = await fetch_near(connection, some, *bounds, JUDGED_NEIGHBOURS, settings)
+        sides = await fetch_near(connection, some, *bounds, settings, sharers=sharers)
         if judging:
             _add(judged, *await judging)
         judging = asyncio.create_task(asyncio.to_thread(pair_and_judge, some, sides))

@@ -7,12 +7,12 @@ as arrays by device in text.
 
 import asyncio
 import math
-from array import array
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -24,10 +24,10 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.analytics.efficiency.counter import Counter
-from app.analytics.efficiency.neighbours import MAPPED, NEIGHBOURS, REACH, Neighbours, fetch_neighbours, one_of
+from app.analytics.efficiency.neighbours import MAPPED, REACH, fetch_at_meters, one_of
 from app.analytics.efficiency.pairs import Pairs, pair_counters
 from app.analytics.efficiency.rhythm import MEAN_POWER_US, MINUTE_US
-from app.analytics.efficiency.rows import Mapping, Rows, counter_of
+from app.analytics.efficiency.rows import NO_ROWS, Mapping, Rows, counter_of, in_order
 from app.errors import InvalidTimeRange
 from app.fleet.limits import fetch_limits, limit_of
 from app.settings import Settings
@@ -39,7 +39,6 @@ MAX_SHARED_MINUTES = 1_000_000
 """The limit for all vehicles that share a vehicle's meters; each minute takes 200 bytes during pairing."""
 
 _MINUTE = timedelta(minutes=1)
-_RANGE = "range_from", "range_to"
 _PAIRING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairing")
 _FAR_US = 10**18  # beyond any window
 # PostgreSQL's binary form of an array has so many bytes before the first element.
@@ -53,8 +52,8 @@ class Sides(NamedTuple):
     meter: also those that have no rows here, but near.
     """
 
-    vehicles: dict[int, list[Rows]]
-    meters: dict[int, list[Rows]]
+    vehicles: dict[int, Rows]
+    meters: dict[int, Rows]
     mappings: dict[int, list[Mapping]]
     vehicle_limits: dict[int, int]
     meter_limits: dict[int, int]
@@ -62,8 +61,8 @@ class Sides(NamedTuple):
 
     def meters_of(self, vehicle_id: int) -> set[int]:
         """Returns the meters that the vehicle's readings name, or that it is mapped to."""
-        named = {rows.meter_id for rows in self.vehicles.get(vehicle_id, []) if rows.meter_id is not None}
-        return named.union(mapping.meter_id for mapping in self.mappings.get(vehicle_id, []))
+        *_, named = self.vehicles.get(vehicle_id, NO_ROWS)
+        return {*named.tolist(), *(mapping.meter_id for mapping in self.mappings.get(vehicle_id, ()))} - {0}
 
 
 async def fetch_sides(
@@ -79,23 +78,23 @@ async def fetch_sides(
     """
     most = MAX_SHARED_MINUTES * _MINUTE / (range_to - range_from)
     near, far = ((range_from - margin, range_to + margin) for margin in (settled_margin(settings), REACH))
-    sides = await fetch_near(connection, vehicles, *near, NEIGHBOURS, settings, most_others=most)
+    sides = await fetch_near(connection, vehicles, *near, settings, most_others=most)
     if {*vehicles} == settled(sides, vehicles, *near, settings):
         return sides
     known = {*vehicles}.union(*sides.sharers.values())
-    further = sides._replace(mappings=await _fetch_mappings(connection, known, dict(zip(_RANGE, far, strict=True))))
+    further = sides._replace(mappings=await _fetch_mappings(connection, known, *far))
     if any(
         vehicle_id not in sides.vehicles or further.meters_of(vehicle_id) - sides.meters_of(vehicle_id)
         for vehicle_id in vehicles
     ):
-        return await fetch_near(connection, vehicles, *far, NEIGHBOURS, settings, most_others=most)
+        return await fetch_near(connection, vehicles, *far, settings, most_others=most)
     for margin in (far[0], near[0]), (near[1], far[1]):
         for stream, devices, rows in (
             (Stream.VEHICLE, known, further.vehicles),
             (Stream.METER, [*further.sharers], further.meters),
         ):
             for device, more in (await fetch_rows(connection, stream, devices, *margin)).items():
-                rows.setdefault(device, []).extend(more)
+                rows[device] = in_order(np.concatenate([rows.get(device, NO_ROWS), more], axis=1))
     return further
 
 
@@ -104,21 +103,21 @@ async def fetch_near(
     vehicles: Collection[int],
     range_from: datetime,
     range_to: datetime,
-    neighbours: Neighbours,
     settings: Settings,
     *,
+    sharers: dict[int, set[int]] | None = None,
     most_others: float = math.inf,
 ) -> Sides:
     """Returns the rows in [range_from, range_to) of some vehicles, their meters, and of all vehicles at these.
 
-    Each side is fetched by itself: one anti-join takes 80 times as long. Raises InvalidTimeRange when there are more
-    than `most_others` other vehicles.
+    `sharers` are the vehicles by meter; without them, minutes within REACH tell. Each side is fetched by itself: one
+    anti-join takes 80 times as long. Raises InvalidTimeRange when there are more than `most_others` other vehicles.
     """
     bounds = {"range_from": range_from, "range_to": range_to}
     own = Sides(
         await fetch_rows(connection, Stream.VEHICLE, vehicles, **bounds),
         {},
-        await _fetch_mappings(connection, vehicles, bounds),
+        await _fetch_mappings(connection, vehicles, **bounds),
         await fetch_limits(connection, Stream.VEHICLE, vehicles, max_power_kw=settings.max_power_kw),
         {},
         defaultdict(set),
@@ -128,8 +127,11 @@ async def fetch_near(
         return own
     own.meters.update(await fetch_rows(connection, Stream.METER, meters, **bounds))
     own.meter_limits.update(await fetch_limits(connection, Stream.METER, meters, max_power_kw=settings.max_power_kw))
-    found = await fetch_neighbours(connection, neighbours, meters, {*vehicles}, **bounds)
-    others = {vehicle_id for vehicle_id, _ in found}
+    if sharers is None:
+        found = await fetch_at_meters(connection, meters, {*vehicles}, **bounds)
+    else:
+        found = [(vehicle_id, meter_id) for meter_id in meters for vehicle_id in sharers.get(meter_id, ())]
+    others = {vehicle_id for vehicle_id, _ in found}.difference(vehicles)
     if len(others) > most_others:
         raise InvalidTimeRange(f"{len(others):,} other vehicles charge at its meters: ask for a shorter window.")
     found += [(vehicle_id, meter_id) for vehicle_id in own.vehicles for meter_id in own.meters_of(vehicle_id)]
@@ -137,7 +139,7 @@ async def fetch_near(
         own.sharers[meter_id].add(vehicle_id)
     if others:
         own.vehicles.update(await fetch_rows(connection, Stream.VEHICLE, others, **bounds))
-        own.mappings.update(await _fetch_mappings(connection, others, bounds))
+        own.mappings.update(await _fetch_mappings(connection, others, **bounds))
         limits = await fetch_limits(connection, Stream.VEHICLE, others, max_power_kw=settings.max_power_kw)
         own.vehicle_limits.update(limits)
     return own
@@ -162,9 +164,8 @@ def settled(
     start, end, gap_us = us(range_from), us(range_to), settings.pairing_gap_minutes * MINUTE_US
     is_now = range_to > datetime.now(UTC) + MAX_AHEAD
 
-    def is_silent(rows: list[Rows]) -> bool:
-        firsts = np.sort(np.concatenate([at.first_us for at in rows]))
-        lasts = np.sort(np.concatenate([at.last_us for at in rows]))
+    def is_silent(rows: Rows) -> bool:
+        lasts, firsts, *_ = rows
         return bool(
             firsts[0] - start > gap_us
             or (end - lasts[-1] > gap_us and not is_now)
@@ -195,7 +196,7 @@ def pair_each(vehicles: Iterable[int], sides: Sides, settings: Settings) -> dict
     @cache
     def vehicle(vehicle_id: int) -> Counter:
         return counter_of(
-            sides.vehicles.get(vehicle_id, []),
+            sides.vehicles.get(vehicle_id, NO_ROWS),
             sides.mappings.get(vehicle_id, []),
             gap_us=gap_us,
             limit_milliwatt=sides.vehicle_limits.get(vehicle_id, default),
@@ -204,7 +205,7 @@ def pair_each(vehicles: Iterable[int], sides: Sides, settings: Settings) -> dict
     @cache
     def meter(meter_id: int) -> Counter:
         limit = sides.meter_limits.get(meter_id, default)
-        return counter_of(sides.meters.get(meter_id, []), gap_us=gap_us, limit_milliwatt=limit)
+        return counter_of(sides.meters.get(meter_id, NO_ROWS), gap_us=gap_us, limit_milliwatt=limit)
 
     def pairs(vehicle_id: int) -> Pairs:
         meters = {meter_id: meter(meter_id) for meter_id in vehicle(vehicle_id).meters() if meter_id is not None}
@@ -216,25 +217,23 @@ def pair_each(vehicles: Iterable[int], sides: Sides, settings: Settings) -> dict
 
 async def fetch_rows(
     connection: AsyncConnection, stream: Stream, devices: Collection[int], range_from: datetime, range_to: datetime
-) -> dict[int, list[Rows]]:
+) -> dict[int, Rows]:
     """Returns the rows of some devices in [range_from, range_to)."""
-    rows: defaultdict[int, list[Rows]] = defaultdict(list)
-    bounds = {"devices": [*devices], "range_from": range_from, "range_to": range_to}
+    parameters = {"devices": [*devices], "range_from": range_from, "range_to": range_to}
     raw = await connection.get_raw_connection()
     async with cast("psycopg.AsyncConnection", raw.driver_connection).cursor(binary=True) as cursor:
         for element in "int4", "int8", "timestamptz":
             cursor.adapters.register_loader(cursor.adapters.types[element].array_oid, _Numbers)
-        columns = await (await cursor.execute(_ROWS[stream], bounds)).fetchone()
+        columns = await (await cursor.execute(_ROWS[stream], parameters)).fetchone()
     if columns is None or columns[0] is None:
         return {}
-    device, meter, first, last, milliwh, readings = columns
-    order = np.lexsort((last, meter, device))
-    starts = np.flatnonzero((np.diff(device[order]) != 0) | (np.diff(meter[order]) != 0)) + 1
-    firsts, lasts = first + EPOCH_US, last + EPOCH_US
-    for chosen in np.split(order, starts):
-        arrays = (array("q", column[chosen].tobytes()) for column in (firsts, lasts, milliwh, readings))
-        rows[int(device[chosen[0]])].append(Rows(int(meter[chosen[0]]) or None, *arrays))
-    return dict(rows)
+    device, *rows = columns
+    last, first, *_ = rows
+    order = np.lexsort((first, last, device))
+    minutes, device = np.stack(rows)[:, order], device[order]
+    minutes[:2] += EPOCH_US
+    bounds = [0, *(np.flatnonzero(np.diff(device)) + 1).tolist(), len(device)]
+    return {int(device[start]): minutes[:, start:end] for start, end in pairwise(bounds)}
 
 
 class _Numbers(Loader):
@@ -249,9 +248,10 @@ class _Numbers(Loader):
 
 
 async def _fetch_mappings(
-    connection: AsyncConnection, vehicles: Collection[int], bounds: dict[str, datetime]
+    connection: AsyncConnection, vehicles: Collection[int], range_from: datetime, range_to: datetime
 ) -> dict[int, list[Mapping]]:
-    found = await connection.execute(_MAPPINGS, {"devices": [*vehicles], **bounds})
+    parameters = {"devices": [*vehicles], "mapped_from": range_from, "mapped_to": range_to}
+    found = await connection.execute(_MAPPINGS, parameters)
     mappings: defaultdict[int, list[Mapping]] = defaultdict(list)
     for vehicle_id, meter_id, valid in found:
         from_us = us(valid.lower) if valid.lower else -_FAR_US
@@ -270,13 +270,13 @@ def us(instant: datetime) -> int:
 
 _ROWS = {
     Stream.VEHICLE: b"""
-        SELECT array_agg(vehicle_id), array_agg(coalesce(meter_id, 0)), array_agg(first_ts), array_agg(last_ts),
-               array_agg(dc_milliwh), array_agg(readings)
+        SELECT array_agg(vehicle_id), array_agg(last_ts), array_agg(first_ts), array_agg(dc_milliwh),
+               array_agg(readings), array_agg(coalesce(meter_id, 0))
         FROM vehicle_minute(%(range_from)s, %(range_to)s, %(devices)s::integer[])
     """,
     Stream.METER: b"""
-        SELECT array_agg(meter_id), array_agg(0), array_agg(first_ts), array_agg(last_ts),
-               array_agg(ac_milliwh), array_agg(readings)
+        SELECT array_agg(meter_id), array_agg(last_ts), array_agg(first_ts), array_agg(ac_milliwh),
+               array_agg(readings), array_agg(0)
         FROM meter_minute(%(range_from)s, %(range_to)s, %(devices)s::integer[])
     """,
 }

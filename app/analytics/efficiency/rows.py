@@ -22,28 +22,19 @@ NOT_KNOWN = -1
 
 Kind: TypeAlias = tuple[bool, bool, int | None]
 """What spans that are alike have in common, in the order of Alike: covered, takes energy, meter."""
-Columns: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+Rows: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+"""The minutes in which a device has readings, in order of time: columns in the order of Minute.
+
+No meter is 0. A minute's energy is NOT_KNOWN when that of any of its readings is. A vehicle whose readings name several
+meters has a minute for each.
+"""
+NO_ROWS: Rows = np.empty((5, 0), np.int64)
 Booleans: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 # A milliwatt for an hour is a milliwatt-hour; 0.05 kW are 50,000 milliwatts.
 _CHARGING_MILLIWATT = 50_000
 _US_PER_CHARGING_MILLIWH = HOUR_US // _CHARGING_MILLIWATT
 _NOTHING: Kind = False, False, None
-
-
-class Rows(NamedTuple):
-    """The minutes in which a device has readings: arrays of equal length, in any order.
-
-    A minute has the instants of its first and last reading, their energy and their number. Its energy is NOT_KNOWN when
-    that of any of its readings is. A vehicle has Rows for each meter that its readings name, and others, whose
-    `meter_id` is None, for readings that name none; a meter has one, whose `meter_id` is None.
-    """
-
-    meter_id: int | None
-    first_us: Sequence[int]
-    last_us: Sequence[int]
-    milliwh: Sequence[int]
-    readings: Sequence[int]
 
 
 class Mapping(NamedTuple):
@@ -58,29 +49,36 @@ class Mapping(NamedTuple):
     to_us: int
 
 
-def minutes_of(rows: Iterable[Rows]) -> list[Minute]:
-    """Returns the minutes of one device in order."""
-    return _minutes(_columns(rows))
+def in_order(rows: Rows) -> Rows:
+    """Returns the rows of one device in order of time."""
+    return rows[:, np.lexsort((rows[1], rows[0]))]
 
 
-def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us: int, limit_milliwatt: int) -> Counter:
+def minutes_of(rows: Rows) -> list[Minute]:
+    """Returns the rows as minutes."""
+    return [
+        (last, first, None if milliwh == NOT_KNOWN else milliwh, readings, meter or None)
+        for last, first, milliwh, readings, meter in rows.T.tolist()
+    ]
+
+
+def counter_of(rows: Rows, mappings: Iterable[Mapping] = (), *, gap_us: int, limit_milliwatt: int) -> Counter:
     """Returns the counter of one device from its rows and mappings; for how far they must reach see REACH_US.
 
     Spans of up to `gap_us` are covered, and longer ones up to one and a half usual intervals of the device. A span
     with a power above the limit is not, and its energy counts as not known.
     """
-    columns = _columns(rows)
-    lasts, _, energies, counts, meters = columns.tolist()
+    lasts, _, energies, counts, meters = rows.tolist()
     history = [*mappings]
-    unusual = _unusual(columns, gap_us, limit_milliwatt)
-    takes, is_new_kind = _kinds(columns)
+    unusual = _unusual(rows, gap_us, limit_milliwatt)
+    takes, is_new_kind = _kinds(rows)
     points, sums, readings = list[int](), list[int](), list[int]()
     kinds: list[tuple[int, Kind]] = []
     silent, assumed = set[int](), set[int]()
     total = 0
     for number, after in pairwise([*unusual, len(lasts)]):
         before = max(0, number - NEAR_MINUTES)
-        minutes = _minutes(columns[:, before : number + NEAR_MINUTES])
+        minutes = minutes_of(rows[:, before : number + NEAR_MINUTES])
         last, first, energy, *_ = minutes[number - before]
         is_opening = number == 0 or first - lasts[number - 1] > LONGEST_SILENCE_US
         if is_opening:
@@ -112,31 +110,21 @@ def counter_of(rows: Iterable[Rows], mappings: Iterable[Mapping] = (), *, gap_us
     return Counter(points, sums, readings, [*_alike(kinds, len(readings))], silent, assumed)
 
 
-def _columns(rows: Iterable[Rows]) -> Columns:
-    """Returns the minutes of one device in order, as columns in the order of Minute; no meter is 0."""
-    parts = [
-        np.array([at.last_us, at.first_us, at.milliwh, at.readings, np.full(len(at.last_us), at.meter_id or 0)])
-        for at in rows
-    ]
-    columns = np.concatenate(parts, axis=1) if parts else np.empty((5, 0), np.int64)
-    return columns[:, np.lexsort((columns[1], columns[0]))]
-
-
-def _unusual(columns: Columns, gap_us: int, limit_milliwatt: int) -> list[int]:
+def _unusual(rows: Rows, gap_us: int, limit_milliwatt: int) -> list[int]:
     """Returns the numbers of the minutes whose spans must be judged one by one, and maybe of some more.
 
     Nearly all spans are short, with a known energy within the limit, and are taken many at a time.
     """
-    last_us, first_us, milliwh, *_ = columns
+    last_us, first_us, milliwh, *_ = rows
     is_short = first_us[1:] - last_us[:-1] <= gap_us
     is_within = milliwh[1:] <= 0.999 * limit_milliwatt / HOUR_US * np.diff(last_us)
     unusual = np.flatnonzero(~(is_short & is_within & (milliwh[1:] != NOT_KNOWN))) + 1
     return [0, *unusual.tolist()] if len(last_us) else []
 
 
-def _kinds(columns: Columns) -> tuple[Booleans, Booleans]:
+def _kinds(rows: Rows) -> tuple[Booleans, Booleans]:
     """Returns which minutes take energy, and which differ in that, or in the meter, from the one before."""
-    last_us, _, milliwh, _, meter_id = columns
+    last_us, _, milliwh, _, meter_id = rows
     takes = milliwh * _US_PER_CHARGING_MILLIWH >= np.diff(last_us, prepend=last_us[:1])
     differs = (takes[1:] != takes[:-1]) | (meter_id[1:] != meter_id[:-1])
     return takes, np.concatenate([np.ones(1, bool), differs])
@@ -146,13 +134,6 @@ def _firsts(is_new_kind: Booleans, start: int, after: int) -> list[int]:
     """Returns the first number of each kind in [start, after)."""
     found: list[int] = (np.flatnonzero(is_new_kind[start + 1 : after]) + start + 1).tolist()
     return [start, *found] if start < after else []
-
-
-def _minutes(columns: Columns) -> list[Minute]:
-    return [
-        (last, first, None if milliwh == NOT_KNOWN else milliwh, readings, meter or None)
-        for last, first, milliwh, readings, meter in columns.T.tolist()
-    ]
 
 
 def _alike(kinds: list[tuple[int, Kind]], after: int) -> Iterator[Alike]:
