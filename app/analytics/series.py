@@ -1,16 +1,19 @@
 """Readings over time: a device's or the fleet's buckets, as columns."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from operator import sub
+from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import bindparam, or_, select
+import numpy as np
+from sqlalchemy import Dialect, Select, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.analytics.efficiency.evidence import fetch_sides, pair_one
-from app.analytics.efficiency.pairs import Pairs
+from app.analytics.efficiency.evidence import fetch_sides, pair_one, us
+from app.analytics.efficiency.pairs import Flow, Flows, Pairs
 from app.analytics.efficiency.rhythm import MINUTE_US
 from app.analytics.efficiency.rows import NO_ROWS
 from app.analytics.freshness import fetch_instants
@@ -23,7 +26,7 @@ from app.analytics.series_source import (
     WidthOrAuto,
 )
 from app.analytics.window import Window
-from app.database import snapshot
+from app.database import binary_cursor, snapshot
 from app.errors import InvalidTimeRange
 from app.fleet.limits import fetch_limits
 from app.fleet.registry import device_id_of
@@ -227,36 +230,43 @@ async def fetch_columns(
     connection: AsyncConnection, source: Source, buckets: Buckets, devices: list[int] | None = None
 ) -> list[list[Any]]:
     """Fetches each column as one array: no object per point is made between the database and the encoder."""
-    parameters = {"range_from": buckets.start, "range_to": buckets.end, "devices": devices}
-    rows = await connection.execute(source.statements[buckets.width], parameters)
-    return [column or [] for column in rows.one()]
+    statement, constants = _compiled(source.statements[buckets.width], connection.dialect)
+    bounds = {"range_from": buckets.start, "range_to": buckets.end}
+    async with binary_cursor(connection) as cursor:
+        (columns,) = await (await cursor.execute(statement, {**constants, **bounds, "devices": devices})).fetchall()
+    return [column or [] for column in columns]
+
+
+@cache
+def _compiled(statement: Select[Any], dialect: Dialect) -> tuple[str, dict[str, Any]]:
+    """Returns a statement as psycopg takes it, and the constants in it."""
+    compiled = statement.compile(dialect=dialect)
+    return str(compiled), compiled.params
 
 
 def _efficiency(
     starts: list[int], buckets: Buckets, pairs: Pairs, kept_from: datetime
 ) -> tuple[list[int | None], list[float | None]]:
     """Returns each bucket's paired minutes and efficiency; None where not all of its minutes are kept."""
-    seconds = buckets.seconds
-    span_s = max(seconds, 60 * _EFFICIENCY_MINUTES)
+    span_us = max(1_000_000 * buckets.seconds, _EFFICIENCY_MINUTES * MINUTE_US)
+    ends = 1_000_000 * (np.array(starts, np.int64) + buckets.seconds)
+    # Most of the instants at which spans begin are those at which others end.
+    instants, places = np.unique(np.concatenate([ends - span_us, ends]), return_inverse=True)
     flows = [pair.flows for meter_id, pair in pairs.items() if meter_id is not None]
 
-    def until(second: int) -> tuple[int, int, int]:
-        instant = 1_000_000 * second
-        return (
-            sum([flow.paired_us.until(instant) for flow in flows]),
-            sum([flow.paired_ac_milliwh.until(instant) for flow in flows]),
-            sum([flow.paired_dc_milliwh.until(instant) for flow in flows]),
-        )
+    def flowed(of_pair: Callable[[Flows], Flow]) -> list[int]:
+        until = sum((of_pair(flow).until_each(instants) for flow in flows), np.zeros_like(instants))
+        before, after = np.split(until[places], 2)
+        in_buckets: list[int] = (after - before).tolist()
+        return in_buckets
 
-    ends = [start + seconds for start in starts]
-    sums = {second: until(second) for second in {*ends, *(end - span_s for end in ends)}}
+    columns = (flowed(attrgetter(name)) for name in ("paired_us", "paired_ac_milliwh", "paired_dc_milliwh"))
+    is_whole = (ends - span_us >= us(kept_from)).tolist()
     paired: list[int | None] = []
     ratios: list[float | None] = []
-    for end in ends:
-        us, ac, dc = map(sub, sums[end], sums[end - span_s])
-        is_whole = end - span_s >= kept_from.timestamp()
-        paired.append(round(us / MINUTE_US) if is_whole else None)
-        ratios.append(dc / ac if is_whole and ac else None)
+    for whole, time_us, ac, dc in zip(is_whole, *columns, strict=True):
+        paired.append(round(time_us / MINUTE_US) if whole else None)
+        ratios.append(dc / ac if whole and ac else None)
     return paired, ratios
 
 

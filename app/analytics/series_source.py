@@ -53,15 +53,16 @@ def _arrays(source: FromClause, *values: ColumnElement[Any]) -> Select[Any]:
 
 
 def _kwh(milliwh: ColumnElement[int]) -> ColumnElement[Any]:
-    return cast(milliwh, Double) / 1_000_000
+    return cast(milliwh, Double) / cast(1_000_000, Double)
 
 
 def _hundredths(source: FromClause, quantity: str, readings: str) -> Iterator[ColumnElement[Any]]:
     """Yields the average, least and greatest value of a quantity that is stored in hundredths."""
     column = source.c
-    yield cast(column[f"{quantity}_sum"], Double) / func.nullif(100 * column[readings], 0)
-    yield cast(column[f"{quantity}_min"], Double) / 100
-    yield cast(column[f"{quantity}_max"], Double) / 100
+    hundred = cast(100, Double)
+    yield cast(column[f"{quantity}_sum"], Double) / (hundred * func.nullif(column[readings], 0))
+    yield cast(column[f"{quantity}_min"], Double) / hundred
+    yield cast(column[f"{quantity}_max"], Double) / hundred
 
 
 def _meter_arrays(source: TableValuedAlias) -> Select[Any]:

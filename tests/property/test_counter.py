@@ -4,12 +4,14 @@ from itertools import pairwise
 from random import Random
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.analytics.efficiency.counter import REACH_US, Counter
 from app.analytics.efficiency.pairs import Evidence, Pair, evidence_between, pair_counters
+from app.analytics.efficiency.rhythm import LONGEST_SILENCE_US
 from app.analytics.efficiency.rows import Mapping, Rows, counter_of, minutes_of
 from tests.fixtures.charges import METER, Sharing, Station, rows
 from tests.property.counter_twin import HOUR, MINUTE, Device, Minute, Twin, spans_of
@@ -163,6 +165,25 @@ def test_adjacent_windows_add_up(fleet: Fleet, cuts: list[float]) -> None:
     for pair in pairs.values():
         parts = [pair.between(a, b) for a, b in pairwise(instants)]
         assert pair.between(instants[0], instants[-1]) == Evidence(*map(sum, zip(*parts, strict=True)))
+
+
+@settings(max_examples=20, deadline=None)
+@given(either, st.lists(st.floats(-1, 14), min_size=1, max_size=12))
+def test_many_instants_at_once_are_those_one_by_one(fleet: Fleet, hours: list[float]) -> None:
+    instants = [EPOCH + int(after * HOUR) for after in hours]
+    for pair in pairs_of(fleet).values():
+        instants += [*pair.vehicle.points, *pair.meter.points]
+        for flow in pair.flows:
+            assert flow.until_each(np.array(instants)).tolist() == [flow.until(instant) for instant in instants]
+
+
+@given(st.integers(0, 2**50), st.integers(1, LONGEST_SILENCE_US), st.lists(st.integers(-9, LONGEST_SILENCE_US + 9)))
+def test_many_instants_of_a_long_span_of_much_energy_are_those_one_by_one(
+    milliwh: int, duration: int, after: list[int]
+) -> None:
+    counter = Counter([EPOCH, EPOCH + duration], [7, 7 + milliwh], [1], [], set(), set())
+    instants = [EPOCH + us for us in after]
+    assert counter.at_each(np.array(instants, np.int64)).tolist() == [counter.at(instant) for instant in instants]
 
 
 @settings(max_examples=10, deadline=None)

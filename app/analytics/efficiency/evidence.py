@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-import psycopg
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
@@ -28,6 +27,7 @@ from app.analytics.efficiency.neighbours import MAPPED, REACH, fetch_at_meters, 
 from app.analytics.efficiency.pairs import Pairs, pair_counters
 from app.analytics.efficiency.rhythm import MEAN_POWER_US, MINUTE_US
 from app.analytics.efficiency.rows import NO_ROWS, Mapping, Rows, counter_of, in_order
+from app.database import binary_cursor
 from app.errors import InvalidTimeRange
 from app.fleet.limits import fetch_limits, limit_of
 from app.settings import Settings
@@ -220,8 +220,7 @@ async def fetch_rows(
 ) -> dict[int, Rows]:
     """Returns the rows of some devices in [range_from, range_to)."""
     parameters = {"devices": [*devices], "range_from": range_from, "range_to": range_to}
-    raw = await connection.get_raw_connection()
-    async with cast("psycopg.AsyncConnection", raw.driver_connection).cursor(binary=True) as cursor:
+    async with binary_cursor(connection) as cursor:
         for element in "int4", "int8", "timestamptz":
             cursor.adapters.register_loader(cursor.adapters.types[element].array_oid, _Numbers)
         columns = await (await cursor.execute(_ROWS[stream], parameters)).fetchone()

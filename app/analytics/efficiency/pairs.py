@@ -1,15 +1,16 @@
 """The meeting of a vehicle's counter with those of its meters: how much of the AC energy reached its battery. Pure."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from operator import sub
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
+import numpy as np
 
-from app.analytics.efficiency.counter import Counter
+from app.analytics.efficiency.counter import Counter, Numbers
 from app.analytics.efficiency.doubt import doubtful_beside
 from app.analytics.efficiency.edges import find_edges
 from app.analytics.efficiency.silences import fits, silences, spread
@@ -47,10 +48,11 @@ class Run(NamedTuple):
 
 
 class Flow:
-    """The sum over some stretches up to any instant, of energy or of microseconds."""
+    """The sum over some stretches up to any instant, of a counter's energy or of microseconds."""
 
-    def __init__(self, stretches: Stretches, at: Callable[[int], int] = int) -> None:
-        self._at = at
+    def __init__(self, stretches: Stretches, counter: Counter | None = None) -> None:
+        self._counter = counter
+        at = self._at = counter.at if counter else int
         self._starts = [start for start, _ in stretches]
         self._ends = [end for _, end in stretches]
         ats = [(at(start), at(end)) for start, end in stretches]
@@ -63,6 +65,15 @@ class Flow:
         if last < 0:
             return 0
         return self._offsets[last] + self._at(min(instant, self._ends[last]))
+
+    def until_each(self, instants: Numbers) -> Numbers:
+        """Returns what until() does for each instant."""
+        if not self._starts:
+            return np.zeros_like(instants)
+        last = np.searchsorted(np.array(self._starts), instants) - 1
+        until = np.minimum(instants, np.array(self._ends)[last])
+        flowed = self._counter.at_each(until) if self._counter else until
+        return np.where(last < 0, 0, np.array(self._offsets)[last] + flowed)
 
 
 class Flows(NamedTuple):
@@ -101,11 +112,11 @@ class Pair(msgspec.Struct, frozen=True, dict=True):
         """The sums of the evidence, up to any instant."""
         drawn, doubtful = union((*self.paired, *self.edges)), common(self.paired, self.doubtful)
         return Flows(
-            paired_ac_milliwh=Flow(drawn, self.meter.at),
-            paired_dc_milliwh=Flow(self.paired, self.vehicle.at),
-            doubtful_ac_milliwh=Flow(common(drawn, self.doubtful), self.meter.at),
-            doubtful_dc_milliwh=Flow(doubtful, self.vehicle.at),
-            dc_milliwh=Flow(self.present, self.vehicle.at),
+            paired_ac_milliwh=Flow(drawn, self.meter),
+            paired_dc_milliwh=Flow(self.paired, self.vehicle),
+            doubtful_ac_milliwh=Flow(common(drawn, self.doubtful), self.meter),
+            doubtful_dc_milliwh=Flow(doubtful, self.vehicle),
+            dc_milliwh=Flow(self.present, self.vehicle),
             paired_us=Flow(self.paired),
             shared_us=Flow(self.shared),
             unpaired_us=Flow(self.unpaired),
