@@ -49,7 +49,7 @@ def test_a_device_is_frozen_when_its_readings_are_equal_and_not_when_its_minutes
 ) -> None:
     """The device has as many readings as steps, or one reading of so many steps of a coarse register."""
     at = [FIRST_HOUR * HOUR_US + (1 + n) * MINUTE_US - 1 for n in range(60)]
-    other = [150_000 + n for n in range(60)], [1] * 60
+    other = [150_000 + 1_000 * n for n in range(60)], [1] * 60
     stuck = [value * step for step in steps], steps if is_frozen else [1] * 60
     vehicle, meter = (other, stuck) if is_meter else (stuck, other)
     sides = Sides(

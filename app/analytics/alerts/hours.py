@@ -18,6 +18,9 @@ FROZEN_MINUTES = 30
 FROZEN_MILLIWH = 500_000
 # A frozen device repeats a value at least so often: a reading each five minutes in the least stretch.
 _REPEATED = 6
+# The middle half of the other's powers differ by a twentieth: beside a steadier charge, a sound device may well repeat
+# a coarse value, such as 0.2 kWh a minute.
+_UNEVEN_ONE_IN = 20
 
 
 class Frozen(NamedTuple):
@@ -94,7 +97,8 @@ def _runs(stuck: counter.Counter, other: counter.Counter, start: int, end: int) 
         begun, ended = stuck.points[first], stuck.points[after]
         if after - first >= _REPEATED and ended - begun >= FROZEN_MINUTES * MINUTE_US:
             flowed = other.flowed(begun, ended)
-            if flowed >= FROZEN_MILLIWH and _varies(_values(other, begun, ended)[1]):
+            is_dead = values[first - spans.start] == 0
+            if flowed >= FROZEN_MILLIWH and _varies(other, begun, ended, may_be_even=is_dead):
                 yield Frozen((ended - begun) // MINUTE_US, flowed)
         first = after
 
@@ -111,9 +115,15 @@ def _values(device: counter.Counter, start: int, end: int) -> tuple[range, Seque
     return spans, [Fraction(energy, max(1, number)) for energy, number in zip(energies, readings, strict=True)]
 
 
-def _varies(values: Sequence[int | Fraction]) -> bool:
-    """Returns True when no value makes up half of the values or more."""
-    return 2 * _most(values) < len(values)
+def _varies(device: counter.Counter, start: int, end: int, *, may_be_even: bool) -> bool:
+    """Returns True when no value makes up half of the readings or more, and the power is uneven or may be even."""
+    spans, values = _values(device, start, end)
+    if 2 * _most(values) >= len(values):
+        return False
+    durations = map(sub, device.points[spans.start + 1 : spans.stop + 1], device.points[spans.start : spans.stop])
+    powers = sorted(device.energy(span) * HOUR_US // lasted for span, lasted in zip(spans, durations, strict=True))
+    quarter = len(powers) // 4
+    return may_be_even or _UNEVEN_ONE_IN * (powers[-1 - quarter] - powers[quarter]) > powers[len(powers) // 2]
 
 
 def _most(values: Sequence[int | Fraction]) -> int:
