@@ -62,7 +62,7 @@ def _device_table(name: str) -> Table:
         Index(None, "registered_at"),
         CheckConstraint("expectation IN ('always', 'charging', 'never')", name="expectation"),
         CheckConstraint("max_milliwatt > 0", name="max_milliwatt"),
-        CheckConstraint(f"external_id ~ '^{ID_FORM}$' AND external_id NOT IN ('.', '..')", name="external_id"),
+        CheckConstraint(f"external_id ~ '^{ID_FORM}$'", name="external_id"),
     )
 
 

@@ -13,6 +13,7 @@ from app.errors import SetupError
 from app.fleet.limits import MILLIWATT_PER_KW, limit_of
 from app.fleet.mapping import NOW_AND_RETAINED
 from app.fleet.registry import LOCK, find_devices, register
+from app.telemetry.device_id import ID_RULE
 from app.telemetry.reading import Stream
 
 # One transaction registers or maps this many: batches with new devices wait for it, TRANSACTION_SECONDS at most.
@@ -166,9 +167,7 @@ async def rename(connection: psycopg.AsyncConnection, stream: Stream, old: str, 
                 sql.SQL("UPDATE {} SET external_id = %s WHERE id = %s").format(sql.Identifier(stream)), [new, device]
             )
         except psycopg.errors.CheckViolation:
-            raise SetupError(
-                "An id is 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_', ':' and '-', but neither '.' nor '..'."
-            ) from None
+            raise SetupError(ID_RULE) from None
         await connection.execute("DELETE FROM former_name WHERE stream = %s AND external_id = %s", [stream, new])
         await connection.execute("INSERT INTO former_name VALUES (%s, %s, %s)", [stream, old, device])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from app.telemetry.device_id import is_id
+from app.telemetry.device_id import ID_RULE, is_id
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
 # Quarantine stores this much of a rejected reading, which may be as large as the whole body.
@@ -15,7 +15,7 @@ PAYLOAD_LIMIT_BYTES = 64 * 1024
 REJECTIONS = {
     "malformed": "The reading is not an object, or the field has a wrong type or format.",
     "missing_field": "The field is required.",
-    "invalid_id": "An id is 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_', ':' and '-', but neither '.' nor '..'.",
+    "invalid_id": ID_RULE,
     "timestamp_without_zone": "The timestamp names no time zone.",
     "in_the_future": "The timestamp lies more than 5 minutes ahead.",
     "too_old": "The timestamp lies more than 7 days back.",

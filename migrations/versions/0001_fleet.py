@@ -47,9 +47,7 @@ def upgrade() -> None:
             sa.Column("max_milliwatt", sa.BigInteger),
             sa.CheckConstraint("expectation IN ('always', 'charging', 'never')", name="expectation"),
             sa.CheckConstraint("max_milliwatt > 0", name="max_milliwatt"),
-            sa.CheckConstraint(
-                "external_id ~ '^[A-Za-z0-9._:-]{1,64}$' AND external_id NOT IN ('.', '..')", name="external_id"
-            ),
+            sa.CheckConstraint("external_id ~ '^[A-Za-z0-9][A-Za-z0-9._:*+@~-]{0,63}$'", name="external_id"),
         )
 
     # The names that devices had before they were renamed; readings under these names are still theirs.

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -15,7 +16,7 @@ import pytest
 
 from app.ingest.batch import REJECTIONS
 from app.ingest.decode import MAX_READINGS
-from tests.fixtures.sending import Reading, meter, minutes_ago, performance, problem, send, stamp, vehicle
+from tests.fixtures.sending import Reading, map_vehicle, meter, minutes_ago, performance, problem, send, stamp, vehicle
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -157,6 +158,26 @@ async def test_each_rejected_reading_is_named_with_its_reason(shared_client: htt
     ]
     # Devices are counted when the reading is stored; tests/e2e/test_devices.py tests devices beyond the limit.
     assert {code for _, code, _ in cases} == REJECTIONS.keys() - {"too_many_new_devices"}
+
+
+@in_one_loop
+@pytest.mark.parametrize("name", ["DE*ABC*E1234*1", "AA:BB:CC:DD:EE:FF", "NL-ABC-E1+2", "user@site~1"])
+async def test_an_id_of_the_trade_is_the_same_at_every_call(shared_client: httpx.AsyncClient, name: str) -> None:
+    at = minutes_ago(2)
+    await send(shared_client, [meter(at, meter_id=name), vehicle(at, vehicle_id=name, meterId=name)])
+    mapping = (await map_vehicle(shared_client, name, name)).json()
+    assert mapping == {"vehicleId": name, "meterId": name, "validFrom": None, "validTo": None}
+    get = shared_client.get
+    assert (await get("/v1/ingestion/mapping", params={"vehicleId": name})).json() == [mapping]
+    assert (await performance(shared_client, quote(name, safe="")))["vehicleId"] == name
+    for stream in ("meters", "vehicles"):
+        for path in (name, quote(name, safe="")):
+            assert (await get(f"/v1/analytics/{stream}/{path}/series?hours=1")).json()["id"] == name
+            exported = await get(f"/v1/analytics/{stream}/{path}/readings?hours=1")
+            assert exported.headers["content-disposition"] == f'attachment; filename="{name}-readings.csv"'
+            assert name in exported.text.splitlines()[1].split(",")
+    (after,) = (await get("/v1/analytics/meters/states", params={"after": name[:-1], "limit": 1})).json()
+    assert after["meterId"] == name
 
 
 async def test_rejected_readings_are_kept_as_bytes_and_counted(
