@@ -173,7 +173,8 @@ def all_microseconds(timestamps: Iterable[Any], oldest_us: int, newest_us: int) 
 class _Quantity(dict[float | None, Any]):
     """The scaled integer of each value; a lookup may raise RejectedValue.
 
-    Most values come again, and looking them up is faster than computing them.
+    The range holds for what is stored: noise of floats such as -5.6e-17 kWh is a zero, and no reason to reject. Most
+    values come again, and looking them up is faster than computing them.
     """
 
     def __init__(self, field: str, code: str, low: float, high: float, factor: int, *, optional: bool) -> None:
@@ -183,7 +184,8 @@ class _Quantity(dict[float | None, Any]):
     def __missing__(self, value: float | None) -> int:
         if value is None:
             raise RejectedValue("missing_field", self.field)
-        if not self.low <= value <= self.high:
+        # Nothing outside of this rounds into the range, and neither infinity nor NaN can be rounded.
+        if not self.low - 1 < value < self.high + 1:
             raise RejectedValue(self.code, self.field)
         product = value * self.factor
         scaled = round(product)
@@ -191,6 +193,8 @@ class _Quantity(dict[float | None, Any]):
             # The product errs by less than 3e-7, so only this near to a half can it round wrongly. The double's
             # shortest decimal is what the client wrote, up to 15 digits.
             scaled = round(Decimal(repr(value)) * self.factor)
+        if not self.low * self.factor <= scaled <= self.high * self.factor:
+            raise RejectedValue(self.code, self.field)
         if len(self) < MAX_LOOKED_UP:
             self[value] = scaled
         return scaled

@@ -106,21 +106,24 @@ def test_numbers_are_rounded_half_even_as_written(field: str, text: str, scaled:
 
 
 @pytest.mark.parametrize(
-    ("reading", "field", "low", "high", "code"),
+    ("reading", "field", "low", "high", "step", "code"),
     [
-        (METER, "kwhConsumedAc", 0, 1000, "energy_out_of_range"),
-        (METER, "voltage", 0, 1000, "voltage_out_of_range"),
-        (VEHICLE, "kwhDeliveredDc", 0, 1000, "energy_out_of_range"),
-        (VEHICLE, "soc", 0, 100, "soc_out_of_range"),
-        (VEHICLE, "batteryTemp", -60, 150, "battery_temp_out_of_range"),
+        (METER, "kwhConsumedAc", 0, 1000, 1e-6, "energy_out_of_range"),
+        (METER, "voltage", 0, 1000, 0.01, "voltage_out_of_range"),
+        (VEHICLE, "kwhDeliveredDc", 0, 1000, 1e-6, "energy_out_of_range"),
+        (VEHICLE, "soc", 0, 100, 0.01, "soc_out_of_range"),
+        (VEHICLE, "batteryTemp", -60, 150, 0.01, "battery_temp_out_of_range"),
     ],
 )
-def test_ranges_are_inclusive_and_hold_before_rounding(
-    reading: dict[str, Any], field: str, low: int, high: int, code: str
+def test_ranges_are_inclusive_and_hold_after_rounding(
+    reading: dict[str, Any], field: str, low: int, high: int, step: float, code: str
 ) -> None:
-    for inside in (low, high):
-        assert decode([reading | {field: inside}]).rejected == []
-    for outside in (low - 1e-9, high + 1e-9, 1e300):
+    for bound, outwards in ((low, -step), (high, step)):
+        exact = decode([reading | {field: bound}])
+        assert exact.rejected == []
+        for noise in (1e-12, 1e-9, 0.4 * step):
+            assert decode([reading | {field: bound + noise * outwards}]) == exact
+    for outside in (low - 0.6 * step, high + 0.6 * step, low - 1, high + 1, 1e300, -1e300):
         assert rejection(reading | {field: outside}) == (code, field)
     for infinite in (b"1e999", b"-1e999", b"9" * 400):
         body = json.dumps([reading | {field: "@"}]).encode().replace(b'"@"', infinite)
