@@ -20,7 +20,7 @@ from app.errors import SetupError
 from app.ingest.batch import PAYLOAD_LIMIT_BYTES, RejectedReading
 from app.ingest.history.columns import parse_mapping
 from app.ingest.history.decoder import Opened
-from app.ingest.history.importer import QUARANTINED_ROWS, Importer
+from app.ingest.history.importer import QUARANTINED_ROWS, Imported, Importer
 from app.ingest.history.journal import Journal, mark_refreshed, unrefreshed
 from app.ops.refresh import refresh_aggregates
 from app.settings import Settings
@@ -70,9 +70,9 @@ async def _import(url: str, files: tuple[str, ...], mapping: dict[str, str], rej
         try:
             for name in files:
                 display.start(name)
-                before, after, ignored = await importer.run(name, mapping)
-                display.end(before, after, ignored)
-                rejected += after.rejected
+                imported = await importer.run(name, mapping)
+                display.end(imported)
+                rejected += imported.after.rejected
         finally:
             await importer.close()
     return rejected
@@ -143,7 +143,8 @@ class _Display:
     def show_pause(self, seconds: int) -> None:
         self._progress.console.print(f"The database is busy or away; next try in {seconds} s.", highlight=False)
 
-    def end(self, before: Journal, after: Journal, ignored: list[str]) -> None:
+    def end(self, imported: Imported) -> None:
+        before, after, ignored, dropped = imported
         read = after.read - before.read
         if before.position and not read:
             click.echo(f"{after.name}: was imported before; nothing is new.")
@@ -152,6 +153,8 @@ class _Display:
         if ignored and (read or not before.position):
             names = ", ".join(map(repr, ignored[:10])) + (" …" if len(ignored) > 10 else "")
             click.echo(f"{after.name}: ignored columns that are not fields of a reading: {names}")
+        for field, count in sorted(dropped.items()):
+            click.echo(f"{after.name}: dropped {counted(count, 'bad value')} of {field}; their readings are stored")
         conflicts = f" ({after.conflicts:,} with other values)" if after.conflicts else ""
         click.echo(
             f"{after.name}: read {after.read:,} = inserted {after.inserted:,} + duplicates {after.duplicates:,}"

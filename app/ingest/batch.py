@@ -14,21 +14,28 @@ PAYLOAD_LIMIT_BYTES = 64 * 1024
 
 REJECTIONS = {
     "malformed": "The reading is not an object, or the field has a wrong type or format.",
+    "ambiguous": "Two members stand for the field: name it by its own name.",
     "missing_field": "The field is required.",
     "invalid_id": ID_RULE,
     "timestamp_without_zone": "The timestamp names no time zone.",
     "in_the_future": "The timestamp lies more than 5 minutes ahead.",
     "too_old": "The timestamp lies more than 7 days back.",
     "energy_out_of_range": "Energy must lie between 0 and 1000 kWh.",
-    "voltage_out_of_range": "Voltage must lie between 0 and 1000 V.",
-    "soc_out_of_range": "The state of charge must lie between 0 and 100 percent.",
-    "battery_temp_out_of_range": "The battery temperature must lie between -60 and 150 °C.",
     "too_many_new_devices": "The device is new, and too many new devices were registered within the hour.",
 }
 """The reasons for a rejection: code and public sentence, in the order of the checks; the first that applies counts.
 
 The last is found only when the reading is stored.
 """
+
+WARNINGS = {
+    "malformed": "The field has a wrong type or format.",
+    "ambiguous": REJECTIONS["ambiguous"],
+    "voltage_out_of_range": "Voltage must lie between 0 and 1000 V.",
+    "soc_out_of_range": "The state of charge must lie between 0 and 100 percent.",
+    "battery_temp_out_of_range": "The battery temperature must lie between -60 and 150 °C.",
+}
+"""The reasons for dropping an optional member and storing the reading without it."""
 
 
 class Source(StrEnum):
@@ -65,8 +72,20 @@ def reject(
     return RejectedReading(index, code, field, REJECTIONS[code], stream, b"", named)
 
 
+class Dropped(msgspec.Struct, frozen=True):
+    """An optional member that was dropped: the reading's position in the batch, the field, and the reason.
+
+    `code` and `message` come from `WARNINGS`.
+    """
+
+    index: int
+    code: str
+    field: str
+    message: str
+
+
 class Batch(msgspec.Struct):
-    """The readings of one body; `received` counts all of them, `rejected` is in order of index.
+    """The readings of one body; `received` counts all of them. `rejected` and `warnings` are in order of index.
 
     With readings of both streams, `of_vehicle` has a 1 at the index of each vehicle reading. `topics` holds the MQTT
     topics by index.
@@ -78,6 +97,13 @@ class Batch(msgspec.Struct):
     rejected: list[RejectedReading]
     of_vehicle: bytes = b""
     topics: list[str] = []
+    warnings: list[Dropped] = []
+
+
+def warnings_of(batch: Batch) -> list[Dropped]:
+    """Returns the warnings about readings that were stored; of a stored batch, more may have been rejected since."""
+    rejected = {reading.index for reading in batch.rejected}
+    return [dropped for dropped in batch.warnings if dropped.index not in rejected]
 
 
 Row = tuple[Any, ...]
@@ -99,7 +125,8 @@ class Receipt(msgspec.Struct, frozen=True, rename="camel"):
     """The outcome of a batch; received = inserted + duplicates + rejected.
 
     `conflicts` counts duplicates whose values differ from the stored ones, `late` the inserted readings that are more
-    than 10 minutes old. `committed_at` is the database's clock at the end of the last transaction.
+    than 10 minutes old. `committed_at` is the database's clock at the end of the last transaction. `warnings` names the
+    optional members that were dropped; their readings are stored.
     """
 
     received: int
@@ -109,3 +136,4 @@ class Receipt(msgspec.Struct, frozen=True, rename="camel"):
     late: int
     rejected: list[Rejection]
     committed_at: datetime
+    warnings: list[Dropped] = []

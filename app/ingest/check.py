@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from app.ingest.batch import Batch, RejectedReading, reject
+from app.ingest.batch import WARNINGS, Batch, Dropped, RejectedReading, reject
 from app.telemetry.device_id import is_id
 from app.telemetry.instant import MAX_AGE, MAX_AHEAD
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
@@ -20,7 +20,10 @@ MAX_AGE_US = MAX_AGE // timedelta(microseconds=1)
 
 
 class Wire(msgspec.Struct, rename="camel", gc=False):
-    """A reading of either stream as clients write it, in kWh, volts, percent and degrees Celsius."""
+    """A reading of either stream as clients write it, in kWh, volts, percent and degrees Celsius.
+
+    An optional number that could not be read is the code of its fault.
+    """
 
     # Without a default for the timestamp, `[{},{},…` fails at its first element instead of filling the memory.
     timestamp: datetime | None
@@ -51,6 +54,7 @@ def check_each(wires: Sequence[Wire | RejectedReading], now_us: int, stream: Str
         return _check_all(wires, stream, oldest_us, newest_us)
     batch = Batch(len(wires), [], [], [])
     vehicles = bytearray(len(wires))
+    dropped: list[RejectedValue] = []
     meter, vehicle = batch.meter.append, batch.vehicle.append
     for index, wire in enumerate(wires):
         if isinstance(wire, RejectedReading):
@@ -60,19 +64,22 @@ def check_each(wires: Sequence[Wire | RejectedReading], now_us: int, stream: Str
         try:
             if of_vehicle:
                 vehicles[index] = 1
-                vehicle(_vehicle_reading(wire, oldest_us, newest_us))
+                vehicle(_vehicle_reading(wire, oldest_us, newest_us, dropped))
             else:
-                meter(_meter_reading(wire, oldest_us, newest_us))
+                meter(_meter_reading(wire, oldest_us, newest_us, dropped))
         except RejectedValue as why:
             of, device = (Stream.VEHICLE, wire.vehicle_id) if of_vehicle else (Stream.METER, wire.meter_id)
             batch.rejected.append(reject(index, why.code, why.field, of, device))
+        if dropped:
+            batch.warnings += [Dropped(index, why.code, why.field, WARNINGS[why.code]) for why in dropped]
+            dropped.clear()
     if batch.meter and batch.vehicle:
         batch.of_vehicle = bytes(vehicles)
     return batch
 
 
 def _check_all(wires: Sequence[Any], stream: Stream | None, oldest_us: int, newest_us: int) -> Batch:
-    """Checks all readings a field at a time, mostly in C. Raises if any is rejected, not always with the reason."""
+    """Checks all readings a field at a time, mostly in C. Raises if any has a fault, not always with the reason."""
     of_vehicle = [wire.vehicle_id is not None if stream is None else stream is Stream.VEHICLE for wire in wires]
     meters = list(compress(wires, map(not_, of_vehicle)))
     vehicles = list(compress(wires, of_vehicle))
@@ -95,16 +102,16 @@ def _check_all(wires: Sequence[Any], stream: Stream | None, oldest_us: int, newe
     return Batch(len(wires), list(meter), list(vehicle), [], bytes(of_vehicle) if meters and vehicles else b"")
 
 
-def _meter_reading(wire: Wire, oldest_us: int, newest_us: int) -> MeterReading:
+def _meter_reading(wire: Wire, oldest_us: int, newest_us: int, dropped: list[RejectedValue]) -> MeterReading:
     return MeterReading(
         METER_ID[wire.meter_id],
         _microseconds(wire.timestamp, oldest_us, newest_us),
         AC[wire.kwh_consumed_ac],
-        VOLTAGE[wire.voltage],
+        _optional(VOLTAGE, wire.voltage, dropped),
     )
 
 
-def _vehicle_reading(wire: Wire, oldest_us: int, newest_us: int) -> VehicleReading:
+def _vehicle_reading(wire: Wire, oldest_us: int, newest_us: int, dropped: list[RejectedValue]) -> VehicleReading:
     # This is the order of the checks, which is not that of the fields.
     vehicle_id = VEHICLE_ID[wire.vehicle_id]
     meter_id = METER_ID_IF_ANY[wire.meter_id]
@@ -113,9 +120,19 @@ def _vehicle_reading(wire: Wire, oldest_us: int, newest_us: int) -> VehicleReadi
         _microseconds(wire.timestamp, oldest_us, newest_us),
         DC[wire.kwh_delivered_dc],
         meter_id,
-        SOC[wire.soc],
-        BATTERY_TEMP[wire.battery_temp],
+        _optional(SOC, wire.soc, dropped),
+        _optional(BATTERY_TEMP, wire.battery_temp, dropped),
     )
+
+
+def _optional(quantity: "_Quantity", value: float | None, dropped: list[RejectedValue]) -> int | None:
+    """Returns the scaled value. A bad one is dropped: a sensor's error value is no reason to lose the energy."""
+    try:
+        scaled: int | None = quantity[value]
+    except RejectedValue as why:
+        dropped.append(why)
+        return None
+    return scaled
 
 
 # The most values that a table holds. None is ever dropped: a value that does not come again only takes up a place.
@@ -170,7 +187,7 @@ def all_microseconds(timestamps: Iterable[Any], oldest_us: int, newest_us: int) 
     return all_us
 
 
-class _Quantity(dict[float | None, Any]):
+class _Quantity(dict[float | str | None, Any]):
     """The scaled integer of each value; a lookup may raise RejectedValue.
 
     The range holds for what is stored: noise of floats such as -5.6e-17 kWh is a zero, and no reason to reject. Most
@@ -181,9 +198,11 @@ class _Quantity(dict[float | None, Any]):
         super().__init__({None: None} if optional else {})
         self.field, self.code, self.low, self.high, self.factor = field, code, low, high, factor
 
-    def __missing__(self, value: float | None) -> int:
+    def __missing__(self, value: float | str | None) -> int:
         if value is None:
             raise RejectedValue("missing_field", self.field)
+        if isinstance(value, str):
+            raise RejectedValue(value, self.field)
         # Nothing outside of this rounds into the range, and neither infinity nor NaN can be rounded.
         if not self.low - 1 < value < self.high + 1:
             raise RejectedValue(self.code, self.field)

@@ -1,13 +1,18 @@
 """Counts of the readings that this process has taken in since its start, for /metrics."""
 
+from collections.abc import Iterable
+
 from prometheus_client import Counter, Gauge
 
-from app.ingest.batch import Receipt
+from app.ingest.batch import Dropped, Receipt
 
 RECEIVED = Counter("wattline_readings_received", "Readings of batches that have a receipt.")
 INSERTED = Counter("wattline_readings_inserted", "Readings stored.")
 DUPLICATES = Counter("wattline_readings_duplicate", "Readings that were stored before.")
 REJECTED = Counter("wattline_readings_rejected", "Readings rejected.", ["code"])
+DROPPED = Counter(
+    "wattline_members_dropped", "Optional members dropped of readings that were stored.", ["field", "code"]
+)
 WAITING = Gauge("wattline_readings_waiting", "Readings that wait for the writer.")
 
 # Without the label, a process that has no consumer would look as if its consumer were disconnected.
@@ -21,6 +26,12 @@ MQTT_MESSAGES = Counter("wattline_mqtt_messages", "Messages stored or put in qua
 MQTT_QUARANTINED = Counter(
     "wattline_mqtt_messages_quarantined", "Messages of which something went to quarantine.", ["broker"]
 )
+
+
+def count_warnings(warnings: Iterable[Dropped]) -> None:
+    """Adds dropped members to the counts."""
+    for dropped in warnings:
+        DROPPED.labels(dropped.field, dropped.code).inc()
 
 
 def count(receipt: Receipt) -> None:

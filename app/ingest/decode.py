@@ -1,21 +1,21 @@
 """Bytes to readings: one typed decode of the whole body, then the checks (check.py).
 
-Only a body that the typed decode cannot read is taken apart, so that one bad reading never blocks its neighbours.
+A body that the typed decode cannot read is taken apart, and its readings are decoded one by one (members.py): one bad
+reading never blocks its neighbours.
 """
 
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
-from math import inf
-from typing import Any
 
-import msgspec
 from msgspec import Raw
 
 from app.errors import BatchTooLarge, EmptyBatch, MalformedBody
-from app.ingest.batch import PAYLOAD_LIMIT_BYTES, Batch, RejectedReading, reject
+from app.ingest.batch import PAYLOAD_LIMIT_BYTES, Batch, RejectedReading
 from app.ingest.check import MAX_AGE_US, Wire, check_each
+from app.ingest.members import JSON, MSGPACK, UNDECODABLE, Form, decode_alike, decode_one
 from app.telemetry.reading import Stream
 
 MAX_READINGS = 50_000
@@ -37,36 +37,6 @@ class MediaType(StrEnum):
     MSGPACK = "application/msgpack"
 
 
-_WIRE_FIELDS = {field.name: field for field in msgspec.structs.fields(Wire)}
-_Members = msgspec.defstruct("_Members", [(name, Raw, Raw()) for name in _WIRE_FIELDS], rename="camel", gc=False)
-_FIELDS_OF = {
-    Stream.METER: ("meter_id", "timestamp", "kwh_consumed_ac", "voltage"),
-    Stream.VEHICLE: ("vehicle_id", "meter_id", "timestamp", "kwh_delivered_dc", "soc", "battery_temp"),
-}
-"""The device's own id comes first, so that a rejection for any other field names the device."""
-
-# msgspec lets UnicodeDecodeError through; its own errors are ValueErrors too.
-UNDECODABLE = (ValueError, RecursionError)
-
-
-class _Form:
-    """The decoders of one encoding."""
-
-    def __init__(
-        self, decoder: type[msgspec.json.Decoder[Any]] | type[msgspec.msgpack.Decoder[Any]], null: bytes
-    ) -> None:
-        self.one = decoder(Wire)
-        self.many = decoder(list[Wire])
-        self.one_apart = decoder(Raw)
-        self.many_apart = decoder(list[Raw])
-        self.members: Any = decoder(_Members)
-        self.fields = {name: decoder(field.type) for name, field in _WIRE_FIELDS.items()}
-        self.absent = (b"", null)
-
-
-JSON = _Form(msgspec.json.Decoder, b"null")
-_MSGPACK = _Form(msgspec.msgpack.Decoder, b"\xc0")
-
 _SIGNIFICANT = re.compile(rb"[^ \t\r\n]")
 _WRITTEN = re.compile(r"[^ \t\r\n]")
 _LINE = re.compile(rb"[^ \t\r\n][^\n]*")
@@ -86,21 +56,24 @@ def decode_batch(
     `stream` is the stream of all readings; without it, readings with a `vehicleId` are vehicle readings. `device_id` is
     the stream's device for readings that name none. Raises MalformedBody, EmptyBatch and BatchTooLarge.
     """
-    form = _MSGPACK if media_type is MediaType.MSGPACK else JSON
+    form = MSGPACK if media_type is MediaType.MSGPACK else JSON
     elements: Sequence[bytes | Raw] = ()
+    wires: Sequence[Wire | RejectedReading]
     many = False
     if media_type is MediaType.NDJSON:
         elements = _lines(body)
-        wires = _decode_each(elements, form, stream)
+        wires = [decode_one(index, element, form, stream) for index, element in enumerate(elements)]
     else:
         many = _is_array(body, media_type)
         try:
             wires = form.many.decode(body) if many else [form.one.decode(body)]
         except UNDECODABLE:
             if many and form is JSON and body.count(b",") > _MAX_COMMAS_TAKEN_APART:
-                raise BatchTooLarge("The batch holds too many elements to be taken apart.") from None
+                _refuse_many(body)
             elements = _take_apart(body, form, many=many)
-            wires = _decode_each(elements, form, stream)
+            wires = (many and decode_alike(body, elements, form)) or [
+                decode_one(index, element, form, stream) for index, element in enumerate(elements)
+            ]
     if not wires:
         raise EmptyBatch
     if len(wires) > MAX_READINGS:
@@ -118,7 +91,7 @@ def decode_batch(
 def _name_device(wires: Sequence[Wire | RejectedReading], stream: Stream, device_id: str) -> None:
     field = "meter_id" if stream is Stream.METER else "vehicle_id"
     for wire in wires:
-        if isinstance(wire, Wire) and getattr(wire, field) is None:
+        if not isinstance(wire, RejectedReading) and getattr(wire, field) is None:
             setattr(wire, field, device_id)
 
 
@@ -157,7 +130,15 @@ def _lines(body: bytes) -> list[bytes]:
     return lines
 
 
-def _take_apart(body: bytes, form: _Form, *, many: bool) -> Sequence[bytes | Raw]:
+def _refuse_many(body: bytes) -> None:
+    """Raises BatchTooLarge unless the commas prove to be within a few readings, such as in an array of samples."""
+    with suppress(*UNDECODABLE):
+        if len(JSON.many_loosely.decode(body)) <= MAX_READINGS:
+            return
+    raise BatchTooLarge("The batch holds too many elements to be taken apart.")
+
+
+def _take_apart(body: bytes, form: Form, *, many: bool) -> Sequence[bytes | Raw]:
     elements: Sequence[bytes | Raw]
     try:
         elements = form.many_apart.decode(body) if many else [form.one_apart.decode(body)]
@@ -201,41 +182,3 @@ def _split_array(body: bytes, failure: ValueError) -> list[bytes]:
 def _next_character(text: str, position: int) -> int:
     found = _WRITTEN.search(text, position)
     return found.start() if found else len(text)
-
-
-def _decode_each(elements: Sequence[bytes | Raw], form: _Form, stream: Stream | None) -> list[Wire | RejectedReading]:
-    return [decode_one(index, element, form, stream) for index, element in enumerate(elements)]
-
-
-def decode_one(index: int, element: bytes | Raw, form: _Form, stream: Stream | None) -> Wire | RejectedReading:
-    """Decodes one reading; a rejection names the member at fault."""
-    try:
-        wire: Wire = form.one.decode(element)
-    except UNDECODABLE:
-        return _decode_members(index, element, form, stream)
-    return wire
-
-
-def _decode_members(index: int, element: bytes | Raw, form: _Form, stream: Stream | None) -> Wire | RejectedReading:
-    try:
-        members = form.members.decode(element)
-    except UNDECODABLE:
-        return reject(index, "malformed", None, stream)
-    if stream is None:
-        stream = Stream.METER if bytes(members.vehicle_id) in form.absent else Stream.VEHICLE
-    values: dict[str, Any] = {}
-    for name in _FIELDS_OF[stream]:
-        value = bytes(getattr(members, name))
-        try:
-            values[name] = None if value in form.absent else form.fields[name].decode(value)
-        except UNDECODABLE:
-            if not _is_huge_number(name, value):
-                device = values.get(_FIELDS_OF[stream][0])
-                return reject(index, "malformed", _WIRE_FIELDS[name].encode_name, stream, device)
-            values[name] = inf
-    return Wire(**values)
-
-
-def _is_huge_number(name: str, value: bytes) -> bool:
-    # JSON allows 1e999; in MessagePack these first bytes are small integers, which always decode.
-    return _WIRE_FIELDS[name].type == float | None and value[:1] in b"-0123456789"

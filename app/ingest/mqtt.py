@@ -21,7 +21,7 @@ from paho.mqtt.client import topic_matches_sub
 from app.broker import Message, Session, shown_address
 from app.errors import BodyTooLarge, InternalError, ServiceError, StoreBusy, UnsupportedMediaType
 from app.ingest import counters
-from app.ingest.batch import PAYLOAD_LIMIT_BYTES, Batch, Receipt, RejectedReading, Source
+from app.ingest.batch import PAYLOAD_LIMIT_BYTES, Batch, Receipt, RejectedReading, Source, warnings_of
 from app.ingest.decode import MediaType, decode_batch
 from app.ingest.http.body import MAX_BODY_BYTES
 from app.ingest.store.writer import GROUP_READINGS, Writer
@@ -124,8 +124,9 @@ class Consumer:
         That message then fails no other and does not come back for ever.
         """
         while not self._closing.is_set():
+            batch = merged(group)
             try:
-                receipt = await self._writer.store(merged(group), Source.MQTT)
+                receipt = await self._writer.store(batch, Source.MQTT)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a message, the consumer outlives it
                 passes = isinstance(error, PASSING) and not isinstance(error, OF_DATA)
                 if passes or len(group) == 1:
@@ -143,6 +144,7 @@ class Consumer:
                 self._pauses = 0
                 self._group_readings = min(2 * self._group_readings, GROUP_READINGS)
                 self._count(group, receipt)
+                counters.count_warnings(warnings_of(batch))
                 for start in range(0, len(group), MESSAGES_AT_ONCE):
                     self._session.acknowledge(message for message, _ in group[start : start + MESSAGES_AT_ONCE])
                     await asyncio.sleep(0)
@@ -242,6 +244,7 @@ def merged(group: Iterable[tuple[Message, Batch]]) -> Batch:
     for message, batch in group:
         whole.topics += [message.topic[:LONGEST_TOPIC]] * batch.received
         whole.rejected += [replace(reading, index=whole.received + reading.index) for reading in batch.rejected]
+        whole.warnings += [replace(dropped, index=whole.received + dropped.index) for dropped in batch.warnings]
         whole.received += batch.received
         whole.of_vehicle += batch.of_vehicle or bytes([bool(batch.vehicle)]) * batch.received
         whole.meter += batch.meter

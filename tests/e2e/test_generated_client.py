@@ -148,11 +148,14 @@ def test_a_reading_alone_and_a_rejected_one_are_typed_too(client: Any) -> None:
     models, now = module("models"), minutes_ago(1)
     alone = call("telemetry", "post_meter_batch", client=client, body=models.MeterReading("M2", now, 0.1))
     assert (alone.received, alone.inserted) == (1, 1)
-    wrong = [models.VehicleReading("V2", now, 0.1), models.VehicleReading("V2", now, 0.1, soc=207)]
+    wrong = [models.VehicleReading("V2", now, 0.1, soc=207), models.VehicleReading("V2", now, -0.1)]
     receipt = call("telemetry", "post_vehicle_batch", client=client, body=wrong)
     (rejection,) = receipt.rejected
     assert isinstance(rejection, models.Rejection)
-    assert (rejection.index, rejection.code, rejection.field) == (1, "soc_out_of_range", "soc")
+    assert (rejection.index, rejection.code, rejection.field) == (1, "energy_out_of_range", "kwhDeliveredDc")
+    (dropped,) = receipt.warnings
+    assert isinstance(dropped, models.Dropped)
+    assert (dropped.index, dropped.code, dropped.field) == (0, "soc_out_of_range", "soc")
 
 
 def test_performance_and_states_are_read(client: Any) -> None:
@@ -195,11 +198,11 @@ def test_a_refused_request_is_a_typed_problem(client: Any) -> None:
         assert isinstance(problem, models.Problem)
         assert (problem.status, problem.code) == (status, code)
 
-    body = models.VehicleReading("V1", now, 0.1, soc=207)
+    body = models.VehicleReading("V1", now, -0.1)
     answer = module("api.telemetry.post_batch").sync_detailed(client=client, body=body)
     assert answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY
     assert answer.parsed.code == "all_rejected"
-    assert answer.parsed.additional_properties["rejected"][0]["code"] == "soc_out_of_range"
+    assert answer.parsed.additional_properties["rejected"][0]["code"] == "energy_out_of_range"
 
 
 def test_health_is_read(client: Any) -> None:

@@ -19,9 +19,9 @@ import psycopg
 import pytest
 
 from app.errors import SetupError
-from app.ingest.history.columns import SYNONYMS
 from app.ingest.history.file import MAX_LINE_BYTES
 from app.ingest.history.importer import QUARANTINED_ROWS, Importer
+from app.ingest.names import SYNONYMS
 from app.ingest.store import statements
 from tests.fixtures.commands import command
 from tests.fixtures.engines import on_plain, on_timescale, run_policies
@@ -426,7 +426,7 @@ async def test_an_import_waits_for_whoever_holds_the_table(
             holding.rollback()
 
         importer = Importer(database_url, on_progress=lambda *_: None, on_pause=pause, on_rejected=None)
-        _, done, _ = await importer.run(str(tmp_path / "h.csv"), {})
+        done = (await importer.run(str(tmp_path / "h.csv"), {})).after
         await importer.close()
     assert (done.read, done.inserted, pauses) == (200, 200, [1])
     assert stored(connection) == expected(readings)

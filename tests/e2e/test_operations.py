@@ -94,7 +94,7 @@ def fleet(empty_fleet: str) -> str:
 
 def test_a_role_with_the_documented_rights_serves_and_stores(fleet: str) -> None:
     at = minutes_ago(2)
-    batch = [meter(at), vehicle(at, meterId="M1"), meter(at - timedelta(days=3)), vehicle(at, soc=207)]
+    batch = [meter(at), vehicle(at, meterId="M1"), meter(at - timedelta(days=3)), vehicle(at, -1)]
     with serving(as_role(fleet, SERVICE)) as process:
         mapping = {"vehicleId": "V1", "meterId": "M1"}
         assert process.post("/v1/ingestion/mapping", json=mapping).status_code == httpx.codes.OK
@@ -108,7 +108,7 @@ def test_a_role_with_the_documented_rights_serves_and_stores(fleet: str) -> None
             answer = process.get(path)
             assert answer.status_code == httpx.codes.OK, (path, answer.text)
         listed = command("quarantine", "list", DATABASE_URL=as_role(fleet, SERVICE))
-        assert "soc_out_of_range" in listed.stdout
+        assert "energy_out_of_range" in listed.stdout
     assert complaints(as_role(fleet, OWNER)) == []
 
 

@@ -74,14 +74,14 @@ async def test_what_was_rejected_for_its_new_device_is_stored_as_if_it_had_not_b
 
 async def test_each_is_judged_by_todays_rules_and_leaves_or_stays(database_url: str, connection: Connection) -> None:
     at = minutes_ago(3)
-    gone = "voltage_out_of_range"
+    gone = "energy_out_of_range"
     in_msgpack = msgspec.msgpack.encode(vehicle(at, vehicle_id="V2", soc=40))
     await keep(
         database_url,
         Source.HTTP,
         rejected(meter(at), gone, stream=Stream.METER),
         rejected(in_msgpack, gone, stream=Stream.VEHICLE),
-        rejected(vehicle(at, soc=207), "malformed", stream=Stream.VEHICLE),
+        rejected(vehicle(at, -1), "malformed", stream=Stream.VEHICLE),
         rejected([meter(at, meter_id="nested")]),
         rejected(b'{"meterId": "half'),
     )
@@ -95,19 +95,19 @@ async def test_each_is_judged_by_todays_rules_and_leaves_or_stays(database_url: 
     )
     done = await drive(database_url)
     assert (done.rows, done.stored, done.duplicates) == (8, 4, 1)
-    assert done.rejected == {"malformed": 3, "soc_out_of_range": 1, "missing_field": 1}
-    assert codes(connection) == ["soc_out_of_range", "malformed", "malformed", "missing_field", "malformed"]
+    assert done.rejected == {"malformed": 3, "energy_out_of_range": 1, "missing_field": 1}
+    assert codes(connection) == ["energy_out_of_range", "malformed", "malformed", "missing_field", "malformed"]
     assert connection.execute("SELECT DISTINCT times, first_at = last_at FROM quarantine").fetchall() == [(1, True)]
     again = await drive(database_url)
     assert (again.rows, again.stored, again.duplicates, again.rejected) == (5, 0, 0, done.rejected)
 
 
 async def test_a_new_reason_that_is_kept_already_is_not_kept_twice(database_url: str, connection: Connection) -> None:
-    payload = vehicle(minutes_ago(1), soc=207)
-    for code in ("malformed", "soc_out_of_range", "invalid_id"):
+    payload = vehicle(minutes_ago(1), -1)
+    for code in ("malformed", "energy_out_of_range", "invalid_id"):
         await keep(database_url, Source.HTTP, rejected(payload, code, stream=Stream.VEHICLE))
     await drive(database_url)
-    assert codes(connection) == ["soc_out_of_range"]
+    assert codes(connection) == ["energy_out_of_range"]
 
 
 def arrived(connection: Connection, days_ago: float) -> None:

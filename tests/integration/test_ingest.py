@@ -14,9 +14,11 @@ import msgspec
 import psycopg
 import pytest
 
-from app.ingest.batch import REJECTIONS
+from app.ingest.batch import REJECTIONS, WARNINGS
 from app.ingest.decode import MAX_READINGS
+from app.settings import Settings
 from tests.fixtures.sending import Reading, map_vehicle, meter, minutes_ago, performance, problem, send, stamp, vehicle
+from tests.fixtures.service import service
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -73,8 +75,8 @@ async def test_every_form_and_encoding_of_a_batch_gives_the_same_receipt(shared_
             name = f"forms-{form}-{encoding}"
             readings = [
                 meter(at, meter_id=name, voltage=230.5),
-                vehicle(at, vehicle_id=name, meterId=name, soc=101),
-                vehicle(at, vehicle_id=name, meterId=name, soc=99.9, batteryTemp=-3.25),
+                vehicle(at, -1, vehicle_id=name, meterId=name),
+                vehicle(at, vehicle_id=name, meterId=name, soc=101, batteryTemp=-3.25),
                 meter(at, meter_id=name, voltage=230.5),
             ]
             answer = await post(shared_client, compress(encode(readings)), media_type, encoding)
@@ -84,7 +86,15 @@ async def test_every_form_and_encoding_of_a_batch_gives_the_same_receipt(shared_
             receipts.append(receipt | {"committedAt": ""})
     assert [receipt for receipt in receipts if receipt != receipts[0]] == []
     assert receipts[0]["rejected"] == [
-        {"index": 1, "code": "soc_out_of_range", "field": "soc", "message": REJECTIONS["soc_out_of_range"]}
+        {
+            "index": 1,
+            "code": "energy_out_of_range",
+            "field": "kwhDeliveredDc",
+            "message": REJECTIONS["energy_out_of_range"],
+        }
+    ]
+    assert receipts[0]["warnings"] == [
+        {"index": 2, "code": "soc_out_of_range", "field": "soc", "message": WARNINGS["soc_out_of_range"]}
     ]
 
 
@@ -143,15 +153,13 @@ async def test_each_rejected_reading_is_named_with_its_reason(shared_client: htt
         (meter(now - timedelta(days=7, seconds=5), meter_id="reasons"), "too_old", "timestamp"),
         (meter(at, 1000.1, meter_id="reasons"), "energy_out_of_range", "kwhConsumedAc"),
         (vehicle(at, -0.1, vehicle_id="reasons"), "energy_out_of_range", "kwhDeliveredDc"),
-        (meter(at, meter_id="reasons", voltage=1001), "voltage_out_of_range", "voltage"),
-        (vehicle(at, vehicle_id="reasons", soc=-1), "soc_out_of_range", "soc"),
-        (vehicle(at, vehicle_id="reasons", batteryTemp=151), "battery_temp_out_of_range", "batteryTemp"),
+        (vehicle(at, vehicle="reasons", VIN="reasons") | {"vehicleId": None}, "ambiguous", "vehicleId"),
     ]
     good = meter(now + timedelta(minutes=4), meter_id="reasons")
     answer = await shared_client.post("/v1/telemetry", json=[reading for reading, _, _ in cases] + [good])
     assert answer.status_code == httpx.codes.OK
     receipt = answer.json()
-    assert counts(receipt) == (15, 1, 0, 0, 0)
+    assert counts(receipt) == (13, 1, 0, 0, 0)
     assert receipt["rejected"] == [
         {"index": index, "code": code, "field": field, "message": REJECTIONS[code]}
         for index, (_, code, field) in enumerate(cases)
@@ -178,6 +186,44 @@ async def test_an_id_of_the_trade_is_the_same_at_every_call(shared_client: httpx
             assert name in exported.text.splitlines()[1].split(",")
     (after,) = (await get("/v1/analytics/meters/states", params={"after": name[:-1], "limit": 1})).json()
     assert after["meterId"] == name
+
+
+async def test_an_optional_member_that_is_wrong_is_dropped_and_the_energy_kept(
+    client: httpx.AsyncClient, connection: psycopg.Connection
+) -> None:
+    at = minutes_ago(2)
+    doubtful: list[tuple[Reading, list[tuple[str, str]]]] = [
+        (meter(at, voltage=2314), [("voltage_out_of_range", "voltage")]),
+        (meter(at, meter_id="M2", voltage="unavailable"), [("malformed", "voltage")]),
+        (meter(at, meter_id="M3", voltage="230.5"), []),
+        (vehicle(at, soc=255), [("soc_out_of_range", "soc")]),
+        (vehicle(at, vehicle_id="V2", soc=[], battery_temp=-127),
+         [("malformed", "soc"), ("battery_temp_out_of_range", "batteryTemp")]),
+        (vehicle(at, -1, vehicle_id="V3", soc=255), []),
+    ]  # fmt: skip
+    answer = (await client.post("/v1/telemetry", json=[reading for reading, _ in doubtful])).json()
+    assert counts(answer) == (6, 5, 0, 0, 0)
+    assert answer["warnings"] == [
+        {"index": index, "code": code, "field": field, "message": WARNINGS[code]}
+        for index, (_, dropped) in enumerate(doubtful)
+        for code, field in dropped
+    ]
+    assert rows(connection, "SELECT ac_milliwh, voltage_centiv FROM meter_reading ORDER BY meter_id") == [
+        (500_000, None), (500_000, None), (500_000, 23_050)
+    ]  # fmt: skip
+    assert rows(connection, "SELECT dc_milliwh, soc_centipercent, battery_temp_centic FROM vehicle_reading") == [
+        (450_000, None, None), (450_000, None, None)
+    ]  # fmt: skip
+    assert rows(connection, "SELECT code FROM quarantine") == [("energy_out_of_range",)]
+
+
+async def test_of_a_reading_that_is_rejected_when_it_is_stored_nothing_else_is_said(database_url: str) -> None:
+    async with service(Settings(database_url=database_url, new_devices_per_hour=1)) as client:
+        await send(client, meter(minutes_ago(1)))
+        batch = [meter(minutes_ago(2), voltage=-1), meter(minutes_ago(2), meter_id="M2", voltage=-1)]
+        answer = (await client.post("/v1/telemetry", json=batch)).json()
+    assert [one["index"] for one in answer["warnings"]] == [0]
+    assert [(one["index"], one["code"]) for one in answer["rejected"]] == [(1, "too_many_new_devices")]
 
 
 async def test_rejected_readings_are_kept_as_bytes_and_counted(

@@ -32,7 +32,7 @@ async def test_readings_are_counted_by_what_became_of_them(
 ) -> None:
     await send(client, meter(minutes_ago(1)))
     before = await metrics(client)
-    batch = [meter(minutes_ago(1)), vehicle(minutes_ago(1)), vehicle(minutes_ago(1), soc=207), {}, {}]
+    batch = [meter(minutes_ago(1)), vehicle(minutes_ago(1), soc=207), vehicle(minutes_ago(2), -1), {}, {}]
     assert (await client.post("/v1/telemetry", json=batch)).status_code == httpx.codes.OK
     connection.execute("UPDATE installation SET quarantine_dropped = 17")
     after = await metrics(client)
@@ -42,7 +42,8 @@ async def test_readings_are_counted_by_what_became_of_them(
 
     assert grown("wattline_readings_received_total") == 5
     assert grown("wattline_readings_inserted_total") == grown("wattline_readings_duplicate_total") == 1
-    assert grown("wattline_readings_rejected_total,soc_out_of_range") == 1
+    assert grown("wattline_readings_rejected_total,energy_out_of_range") == 1
+    assert grown("wattline_members_dropped_total,soc_out_of_range,soc") == 1
     assert grown("wattline_readings_rejected_total,missing_field") == 2
     assert grown("wattline_request_seconds_count,POST,/v1/telemetry,200") == 1
     assert after["wattline_readings_waiting"] == 0
@@ -112,7 +113,7 @@ async def test_of_mqtt_it_tells_the_connection_the_messages_and_a_store_that_wai
             await eventually_here(is_told)
 
         await becomes(1, 0, 0, 0)
-        good, bad = meter(minutes_ago(1)), meter(minutes_ago(2), voltage=-1)
+        good, bad = meter(minutes_ago(1)), meter(minutes_ago(2), -1)
         with publishing(broker) as publisher:
             for payload in json.dumps([good, bad, bad]), json.dumps(good), "{", json.dumps([bad, good]):
                 publish(publisher, "telemetry/meter/M1", payload.encode())

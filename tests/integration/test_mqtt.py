@@ -138,14 +138,14 @@ async def test_whatever_cannot_be_stored_is_in_quarantine_with_its_reason(
 async def test_a_rejected_reading_stops_no_neighbour(
     database_url: str, connection: psycopg.Connection, broker: Broker
 ) -> None:
-    batch = [meter(minutes_ago(2)), meter(minutes_ago(1), voltage=-1), meter(minutes_ago(1))]
+    batch = [meter(minutes_ago(2)), meter(minutes_ago(1), -1), meter(minutes_ago(1))]
     async with consuming_here(database_url, mqtt_url=broker.url):
         with publishing(broker) as client:
             for device in ("M1", "M2"):
                 await_published([publish(client, f"telemetry/meter/{device}", json.dumps(batch).encode())])
         await await_rows(connection, meter_reading=2, quarantine=2)
     assert [row[:3] for row in quarantined(connection)] == [
-        (f"telemetry/meter/{device}", "voltage_out_of_range", "voltage") for device in ("M1", "M2")
+        (f"telemetry/meter/{device}", "energy_out_of_range", "kwhConsumedAc") for device in ("M1", "M2")
     ]
 
 

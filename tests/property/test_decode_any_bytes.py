@@ -17,6 +17,7 @@ from app.errors import BatchTooLarge, BodyTooLarge, EmptyBatch, MalformedBody, U
 from app.ingest.batch import REJECTIONS, Batch
 from app.ingest.decode import MediaType, decode_batch
 from app.ingest.http.body import read_body
+from app.ingest.names import SYNONYMS
 from app.telemetry.reading import Stream
 
 if sys.version_info >= (3, 14):
@@ -173,6 +174,43 @@ def test_the_three_forms_of_the_same_readings_decode_alike(values: list[Any], st
     for rejected in (*plain.rejected, *lines.rejected, *packed.rejected):
         rejected.payload = b""
     assert plain == lines == packed
+
+
+def snake(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+
+
+def in_unit(timestamp: str, microseconds: int) -> int | str:
+    """Returns the timestamp in a unit of so many microseconds, if it can be written so."""
+    us = (datetime.fromisoformat(timestamp) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    return timestamp if us % microseconds else us // microseconds
+
+
+@st.composite
+def respelled(draw: st.DrawFn, reading: dict[str, Any]) -> dict[str, Any]:
+    """Returns the reading with other names, numbers as text and timestamps as numbers."""
+    spelled: dict[str, Any] = {}
+    for name, value in reading.items():
+        if name == "timestamp":
+            us = draw(st.sampled_from([1_000_000, 1_000, 1]))
+            value = draw(st.sampled_from([value, in_unit(value, us), str(in_unit(value, us))]))
+        elif isinstance(value, int | float):
+            value = draw(st.sampled_from([value, repr(value), f" {value!r}"]))
+        names = [name, snake(name), name.upper(), *SYNONYMS.get(name, ())]
+        spelled[draw(st.sampled_from(names)) if name in SYNONYMS else name] = value
+    return spelled
+
+
+@settings(max_examples=300)
+@given(st.data(), st.lists(good_readings, min_size=1, max_size=4), media_types, streams)
+def test_other_spellings_mean_the_same(
+    data: st.DataObject, values: list[Any], form: MediaType, stream: Stream | None
+) -> None:
+    spelled = [data.draw(respelled(reading)) for reading in values]
+    batch, expected = (decode(encoded(written, form), form, stream) for written in (spelled, values))
+    for rejected in (*batch.rejected, *expected.rejected):
+        rejected.payload = b""
+    assert batch == expected
 
 
 @settings(max_examples=300)

@@ -1,6 +1,7 @@
 """However the lines of a file are grouped, each becomes the same reading, or is rejected for the same reason."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +20,8 @@ FLOATS = ["kwhConsumedAc", "voltage"]
 NOW_US = EPOCH_US + 800_000_000_000_000
 # For each field of FIELDS, some values are right, and some are wrong or written in another form.
 ids = st.sampled_from(["", "M1", "null", "Null", "V.2", "no id", '"M1"', " M1 ", "x" * 65, "a\\b", "é"])
-numbers = st.sampled_from(
-    ["", "0.5", "7", "1e2", "-0.0", " 0.5", '"0.5"', "NaN", "1e999", "true", "0x1", ".5", "null", "NULL"]
+numbers = st.sampled_from(["", "0.5", "7", "1e2", "-0.0", "-1e-9", "1e-7", "-3", "1e999"]) | st.sampled_from(
+    [" 0.5", '"0.5"', "NaN", "inf", "true", "0x1", ".5", "+5.", "null", "NULL"]
 )
 cells = {
     "timestamp": st.sampled_from(
@@ -29,6 +30,11 @@ cells = {
             "2025-05-01T14:00:00.000001+02:00",
             "2025-05-01T12:00:00",
             "1746100800",
+            "1746100800.1234565",
+            "1746100800123",
+            "1746100800123456",
+            "1746100800123456789",
+            "1e99",
             "",
             "noon",
             "null",
@@ -64,6 +70,7 @@ def decoded(head: str, lines: list[bytes], *, together: bool) -> list[Any]:
         [reading for one in checked for reading in zip(*one.meter, strict=True)],
         [reading for one in checked for reading in zip(*one.vehicle, strict=True)],
         [_reason(reading) for one in checked for reading in one.rejected],
+        sum((one.dropped for one in checked), Counter[str]()),
     ]
 
 
@@ -83,8 +90,8 @@ def test_a_number_in_csv_is_what_it_is_in_an_object(field: str, number: float | 
     text = str(number).replace("inf", "1e999")
     line = {"timestamp": "2025-05-01T12:00:00Z", "meterId": "M1", "kwhConsumedAc": "1", field: text}
     members = ",".join(f'"{name}":{value if name in FLOATS else json.dumps(value)}' for name, value in line.items())
-    *accepted, rejected = decoded(",".join(line) + "\n", [",".join(line.values()).encode()], together=True)
-    *expected, alone = decoded("{}\n", [b"{" + members.encode() + b"}"], together=True)
+    *accepted, rejected, _ = decoded(",".join(line) + "\n", [",".join(line.values()).encode()], together=True)
+    *expected, alone, _ = decoded("{}\n", [b"{" + members.encode() + b"}"], together=True)
     assert (accepted, [reason[:4] for reason in rejected]) == (expected, [reason[:4] for reason in alone])
 
 

@@ -21,10 +21,11 @@ from app.cli import cli
 from app.database import ANSWER_SECONDS, TRANSACTION_SECONDS, most_connections
 from app.errors import ServiceError
 from app.fleet.states import REPORTING_MINUTES
-from app.ingest.batch import PAYLOAD_LIMIT_BYTES, REJECTIONS
+from app.ingest.batch import PAYLOAD_LIMIT_BYTES, REJECTIONS, WARNINGS
 from app.ingest.decode import MAX_READINGS, MediaType
-from app.ingest.history.columns import SYNONYMS
 from app.ingest.http.body import DRAIN_BYTES, DRAIN_SECONDS, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES
+from app.ingest.members import MAX_READING_BYTES
+from app.ingest.names import SYNONYMS
 from app.ingest.store.session import STAGED_SECONDS
 from app.ingest.store.writer import GROUP_READINGS
 from app.main import create_app
@@ -102,10 +103,11 @@ def errors_of(heading: str) -> set[str]:
 
 def test_rejections_are_those_of_the_code() -> None:
     assert {code: message for code, message, _ in table("gateways.md", "## Rejected readings")} == REJECTIONS
+    assert {code: message for code, message, _ in table("gateways.md", "## Dropped members")} == WARNINGS
 
 
 def test_names_of_columns_are_those_of_the_code() -> None:
-    rows = table("import.md", "## Files")
+    rows = table("gateways.md", "## Other spellings")
     assert {field: tuple(re.findall(r"\w+", others)) for field, others in rows} == SYNONYMS
 
 
@@ -147,12 +149,13 @@ def test_limits_are_those_of_the_code() -> None:
         )
     }
     for field, words in ranges.items():
-        assert words in REJECTIONS[f"{field}_out_of_range"]
+        assert words in (REJECTIONS | WARNINGS)[f"{field}_out_of_range"]
     assert limits == {
         "body, decoded": f"{MAX_BODY_BYTES // MIB} MiB",
         "body, as sent compressed": f"{MAX_COMPRESSED_BYTES / MIB:g} MiB",
         "gzip members or zstd frames of a body": f"{MAX_FRAMES:,}",
         "readings of a batch": f"{MAX_READINGS:,}",
+        "reading with other names": f"{MAX_READING_BYTES // 1024} KiB",
         "characters of an id": "64",
         "timestamp ahead": f"{MAX_AHEAD.seconds // 60} minutes",
         "timestamp back": f"{MAX_AGE.days} days",

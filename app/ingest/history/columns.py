@@ -1,38 +1,12 @@
 """The columns of a file, or the members of its objects, and the fields of a reading that they stand for."""
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 
-import msgspec
-
 from app.errors import SetupError
-from app.ingest.check import Wire
-
-#: A field's name over HTTP -> the attribute of Wire.
-ATTRIBUTES = {field.encode_name: field.name for field in msgspec.structs.fields(Wire)}
-FLOATS = frozenset(field.name for field in msgspec.structs.fields(Wire) if field.type == float | None)
-
-SYNONYMS = {
-    "timestamp": ("ts", "time", "datetime", "measuredAt", "recordedAt"),
-    "vehicleId": ("vehicle", "vin"),
-    "meterId": ("meter",),
-    "kwhConsumedAc": ("kwhAc", "acKwh", "kwhConsumed", "energyAcKwh"),
-    "kwhDeliveredDc": ("kwhDc", "dcKwh", "kwhDelivered", "energyDcKwh"),
-    "voltage": ("volt", "volts", "voltageV"),
-    "soc": ("stateOfCharge", "socPercent"),
-    "batteryTemp": ("batteryTemperature", "batteryTempC"),
-}
-"""Other names that a field may have; upper and lower case, `_`, `-` and blanks make no difference."""
+from app.ingest.names import ATTRIBUTES, FIELDS
 
 # A file whose objects keep bringing new members would fill the memory.
 MAX_NAMES = 1_000
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_.-]", "", name).casefold()
-
-
-_FIELDS = {_plain(name): field for field, others in SYNONYMS.items() for name in (field, *others)}
 
 
 def parse_mapping(pairs: Iterable[str]) -> dict[str, str]:
@@ -67,7 +41,7 @@ class Columns:
 
     def means(self, name: str) -> str | None:
         """Returns the field that a column of this name stands for; --map takes precedence over the synonyms."""
-        field = self._mapping.get(name) or _FIELDS.get(_plain(name))
+        field = self._mapping.get(name) or FIELDS[name]
         return None if field in self._mapping.values() and name not in self._mapping else field
 
     def learn(self, names: Collection[str], file: str) -> bool:

@@ -3,15 +3,12 @@
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import compress
-from math import isfinite
 from operator import not_
 from typing import Any
 
 import msgspec
-from msgspec import Raw
 
 from app.errors import SetupError
 from app.ingest.check import (
@@ -27,9 +24,11 @@ from app.ingest.check import (
     VOLTAGE,
     all_microseconds,
 )
-from app.ingest.history.columns import ATTRIBUTES, FLOATS, Columns
+from app.ingest.history.columns import Columns
 from app.ingest.history.file import HEAD_BYTES, MAX_LINE_BYTES
 from app.ingest.history.rows import BOM, IDS, Rows, Values, beside
+from app.ingest.members import UNDECODABLE, since_1970
+from app.ingest.names import ATTRIBUTES
 from app.telemetry.device_id import MAX_ID_CHARACTERS
 
 
@@ -111,27 +110,16 @@ class CsvRows(Rows):
         if len(cells) != len(self._fields):
             return None
         members = {
-            field[0]: self._value(field[1], cell.strip())
+            field[0]: cell.strip()
             for field, cell in zip(self._fields, cells, strict=True)
             if field and not _is_empty(field[0], cell.strip())
         }
+        for cell in [cell for field, cell in members.items() if field not in _TEXTS and _has_decimal_comma(cell)]:
+            raise SetupError(f"{self.file} has decimal commas: {cell!r} must be {cell.replace(',', '.')}.")
         others = {
             name: cell for name, field, cell in zip(self._names, self._fields, cells, strict=True) if not field and cell
         }
         return msgspec.json.encode(beside(members, others))
-
-    def _value(self, attribute: str, cell: str) -> str | float | Raw:
-        """Returns a number where one belongs, and the usual form of a timestamp in seconds since 1970."""
-        if _is_number(cell):
-            if attribute in FLOATS:
-                value = float(cell)
-                return value if isfinite(value) else Raw(b"1e999")  # is rejected; infinity would be written as null
-            if attribute == "timestamp":
-                with suppress(ValueError, OverflowError, OSError):
-                    return datetime.fromtimestamp(float(cell), UTC).isoformat()
-        elif attribute in FLOATS and _has_decimal_comma(cell):
-            raise SetupError(f"{self.file} has decimal commas: {cell!r} must be {cell.replace(',', '.')}.")
-        return cell
 
 
 class _Cells(dict[bytes, Any]):
@@ -140,12 +128,12 @@ class _Cells(dict[bytes, Any]):
     def __init__(self, name: str, checked: Mapping[Any, Any]) -> None:
         super().__init__()
         self._checked = checked
-        self._is_number = name in FLOATS
+        self._is_id = name in _IDS
 
     def __missing__(self, cell: bytes) -> Any:
         value: float | str | None = None
         if cell:
-            value = _NUMBER.decode(b'"%b"' % cell) if self._is_number else cell.decode()
+            value = cell.decode() if self._is_id else _NUMBER.decode(b'"%b"' % cell)
         checked = self._checked[value]
         if len(self) < MAX_LOOKED_UP and len(cell) <= MAX_ID_CHARACTERS:
             self[cell] = checked
@@ -162,14 +150,20 @@ _VEHICLE: dict[str, Mapping[Any, Any]] = {
 }
 """The columns are in the order of the readings' fields, without the instant, which is the second field."""
 
-# Numbers are read as in the objects that gateways send, except that text may stand for a number.
+_IDS = ("meter_id", "vehicle_id")
+_TEXTS = (*IDS, "timestamp")
+
+# It reads no text that members.py does not read, and each as the same number.
 _NUMBER = msgspec.json.Decoder(float | None, strict=False)
-_TIMESTAMPS = msgspec.json.Decoder(list[datetime | None], strict=False)
+_TIMESTAMPS = msgspec.json.Decoder(list[datetime])
 
 
 def _all_microseconds(cells: list[bytes], now_us: int, oldest_us: int) -> list[int]:
     different = list(dict.fromkeys(cells))
-    timestamps = _TIMESTAMPS.decode(b'["' + b'","'.join(different) + b'"]')
+    try:
+        timestamps = _TIMESTAMPS.decode(b'["' + b'","'.join(different) + b'"]')
+    except UNDECODABLE:
+        timestamps = [since_1970(cell.decode()) for cell in different]
     known = dict(zip(different, all_microseconds(timestamps, oldest_us, now_us + MAX_AHEAD_US), strict=True))
     return list(map(known.__getitem__, cells))
 
@@ -179,5 +173,4 @@ def _is_empty(field: str, cell: str) -> bool:
     return not cell or (field not in IDS and cell.casefold() == "null")
 
 
-_is_number = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?").fullmatch
 _has_decimal_comma = re.compile(r"[+-]?[0-9]*,[0-9]+").fullmatch

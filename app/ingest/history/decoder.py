@@ -49,7 +49,8 @@ class End(NamedTuple):
 class Decoded(msgspec.Struct, tag=True):
     """A block: its number of `good` readings, and the rejected ones, each with its line and that line's number.
 
-    There are no rows until the `unknown` devices have been registered. `ignored` holds the columns, so far, that stand
+    There are no rows until the `unknown` devices have been registered. `dropped` counts the optional members that were
+    dropped, by field. `ignored` holds the columns, so far, that stand
     for no field; `read_bytes` is how much of the file's size has been read.
     """
 
@@ -59,6 +60,7 @@ class Decoded(msgspec.Struct, tag=True):
     good: int
     rejected: list[RejectedReading]
     rejected_lines: list[tuple[int, bytes]]
+    dropped: dict[str, int]
     ignored: list[str]
     unknown: dict[Stream, set[str]] = {}
     encoded_rows: msgspec.Raw = msgspec.Raw(b"\x80")  # an empty map
@@ -184,6 +186,7 @@ class _Answers:
             len(meter_id) + len(vehicle_id),
             checked.rejected,
             checked.rejected_lines,
+            checked.dropped,
             self._rows.columns.ignored,
         )
         unknown = {

@@ -10,12 +10,12 @@ transactions a block.
 import asyncio
 import hashlib
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count, pairwise
 from math import inf
 from operator import itemgetter
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import psycopg
 from psycopg.rows import scalar_row
@@ -44,6 +44,15 @@ MIN_TRANSACTION_ROWS = 1_000
 QUARANTINED_ROWS = 10_000
 
 
+class Imported(NamedTuple):
+    """The journal of a file before and after; its ignored columns; now, the optional members dropped, by field."""
+
+    before: Journal
+    after: Journal
+    ignored: list[str]
+    dropped: Counter[str]
+
+
 class Importer:
     """Imports files, one after another, over one connection.
 
@@ -65,14 +74,14 @@ class Importer:
         self._decoder = Decoder()
         self._transaction_rows = BLOCK_LINES
 
-    async def run(self, name: str, mapping: Mapping[str, str]) -> tuple[Journal, Journal, list[str]]:
-        """Imports a file, or what is left of it. Returns the journal before and after, and the ignored columns.
+    async def run(self, name: str, mapping: Mapping[str, str]) -> Imported:
+        """Imports a file, or what is left of it.
 
         Raises SetupError; what was stored before stays, and the same call goes on from there.
         """
         file, before = await self._opened(name, mapping)
         oldest_us = await self._session.run(_oldest_us)
-        done, ignored = before, list[str]()
+        done, ignored, dropped = before, list[str](), Counter[str]()
         coming = _in_thread(self._decoder.decode, oldest_us)
         try:
             while (decoded := await coming) is not None:
@@ -85,6 +94,7 @@ class Importer:
                     self._on_rejected(file, [(number, line, reading) for (number, line), reading in rejected])
                 done = await self._session.run(self._store, decoded, done)
                 ignored = decoded.ignored
+                dropped.update(decoded.dropped)
                 self._on_progress(file, decoded.read_bytes, done, before)
         except journal.OtherImport:
             raise SetupError(f"{file.name} is already being imported by another process.") from None
@@ -94,7 +104,7 @@ class Importer:
             if not coming.done():
                 self._decoder.kill()
             await asyncio.gather(coming, return_exceptions=True)
-        return before, done, ignored
+        return Imported(before, done, ignored, dropped)
 
     async def close(self) -> None:
         """Closes the connection and ends the decoding process."""

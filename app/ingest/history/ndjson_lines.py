@@ -7,10 +7,11 @@ import msgspec
 from msgspec import Raw
 
 from app.ingest.check import Wire, check_each
-from app.ingest.decode import UNDECODABLE
-from app.ingest.history.columns import ATTRIBUTES, Columns
+from app.ingest.history.columns import Columns
 from app.ingest.history.file import MAX_LINE_BYTES
 from app.ingest.history.rows import BOM, IDS, Rows, Values, beside, values_of
+from app.ingest.members import UNDECODABLE
+from app.ingest.names import ATTRIBUTES
 
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Wire)}
 
@@ -44,7 +45,7 @@ class NdjsonRows(Rows):
         if b'""' in text:  # Here an empty id means that there is none.
             raise ValueError
         batch = check_each(self._decoder.decode_lines(text), now_us, None, oldest_us=oldest_us)
-        if batch.received != len(piece) or batch.rejected:
+        if batch.received != len(piece) or batch.rejected or batch.warnings:
             raise ValueError
         return values_of(batch.meter), values_of(batch.vehicle)
 

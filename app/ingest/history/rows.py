@@ -5,6 +5,7 @@ sent, and it goes to quarantine in that form.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ import msgspec
 
 from app.ingest.batch import PAYLOAD_LIMIT_BYTES, RejectedReading, reject
 from app.ingest.check import RejectedValue, Wire, check_each
-from app.ingest.decode import JSON, UNDECODABLE, decode_one
-from app.ingest.history.columns import ATTRIBUTES, Columns
+from app.ingest.history.columns import Columns
 from app.ingest.history.file import MAX_LINE_BYTES, Block
+from app.ingest.members import JSON, UNDECODABLE, decode_one
+from app.ingest.names import FIELDS
 from app.telemetry.reading import MeterReading, VehicleReading
 
 # One bad line costs the rest of its piece the fast decode. A piece is small enough for the processor's cache.
@@ -32,7 +34,8 @@ Values = Sequence[Sequence[Any]]
 class Checked(msgspec.Struct):
     """The readings of a block, by the fields of MeterReading and VehicleReading.
 
-    Each rejected reading has its line and the number of that line.
+    Each rejected reading has its line and the number of that line. `dropped` counts the optional members that were
+    dropped, by field.
     """
 
     received: int
@@ -40,6 +43,7 @@ class Checked(msgspec.Struct):
     vehicle: list[list[Any]]
     rejected: list[RejectedReading]
     rejected_lines: list[tuple[int, bytes]]
+    dropped: Counter[str]
 
 
 class Rows(ABC):
@@ -58,7 +62,7 @@ class Rows(ABC):
             lines = [lines[place] for place in places]
         meter: list[list[Any]] = [[] for _ in MeterReading.__struct_fields__]
         vehicle: list[list[Any]] = [[] for _ in VehicleReading.__struct_fields__]
-        checked = Checked(len(lines), meter, vehicle, [], [])
+        checked = Checked(len(lines), meter, vehicle, [], [], Counter())
         for start in range(0, len(lines), PIECE_LINES):
             piece = lines[start : start + PIECE_LINES]
             try:
@@ -73,6 +77,7 @@ class Rows(ABC):
                     reading.index += start
                     checked.rejected_lines.append((block.number + places[reading.index], line))
                 checked.rejected += batch.rejected
+                checked.dropped.update(dropped.field for dropped in batch.warnings)
                 of_piece = values_of(batch.meter), values_of(batch.vehicle)
             for known, more in zip((meter, vehicle), of_piece, strict=True):
                 for all_values, values in zip(known, more, strict=False):  # `more` is empty where none was accepted
@@ -80,7 +85,7 @@ class Rows(ABC):
         return checked
 
     def _check_piece(self, piece: list[bytes], now_us: int, oldest_us: int) -> tuple[Values, Values]:
-        """Returns the values of meters and of vehicles in all lines. Raises if any line is rejected."""
+        """Returns the values of meters and of vehicles in all lines. Raises if any line has a fault."""
         if sum(map(len, piece)) > MAX_PIECE_BYTES or max(map(len, piece)) > MAX_LINE_BYTES:
             raise ValueError
         return self._check_all(piece, now_us, oldest_us)
@@ -109,5 +114,8 @@ def values_of(readings: Sequence[MeterReading | VehicleReading]) -> Values:
 
 
 def beside(fields: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """Adds the columns that stand for no field: a reading rejected, perhaps for want of one, stays whole."""
-    return {**{name: value for name, value in others.items() if name not in ATTRIBUTES}, **fields}
+    """Adds the columns that stand for no field: a reading rejected, perhaps for want of one, stays whole.
+
+    One that would stand for a field but for --map is left out, or it would be taken for it when it is driven again.
+    """
+    return {**{name: value for name, value in others.items() if not FIELDS[name]}, **fields}

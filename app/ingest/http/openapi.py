@@ -19,8 +19,11 @@ _ID = Schema(type=OpenAPIType.STRING, pattern=ID_SCHEMA_PATTERN, description="Th
 _TIMESTAMP = Schema(
     type=OpenAPIType.STRING,
     format=OpenAPIFormat.DATE_TIME,
-    description="RFC 3339 with a zone; at most 7 days back and 5 minutes ahead.",
+    description="RFC 3339 with a zone; at most 7 days back and 5 minutes ahead. A number is understood too: seconds, "
+    "milli-, micro- or nanoseconds since 1970, by magnitude.",
 )
+
+_DROPPED = "A bad value is dropped, with an entry in `warnings`."
 
 
 def _number(minimum: int, maximum: int, description: str, *, required: bool = False) -> Schema:
@@ -36,7 +39,7 @@ _METER_READING = Schema(
         "meterId": _ID,
         "timestamp": _TIMESTAMP,
         "kwhConsumedAc": _number(0, 1000, "AC energy since the meter's previous reading, kWh.", required=True),
-        "voltage": _number(0, 1000, "Volt."),
+        "voltage": _number(0, 1000, f"Volt. {_DROPPED}"),
     },
 )
 _VEHICLE_READING = Schema(
@@ -48,8 +51,8 @@ _VEHICLE_READING = Schema(
         "meterId": Schema(one_of=[_ID, Schema(type=OpenAPIType.NULL)], description="The vehicle's meter, if known."),
         "timestamp": _TIMESTAMP,
         "kwhDeliveredDc": _number(0, 1000, "DC energy since the vehicle's previous reading, kWh.", required=True),
-        "soc": _number(0, 100, "State of charge, percent."),
-        "batteryTemp": _number(-60, 150, "Battery temperature, degrees Celsius."),
+        "soc": _number(0, 100, f"State of charge, percent. {_DROPPED}"),
+        "batteryTemp": _number(-60, 150, f"Battery temperature, degrees Celsius. {_DROPPED}"),
     },
 )
 # Outside the bodies, as components of /schema, each becomes one class of a generated client, whatever sends it.
@@ -76,7 +79,7 @@ def _request_body(*names: str, examples: list[dict[str, object]]) -> RequestBody
     return RequestBody(
         required=True,
         description="One reading or a batch, at most 16 MiB decoded and 50,000 readings; "
-        "`Content-Encoding` may be gzip or zstd.",
+        "`Content-Encoding` may be gzip or zstd. Names may be written in snake_case, and numbers as text.",
         content={
             "application/json": OpenAPIMediaType(schema=batch, examples={**named}),
             "application/x-ndjson": OpenAPIMediaType(schema=binary),

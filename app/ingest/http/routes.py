@@ -11,7 +11,8 @@ from litestar.di import NamedDependency
 from litestar.exceptions import InternalServerException
 
 from app.errors import AllRejected, MalformedBody, UnsupportedMediaType
-from app.ingest.batch import Receipt, Source
+from app.ingest.batch import Receipt, Source, warnings_of
+from app.ingest.counters import count_warnings
 from app.ingest.decode import LARGE_BODY_BYTES, MediaType, decode_batch
 from app.ingest.http.body import drain, read_body
 from app.ingest.http.openapi import MeterBatch, MixedBatch, VehicleBatch
@@ -86,6 +87,9 @@ async def receive_batch(request: Incoming, writer: Writer, stream: Stream | None
         batch = decode_batch(body, media_type, now_us=now_us, stream=stream)
     del body  # Its up to 16 MiB are not needed while the batch waits for its commit.
     receipt = await writer.store(batch, Source.HTTP)
+    if batch.warnings:
+        receipt = msgspec.structs.replace(receipt, warnings=warnings_of(batch))
+        count_warnings(receipt.warnings)
     if len(receipt.rejected) == receipt.received:
         first = receipt.rejected[0]
         raise AllRejected(
