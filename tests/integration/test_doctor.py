@@ -26,7 +26,7 @@ from app.postgres.embedded import running
 from app.settings import Settings, variable_of
 from tests.fixtures.database import available_engines
 from tests.fixtures.engines import needs_timescale, on_plain, on_timescale
-from tests.fixtures.readings import meter_reading, store
+from tests.fixtures.readings import meter_reading, store, vehicle_reading
 from tests.fixtures.service import free_port, service
 from tests.fixtures.waiting import eventually
 from tests.integration.test_migrations import OBJECTS, alembic, rows
@@ -494,17 +494,33 @@ async def test_devices_that_fell_silent(database_url: str, connection: psycopg.C
     assert complaints(database_url) == []
 
 
+async def test_ids_that_differ_in_upper_and_lower_case_only(database_url: str, connection: psycopg.Connection) -> None:
+    now = datetime.now(UTC)
+
+    def named() -> list[str]:
+        said = [sentence.split(". If they are")[0] for sentence in complaints(database_url)]
+        return [sentence.split(" only: ")[1] for sentence in said if sentence.startswith("Ids differ")]
+
+    await store(database_url, *(meter_reading(now, meter_id=name) for name in ("M1", "aa:bb:cc", "AA:BB:CC", "M-1")))
+    await store(database_url, vehicle_reading(now, vehicle_id="m1", meter_id=None))
+    assert named() == ["meters AA:BB:CC and aa:bb:cc"]
+    await store(database_url, *(meter_reading(now, meter_id=name) for name in ("b", "B", "C", "c", "dE", "De", "DE")))
+    assert named() == ["meters AA:BB:CC and aa:bb:cc; meters B and b; meters C and c; and 1 more such group"]
+    connection.execute("UPDATE meter SET retired_at = now() WHERE external_id IN ('aa:bb:cc', 'b', 'c')")
+    assert named() == ["meters DE and De and dE"]
+
+
 def test_rejected_readings_are_counted_and_nothing_wrong(database_url: str, connection: psycopg.Connection) -> None:
     connection.execute(
         "INSERT INTO quarantine (source, code, message, payload, hash, last_at)"
         " SELECT 'http', code, '', '', code::bytea, now() - age FROM (VALUES"
-        " ('too_old', INTERVAL '2 days'), ('soc_out_of_range', INTERVAL '1 hour')) AS rejected (code, age)"
+        " ('too_old', INTERVAL '2 days'), ('energy_out_of_range', INTERVAL '1 hour')) AS rejected (code, age)"
     )
     report, _ = examined(database_url)
     assert complaints(database_url) == []
     assert lines(report, "Quarantine") == [
-        "rejected          2 in quarantine: wattline quarantine list",
-        "soc_out_of_range  1 in the last day",
+        "rejected             2 in quarantine: wattline quarantine list",
+        "energy_out_of_range  1 in the last day",
     ]
 
 

@@ -17,7 +17,7 @@ from app.errors import SetupError
 from app.fleet.states import DEVICES_IN_SERVICE
 from app.migrate import migrated, newest_revision
 from app.ops.doctor.broker import ask_broker
-from app.ops.doctor.facts import Aggregate, Devices, Facts, Finding, Job, Scheduler, Server, Size
+from app.ops.doctor.facts import Aggregate, AlikeIds, Devices, Facts, Finding, Job, Scheduler, Server, Size
 from app.policies.invariants import read_policies
 from app.policies.plan import plan_policies
 from app.settings import Settings
@@ -160,6 +160,23 @@ def _devices(connection: Connection, facts: Facts) -> None:
     (facts.devices,) = _rows(connection, Devices, DEVICES_IN_SERVICE)
 
 
+def _alike_ids(connection: Connection, facts: Facts) -> None:
+    facts.alike_ids = _rows(
+        connection,
+        AlikeIds,
+        # Ids are ASCII, so C collates them right. With 20,000 devices, this takes 25 ms.
+        """
+        SELECT stream, array_agg(external_id ORDER BY external_id COLLATE "C") AS ids, count(*) OVER () AS groups
+        FROM device
+        WHERE in_service
+        GROUP BY stream, lower(external_id COLLATE "C")
+        HAVING count(*) > 1
+        ORDER BY stream, lower(external_id COLLATE "C")
+        LIMIT 3
+        """,
+    )
+
+
 def _partitions(connection: Connection, facts: Facts) -> None:
     facts.prepared_until = connection.scalar(text("SELECT prepared_until()"))
 
@@ -191,6 +208,7 @@ _QUESTIONS: tuple[tuple[str, Callable[[Connection, Facts], None]], ...] = (
     ("jobs", _jobs),
     ("freshness of the aggregates", _freshness),
     ("devices", _devices),
+    ("ids of the devices", _alike_ids),
     ("partitions", _partitions),
     ("sizes", _sizes),
     ("quarantine", _quarantine),

@@ -181,6 +181,20 @@ def _registry(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _alike_ids(facts: Facts) -> Iterator[Finding]:
+    if facts.alike_ids:
+        named = "; ".join(f"{alike.stream}s {' and '.join(alike.ids)}" for alike in facts.alike_ids)
+        more = facts.alike_ids[0].groups - len(facts.alike_ids)
+        others = f"; and {more} more such group{'s' * (more > 1)}" if more else ""
+        yield Finding(
+            "ids_differ_in_case",
+            f"Ids differ in upper and lower case only: {named}{others}. If they are one device, its energy is in two "
+            "places: let it send one id, and retire the other (`wattline device retire`). Else rename one of them "
+            "(`wattline device rename`).",
+            named,
+        )
+
+
 _CHECKS = (
     _away,
     _versions,
@@ -197,4 +211,5 @@ _CHECKS = (
     _broker,
     _silence,
     _registry,
+    _alike_ids,
 )

@@ -102,6 +102,14 @@ class Devices(msgspec.Struct, frozen=True):
     reported_today: int
 
 
+class AlikeIds(msgspec.Struct, frozen=True):
+    """Ids of a stream's devices in service that differ in upper and lower case only; one of `groups` such groups."""
+
+    stream: str
+    ids: list[str]
+    groups: int
+
+
 class Grants(msgspec.Struct, frozen=True):
     """The limits in the broker's CONNACK; where it names none, only those of the protocol apply."""
 
@@ -139,6 +147,7 @@ class Facts(msgspec.Struct, kw_only=True):
     uncompressed: list[tuple[str, int, int]] = []
     aggregates: list[Aggregate] = []
     devices: Devices | None = None
+    alike_ids: list[AlikeIds] = []
     prepared_until: datetime | None = None
     sizes: list[Size] = []
     quarantined: int = 0
