@@ -52,7 +52,7 @@ async def test_every_refusal_is_a_problem_document(client: httpx.AsyncClient) ->
         assert document["title"].endswith(".")
         assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
         assert document.keys() - {"type", "title", "status", "code", "detail"} == (
-            {"received", "inserted", "duplicates", "conflicts", "late", "rejected", "committedAt"}
+            {"received", "inserted", "duplicates", "conflicts", "late", "rejected", "committedAt", "warnings"}
             if code == "all_rejected"
             else {"vehicleId", "asOf"}
             if code == "no_charging_data"

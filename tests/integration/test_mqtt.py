@@ -114,7 +114,8 @@ async def test_whatever_cannot_be_stored_is_in_quarantine_with_its_reason(
         ("telemetry/meter/text", "malformed_body", None, "meter"): ("text", b'"text"', None),
         ("telemetry/meter/form", "unsupported_media_type", None, "meter"): ("form", good, "text/csv"),
         ("telemetry/meter/lie", "malformed_body", None, "meter"): ("lie", good, "application/msgpack"),
-        ("telemetry/meter/types", "malformed", "timestamp", "meter"): ("types", b'{"timestamp": 7}', None),
+        ("telemetry/meter/types", "malformed", "timestamp", "meter"): ("types", b'{"timestamp": true}', None),
+        ("telemetry/meter/epoch", "too_old", "timestamp", "meter"): ("epoch", b'{"timestamp": 7}', None),
         ("telemetry/meter/list", "malformed", None, "meter"): ("list", b"[[]]", None),
         ("telemetry/meter/of a vehicle", "invalid_id", "meterId", "meter"): (
             "of a vehicle", json.dumps(vehicle(now)).encode(), None),
