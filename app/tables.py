@@ -84,8 +84,9 @@ meter_reading = Table(
     metadata,
     Column("ts", Moment, nullable=False),
     Column("received_at", TIMESTAMP(timezone=True, precision=0), nullable=False, server_default=func.now()),
+    Column("register_milliwh", BigInteger),
+    Column("ac_milliwh", BigInteger),
     Column("meter_id", Integer, nullable=False),
-    Column("ac_milliwh", Integer, nullable=False),
     Column("voltage_centiv", Integer),
 )
 vehicle_reading = Table(
@@ -93,21 +94,30 @@ vehicle_reading = Table(
     metadata,
     Column("ts", Moment, nullable=False),
     Column("received_at", TIMESTAMP(timezone=True, precision=0), nullable=False, server_default=func.now()),
+    Column("register_milliwh", BigInteger),
+    Column("dc_milliwh", BigInteger),
     Column("vehicle_id", Integer, nullable=False),
     Column("meter_id", Integer),
-    Column("dc_milliwh", Integer, nullable=False),
     Column("soc_centipercent", SmallInteger),
     Column("battery_temp_centic", SmallInteger),
 )
+
+
+def _register_columns() -> list[Column[Any]]:
+    moments = [Column(name, Moment) for name in ("base_ts", "registers_since")]
+    return [*(Column(name, BigInteger) for name in ("register_milliwh", "base_milliwh")), *moments]
+
 
 meter_state = Table(
     "meter_state",
     metadata,
     Column("meter_id", ForeignKey("meter.id"), primary_key=True, autoincrement=False),
     Column("ts", Moment, nullable=False),
-    Column("ac_milliwh", Integer, nullable=False),
+    Column("ac_milliwh", BigInteger),
     Column("voltage_centiv", Integer),
+    *_register_columns(),
     Column("in_time", Boolean, nullable=False, server_default=false()),
+    Index("meter_state_register_idx", "meter_id", postgresql_where=text("registers_since IS NOT NULL")),
 )
 vehicle_state = Table(
     "vehicle_state",
@@ -115,10 +125,12 @@ vehicle_state = Table(
     Column("vehicle_id", ForeignKey("vehicle.id"), primary_key=True, autoincrement=False),
     Column("ts", Moment, nullable=False),
     Column("meter_id", Integer),
-    Column("dc_milliwh", Integer, nullable=False),
+    Column("dc_milliwh", BigInteger),
     Column("soc_centipercent", SmallInteger),
     Column("battery_temp_centic", SmallInteger),
+    *_register_columns(),
     Column("in_time", Boolean, nullable=False, server_default=false()),
+    Index("vehicle_state_register_idx", "vehicle_id", postgresql_where=text("registers_since IS NOT NULL")),
 )
 
 
@@ -154,15 +166,17 @@ quarantine = Table(
     Index(None, "last_at"),
 )
 
-touched_hour = Table(
-    "touched_hour",
-    metadata,
-    Column("stream", Text, primary_key=True),
-    Column("device_id", Integer, primary_key=True, autoincrement=False),
-    Column("hour", Moment, primary_key=True),
-    Column("at", Moment, nullable=False),
-    CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
+
+def _device_instants(name: str, *columns: Column[Any]) -> Table:
+    stream = CheckConstraint("stream IN ('meter', 'vehicle')", name="stream")
+    device = Column("device_id", Integer, primary_key=True, autoincrement=False)
+    return Table(name, metadata, Column("stream", Text, primary_key=True), device, *columns, stream)
+
+
+touched_hour = _device_instants(
+    "touched_hour", Column("hour", Moment, primary_key=True), Column("at", Moment, nullable=False)
 )
+register_due = _device_instants("register_due", Column("ts", Moment, primary_key=True))
 
 # The evidence on a vehicle at a meter (0: at none) in a UTC hour.
 efficiency_hour = Table(
@@ -191,6 +205,7 @@ fleet_spread = Table(
     Column("read_in", Moment, primary_key=True),
     Column("bucket", Moment, primary_key=True),
     Column("readings", BigInteger),
+    Column("read_milliwh", BigInteger),
     Column("ac_milliwh", BigInteger, nullable=False),
     Column("dc_milliwh", BigInteger, nullable=False),
     Index(None, "bucket"),
@@ -227,6 +242,7 @@ installation = Table(
     metadata,
     Column("engine", Text, nullable=False),
     Column("sql_checksum", Text),
+    Column("max_milliwatt", BigInteger, nullable=False),
     Column("installed_at", Moment, nullable=False, server_default=func.now()),
     Column("quarantine_dropped", BigInteger, nullable=False, server_default="0"),
     Column("judged_as_of", Moment),
@@ -273,7 +289,7 @@ _FLEET_COLUMNS = (
     Column("dc_milliwh", BigInteger),
     Column("vehicle_readings", BigInteger),
 )
-_INSTANTS = (Column("first_ts", Moment), Column("last_ts", Moment))
+_OF_MINUTES = (Column("first_ts", Moment), Column("last_ts", Moment), Column("unknown_readings", BigInteger))
 
 _RANGE = (bindparam("range_from", type_=Moment), bindparam("range_to", type_=Moment))
 _DEVICES = bindparam("devices", None, type_=ARRAY(Integer))
@@ -289,10 +305,10 @@ def _buckets(name: str, columns: tuple[Column[Any], ...], *parameters: BindParam
     return called.table_valued(*columns, name=name)
 
 
-meter_minute = _buckets("meter_minute", (*_METER_COLUMNS, *_INSTANTS), _DEVICES)
+meter_minute = _buckets("meter_minute", (*_METER_COLUMNS, *_OF_MINUTES), _DEVICES)
 meter_hour = _buckets("meter_hour", _METER_COLUMNS, _DEVICES)
 meter_day = _buckets("meter_day", _METER_COLUMNS, _DEVICES)
-vehicle_minute = _buckets("vehicle_minute", (*_VEHICLE_COLUMNS, *_INSTANTS, Column("meter_id", Integer)), _DEVICES)
+vehicle_minute = _buckets("vehicle_minute", (*_VEHICLE_COLUMNS, *_OF_MINUTES, Column("meter_id", Integer)), _DEVICES)
 vehicle_hour = _buckets("vehicle_hour", _VEHICLE_COLUMNS, _DEVICES)
 vehicle_day = _buckets("vehicle_day", _VEHICLE_COLUMNS, _DEVICES)
 fleet_minute = _buckets("fleet_minute", _FLEET_COLUMNS)

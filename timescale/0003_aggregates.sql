@@ -1,9 +1,9 @@
 -- The aggregates of each device (minutes, hours, days) and of the fleet (minutes, hours) are continuous aggregates.
 -- They hold what adds up (sums, counts, extremes), never averages; a device's minutes also hold the instants of the
--- first and the last reading. Their buckets have fixed UTC widths: in TimescaleDB 2.29, buckets of a time zone or of
--- months lose the last one (timescale/timescaledb issue 10296). The policies have those of devices read in real time:
--- TimescaleDB adds what is not yet materialised from the level below. Sums of sums are cast, since sum(bigint) is
--- numeric.
+-- first and the last reading, and the number of readings whose energy is not known. Their buckets have fixed UTC
+-- widths: in TimescaleDB 2.29, buckets of a time zone or of months lose the last one (timescale/timescaledb issue
+-- 10296). The policies have those of devices read in real time: TimescaleDB adds what is not yet materialised from the
+-- level below. Sums are cast, since sum(bigint) is numeric.
 
 CREATE MATERIALIZED VIEW meter_minute_cagg WITH (timescaledb.continuous) AS
 SELECT
@@ -11,8 +11,9 @@ SELECT
     time_bucket(INTERVAL '1 minute', ts) AS bucket,
     min(ts) AS first_ts,
     max(ts) AS last_ts,
-    sum(ac_milliwh) AS ac_milliwh,
+    coalesce(sum(ac_milliwh), 0)::bigint AS ac_milliwh,
     count(*) AS readings,
+    count(*) - count(ac_milliwh) AS unknown_readings,
     sum(voltage_centiv) AS voltage_centiv_sum,
     count(voltage_centiv) AS voltage_readings,
     min(voltage_centiv) AS voltage_centiv_min,
@@ -29,8 +30,9 @@ SELECT
     meter_id,
     min(ts) AS first_ts,
     max(ts) AS last_ts,
-    sum(dc_milliwh) AS dc_milliwh,
+    coalesce(sum(dc_milliwh), 0)::bigint AS dc_milliwh,
     count(*) AS readings,
+    count(*) - count(dc_milliwh) AS unknown_readings,
     sum(soc_centipercent) AS soc_centipercent_sum,
     count(soc_centipercent) AS soc_readings,
     min(soc_centipercent) AS soc_centipercent_min,
@@ -53,7 +55,7 @@ CREATE INDEX vehicle_minute_meter_id_vehicle_id_bucket_idx ON vehicle_minute_cag
 -- reads would ask for the watermark once a row, which takes 700 ms.
 CREATE MATERIALIZED VIEW fleet_meter_minute_cagg WITH (timescaledb.continuous) AS
 SELECT
-    sum(ac_milliwh) AS ac_milliwh,
+    coalesce(sum(ac_milliwh), 0)::bigint AS ac_milliwh,
     time_bucket(INTERVAL '1 minute', ts) AS bucket,
     count(*) AS readings
 FROM meter_reading
@@ -62,7 +64,7 @@ WITH NO DATA;
 
 CREATE MATERIALIZED VIEW fleet_vehicle_minute_cagg WITH (timescaledb.continuous) AS
 SELECT
-    sum(dc_milliwh) AS dc_milliwh,
+    coalesce(sum(dc_milliwh), 0)::bigint AS dc_milliwh,
     time_bucket(INTERVAL '1 minute', ts) AS bucket,
     count(*) AS readings
 FROM vehicle_reading

@@ -66,7 +66,7 @@ LANGUAGE sql STABLE AS $$
     WHERE bucket >= range_from AND bucket < range_to
         AND bucket < (SELECT cagg_materialized_through('fleet_meter_minute_cagg'))
     UNION ALL
-    SELECT time_bucket(INTERVAL '1 minute', ts), sum(ac_milliwh), count(*)
+    SELECT time_bucket(INTERVAL '1 minute', ts), coalesce(sum(ac_milliwh), 0)::bigint, count(*)
     FROM meter_reading
     WHERE ts >= range_from AND ts < range_to
         AND ts >= (SELECT coalesce(cagg_materialized_through('fleet_meter_minute_cagg'), '-infinity'))
@@ -81,7 +81,7 @@ LANGUAGE sql STABLE AS $$
     WHERE bucket >= range_from AND bucket < range_to
         AND bucket < (SELECT cagg_materialized_through('fleet_vehicle_minute_cagg'))
     UNION ALL
-    SELECT time_bucket(INTERVAL '1 minute', ts), sum(dc_milliwh), count(*)
+    SELECT time_bucket(INTERVAL '1 minute', ts), coalesce(sum(dc_milliwh), 0)::bigint, count(*)
     FROM vehicle_reading
     WHERE ts >= range_from AND ts < range_to
         AND ts >= (SELECT coalesce(cagg_materialized_through('fleet_vehicle_minute_cagg'), '-infinity'))

@@ -36,7 +36,8 @@ class MeterLine(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True)
 
     timestamp: str
     meter_id: str
-    kwh_consumed_ac: float
+    kwh_consumed_ac: float | None = None
+    kwh_register_ac: float | None = None
     voltage: float | None = None
 
 
@@ -45,7 +46,8 @@ class VehicleLine(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
 
     timestamp: str
     vehicle_id: str
-    kwh_delivered_dc: float
+    kwh_delivered_dc: float | None = None
+    kwh_register_dc: float | None = None
     meter_id: str | None = None
     soc: float | None = None
     battery_temp: float | None = None
@@ -124,20 +126,29 @@ async def _pieces(
             raise
 
 
-def _meter_line(external_id: str, ts: datetime, ac_milliwh: int, voltage_centiv: int | None) -> MeterLine:
-    return MeterLine(stamp(ts), external_id, ac_milliwh / 1_000_000, _hundredth(voltage_centiv))
+def _meter_line(
+    external_id: str, ts: datetime, ac_milliwh: int, register_milliwh: int | None, voltage_centiv: int | None
+) -> MeterLine:
+    return MeterLine(stamp(ts), external_id, *_energies(ac_milliwh, register_milliwh), _hundredth(voltage_centiv))
 
 
 def _vehicle_line(
     external_id: str,
     ts: datetime,
     dc_milliwh: int,
+    register_milliwh: int | None,
     meter_id: str | None,
     soc_centipercent: int | None,
     battery_temp_centic: int | None,
 ) -> VehicleLine:
     soc, temperature = _hundredth(soc_centipercent), _hundredth(battery_temp_centic)
-    return VehicleLine(stamp(ts), external_id, dc_milliwh / 1_000_000, meter_id, soc, temperature)
+    energies = _energies(dc_milliwh, register_milliwh)
+    return VehicleLine(stamp(ts), external_id, *energies, meter_id, soc, temperature)
+
+
+def _energies(difference_milliwh: int, register_milliwh: int | None) -> tuple[float | None, float | None]:
+    """Returns what was sent, in kWh: a difference or a register."""
+    return (difference_milliwh / 1_000_000, None) if register_milliwh is None else (None, register_milliwh / 1_000_000)
 
 
 def _hundredth(value: int | None) -> float | None:
@@ -153,10 +164,16 @@ def _statements(readings: Select[Any], table: Table, device: str) -> tuple[Selec
     return page, select(ts).where(of_device, ts == bindparam("ts"))
 
 
-_OF_METER = select(meter_reading.c.ts, meter_reading.c.ac_milliwh, meter_reading.c.voltage_centiv)
+_OF_METER = select(
+    meter_reading.c.ts,
+    meter_reading.c.ac_milliwh,
+    meter_reading.c.register_milliwh,
+    meter_reading.c.voltage_centiv,
+)
 _OF_VEHICLE = select(
     vehicle_reading.c.ts,
     vehicle_reading.c.dc_milliwh,
+    vehicle_reading.c.register_milliwh,
     meter.c.external_id,
     vehicle_reading.c.soc_centipercent,
     vehicle_reading.c.battery_temp_centic,

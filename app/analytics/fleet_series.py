@@ -90,11 +90,12 @@ def _wider(buckets: Buckets) -> Buckets:
 
 
 class _Moved(NamedTuple):
-    """Energy to be added to five minutes or an hour, and the readings there for which that was found out."""
+    """Energy to be added to five minutes or an hour; the readings there for which that was found out, their energy."""
 
     ac: int
     dc: int
     readings: int
+    read: int
 
 
 async def _fetch_spread(connection: AsyncConnection, buckets: Buckets) -> dict[int, _Moved] | None:
@@ -118,10 +119,12 @@ def _power(
     """Returns the power of AC and of DC in full buckets, where energy is spread for each reading in them."""
     step = max(buckets.seconds, _FIVE_MINUTES)
     readings: defaultdict[int, int] = defaultdict(int)
+    read: defaultdict[int, int] = defaultdict(int)
     energies: tuple[dict[int, int], dict[int, int]] = {}, {}
     for t, ac, dc, meters, vehicles in zip(*sums, strict=True):
         at = t // step * step
         readings[at] += (meters or 0) + (vehicles or 0)
+        read[at] += (ac or 0) + (dc or 0)
         for side, energy in zip(energies, (ac, dc), strict=True):
             if energy is not None:
                 side[at] = side.get(at, 0) + energy
@@ -131,7 +134,8 @@ def _power(
                 side[at] = side.get(at, 0) + energy
 
     def is_spread(at: int) -> bool:
-        return spread is None or readings.get(at, 0) == (spread[at].readings if at in spread else 0)
+        known = (0, 0) if spread is None or at not in spread else spread[at][2:]
+        return spread is None or (readings.get(at, 0), read.get(at, 0)) == known
 
     # The next five minutes' readings hold energy of these. Data that begin or end within a bucket do not fill it.
     def is_known(at: int, side: dict[int, int]) -> bool:
@@ -188,6 +192,7 @@ _IN_BUCKET = (
         cast(func.sum(fleet_spread.c.ac_milliwh), BigInteger).label("ac"),
         cast(func.sum(fleet_spread.c.dc_milliwh), BigInteger).label("dc"),
         cast(func.coalesce(func.sum(fleet_spread.c.readings), 0), BigInteger).label("readings"),
+        cast(func.coalesce(func.sum(fleet_spread.c.read_milliwh), 0), BigInteger).label("read"),
     )
     .where(fleet_spread.c.bucket >= bindparam("range_from"), fleet_spread.c.bucket < bindparam("range_to"))
     .group_by("t")

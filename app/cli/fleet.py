@@ -63,6 +63,7 @@ def list_(stream: str | None, silent: int | None, *, retired: bool, as_json: boo
             _utc(one.registered_at),
             _utc(one.latest_at),
             _number(one.latest_kwh),
+            _number(one.latest_register_kwh),
             _utc(one.retired_at),
             one.expectation or "-",
             _number(one.max_power_kw),
@@ -70,7 +71,7 @@ def list_(stream: str | None, silent: int | None, *, retired: bool, as_json: boo
         for one in devices
     ]
     if rows:
-        headings = "stream", "device", "registered", "last reading", "kWh", "retired", "expected", "max. kW"
+        headings = "stream", "device", "registered", "last reading", "kWh", "register", "retired", "expected", "max. kW"
         click.echo("\n".join(table(headings, rows)))
     click.echo(f"{counted(len(rows), 'device')}.")
 

@@ -31,7 +31,8 @@ class Expectation(StrEnum):
 class Device(msgspec.Struct, frozen=True, rename="camel"):
     """A device, with its newest reading; `retired_at` is None while it is in service.
 
-    `expectation` and `max_power_kw` are those of an operator, and None without.
+    Of the newest reading, either the energy or the register was sent; the other is None. `expectation` and
+    `max_power_kw` are those of an operator, and None without.
     """
 
     stream: str
@@ -39,6 +40,7 @@ class Device(msgspec.Struct, frozen=True, rename="camel"):
     registered_at: datetime
     latest_at: datetime | None
     latest_kwh: float | None
+    latest_register_kwh: float | None
     retired_at: datetime | None
     expectation: str | None
     max_power_kw: float | None
@@ -95,6 +97,7 @@ async def fetch_devices(
     await cursor.execute(
         """
         SELECT stream, external_id AS id, registered_at, ts AS latest_at, milliwh / 1e6::float8 AS latest_kwh,
+               register_milliwh / 1e6::float8 AS latest_register_kwh,
                CASE WHEN NOT in_service THEN retired_at END AS retired_at, expectation,
                max_milliwatt / %(kw)s::float8 AS max_power_kw
         FROM device

@@ -23,20 +23,22 @@ DEVICES_IN_SERVICE = f"""
 
 
 class MeterState(msgspec.Struct, frozen=True, rename="camel"):
-    """A meter's latest reading: its energy since the reading before in kWh, its voltage in V."""
+    """A meter's latest reading as it was sent: in kWh, its energy since the reading before or its register; V."""
 
     meter_id: str
-    kwh_consumed_ac: float
+    kwh_consumed_ac: float | None
+    kwh_register_ac: float | None
     voltage: float | None
     last_updated: datetime
 
 
 class VehicleState(msgspec.Struct, frozen=True, rename="camel"):
-    """A vehicle's latest reading: charge in percent, energy since the reading before in kWh, temperature in °C."""
+    """A vehicle's latest reading as it was sent: charge in percent, energy or register in kWh, temperature in °C."""
 
     vehicle_id: str
     soc: float | None
-    kwh_delivered_dc: float
+    kwh_delivered_dc: float | None
+    kwh_register_dc: float | None
     battery_temp: float | None
     last_updated: datetime
 
@@ -44,12 +46,21 @@ class VehicleState(msgspec.Struct, frozen=True, rename="camel"):
 async def meter_states(connection: AsyncConnection, *, limit: int | None, after: str | None) -> list[MeterState]:
     """Returns meters in service that have reported, by id: all, or at most `limit` that follow the id `after`."""
     statement = (
-        select(meter.c.external_id, meter_state.c.ac_milliwh, meter_state.c.voltage_centiv, meter_state.c.ts)
+        select(
+            meter.c.external_id,
+            meter_state.c.ac_milliwh,
+            meter_state.c.register_milliwh,
+            meter_state.c.voltage_centiv,
+            meter_state.c.ts,
+        )
         .join_from(meter_state, meter)
         .where(func.in_service(meter.c.retired_at, meter_state.c.ts))
     )
     rows = await connection.execute(_page(statement, meter.c.external_id, limit, after))
-    return [MeterState(name, energy / 1_000_000, _hundredth(voltage), ts) for name, energy, voltage, ts in rows]
+    return [
+        MeterState(name, _kwh(energy), _kwh(register), _hundredth(voltage), ts)
+        for name, energy, register, voltage, ts in rows
+    ]
 
 
 async def vehicle_states(connection: AsyncConnection, *, limit: int | None, after: str | None) -> list[VehicleState]:
@@ -59,6 +70,7 @@ async def vehicle_states(connection: AsyncConnection, *, limit: int | None, afte
             vehicle.c.external_id,
             vehicle_state.c.soc_centipercent,
             vehicle_state.c.dc_milliwh,
+            vehicle_state.c.register_milliwh,
             vehicle_state.c.battery_temp_centic,
             vehicle_state.c.ts,
         )
@@ -67,8 +79,8 @@ async def vehicle_states(connection: AsyncConnection, *, limit: int | None, afte
     )
     rows = await connection.execute(_page(statement, vehicle.c.external_id, limit, after))
     return [
-        VehicleState(name, _hundredth(soc), energy / 1_000_000, _hundredth(temperature), ts)
-        for name, soc, energy, temperature, ts in rows
+        VehicleState(name, _hundredth(soc), _kwh(energy), _kwh(register), _hundredth(temperature), ts)
+        for name, soc, energy, register, temperature, ts in rows
     ]
 
 
@@ -76,6 +88,10 @@ def _page(statement: Select[Any], external_id: Any, limit: int | None, after: st
     if after is not None:
         statement = statement.where(external_id > after)
     return statement.order_by(external_id).limit(limit)
+
+
+def _kwh(milliwh: int | None) -> float | None:
+    return None if milliwh is None else milliwh / 1_000_000
 
 
 def _hundredth(value: int | None) -> float | None:

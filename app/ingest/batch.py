@@ -20,7 +20,9 @@ REJECTIONS = {
     "timestamp_without_zone": "The timestamp names no time zone.",
     "in_the_future": "The timestamp lies more than 5 minutes ahead.",
     "too_old": "The timestamp lies more than 7 days back.",
+    "both_energy_forms": "A reading has either the energy since the previous reading or a register, not both.",
     "energy_out_of_range": "Energy must lie between 0 and 1000 kWh.",
+    "register_out_of_range": "A register must lie between 0 and 1,000,000,000 kWh.",
     "too_many_new_devices": "The device is new, and too many new devices were registered within the hour.",
 }
 """The reasons for a rejection: code and public sentence, in the order of the checks; the first that applies counts.

@@ -31,6 +31,8 @@ class Wire(msgspec.Struct, rename="camel", gc=False):
     meter_id: str | None = None
     kwh_consumed_ac: float | None = None
     kwh_delivered_dc: float | None = None
+    kwh_register_ac: float | None = None
+    kwh_register_dc: float | None = None
     voltage: float | None = None
     soc: float | None = None
     battery_temp: float | None = None
@@ -83,46 +85,69 @@ def _check_all(wires: Sequence[Any], stream: Stream | None, oldest_us: int, newe
     of_vehicle = [wire.vehicle_id is not None if stream is None else stream is Stream.VEHICLE for wire in wires]
     meters = list(compress(wires, map(not_, of_vehicle)))
     vehicles = list(compress(wires, of_vehicle))
+    ac = list(map(AC.__getitem__, [wire.kwh_consumed_ac for wire in meters]))
+    ac_registers = list(map(REGISTER_AC.__getitem__, [wire.kwh_register_ac for wire in meters]))
+    dc = list(map(DC.__getitem__, [wire.kwh_delivered_dc for wire in vehicles]))
+    dc_registers = list(map(REGISTER_DC.__getitem__, [wire.kwh_register_dc for wire in vehicles]))
+    refuse_other_than_one_energy(ac, ac_registers)
+    refuse_other_than_one_energy(dc, dc_registers)
     meter = map(
         MeterReading,
         map(METER_ID.__getitem__, [wire.meter_id for wire in meters]),
         all_microseconds([wire.timestamp for wire in meters], oldest_us, newest_us),
-        map(AC.__getitem__, [wire.kwh_consumed_ac for wire in meters]),
+        ac,
         map(VOLTAGE.__getitem__, [wire.voltage for wire in meters]),
+        ac_registers,
     )
     vehicle = map(
         VehicleReading,
         map(VEHICLE_ID.__getitem__, [wire.vehicle_id for wire in vehicles]),
         all_microseconds([wire.timestamp for wire in vehicles], oldest_us, newest_us),
-        map(DC.__getitem__, [wire.kwh_delivered_dc for wire in vehicles]),
+        dc,
         map(METER_ID_IF_ANY.__getitem__, [wire.meter_id for wire in vehicles]),
         map(SOC.__getitem__, [wire.soc for wire in vehicles]),
         map(BATTERY_TEMP.__getitem__, [wire.battery_temp for wire in vehicles]),
+        dc_registers,
     )
     return Batch(len(wires), list(meter), list(vehicle), [], bytes(of_vehicle) if meters and vehicles else b"")
 
 
 def _meter_reading(wire: Wire, oldest_us: int, newest_us: int, dropped: list[RejectedValue]) -> MeterReading:
-    return MeterReading(
-        METER_ID[wire.meter_id],
-        _microseconds(wire.timestamp, oldest_us, newest_us),
-        AC[wire.kwh_consumed_ac],
-        _optional(VOLTAGE, wire.voltage, dropped),
-    )
+    meter_id = METER_ID[wire.meter_id]
+    ts_us = _microseconds(wire.timestamp, oldest_us, newest_us)
+    ac, register = _energies(AC, wire.kwh_consumed_ac, REGISTER_AC, wire.kwh_register_ac)
+    # What is optional comes last: nothing is dropped of a reading that is rejected.
+    return MeterReading(meter_id, ts_us, ac, _optional(VOLTAGE, wire.voltage, dropped), register)
 
 
 def _vehicle_reading(wire: Wire, oldest_us: int, newest_us: int, dropped: list[RejectedValue]) -> VehicleReading:
-    # This is the order of the checks, which is not that of the fields.
     vehicle_id = VEHICLE_ID[wire.vehicle_id]
     meter_id = METER_ID_IF_ANY[wire.meter_id]
-    return VehicleReading(
-        vehicle_id,
-        _microseconds(wire.timestamp, oldest_us, newest_us),
-        DC[wire.kwh_delivered_dc],
-        meter_id,
-        _optional(SOC, wire.soc, dropped),
-        _optional(BATTERY_TEMP, wire.battery_temp, dropped),
-    )
+    ts_us = _microseconds(wire.timestamp, oldest_us, newest_us)
+    dc, register = _energies(DC, wire.kwh_delivered_dc, REGISTER_DC, wire.kwh_register_dc)
+    soc = _optional(SOC, wire.soc, dropped)
+    battery_temp = _optional(BATTERY_TEMP, wire.battery_temp, dropped)
+    return VehicleReading(vehicle_id, ts_us, dc, meter_id, soc, battery_temp, register)
+
+
+def _energies(
+    difference: "_Quantity", energy: float | None, register: "_Quantity", shown: float | None
+) -> tuple[int | None, int | None]:
+    """Returns the energy since the previous reading and the register, of which one is None."""
+    if energy is None and shown is None:
+        raise RejectedValue("missing_field", difference.field)
+    if energy is not None and shown is not None:
+        raise RejectedValue("both_energy_forms", register.field)
+    return difference[energy], register[shown]
+
+
+def refuse_other_than_one_energy(differences: Sequence[int | None], registers: Sequence[int | None]) -> None:
+    """Raises RejectedValue unless each reading has either a difference or a register."""
+    if registers.count(None) == len(registers):
+        if None in differences:
+            raise RejectedValue("missing_field", "")
+    elif any((energy is None) == (shown is None) for energy, shown in zip(differences, registers, strict=True)):
+        raise RejectedValue("both_energy_forms", "")
 
 
 def _optional(quantity: "_Quantity", value: float | None, dropped: list[RejectedValue]) -> int | None:
@@ -194,13 +219,11 @@ class _Quantity(dict[float | str | None, Any]):
     values come again, and looking them up is faster than computing them.
     """
 
-    def __init__(self, field: str, code: str, low: float, high: float, factor: int, *, optional: bool) -> None:
-        super().__init__({None: None} if optional else {})
+    def __init__(self, field: str, code: str, low: float, high: float, factor: int) -> None:
+        super().__init__({None: None})
         self.field, self.code, self.low, self.high, self.factor = field, code, low, high, factor
 
-    def __missing__(self, value: float | str | None) -> int:
-        if value is None:
-            raise RejectedValue("missing_field", self.field)
+    def __missing__(self, value: float | str) -> int:
         if isinstance(value, str):
             raise RejectedValue(value, self.field)
         # Nothing outside of this rounds into the range, and neither infinity nor NaN can be rounded.
@@ -208,9 +231,9 @@ class _Quantity(dict[float | str | None, Any]):
             raise RejectedValue(self.code, self.field)
         product = value * self.factor
         scaled = round(product)
-        if not -0.499999 < product - scaled < 0.499999:
-            # The product errs by less than 3e-7, so only this near to a half can it round wrongly. The double's
-            # shortest decimal is what the client wrote, up to 15 digits.
+        if not -0.499999 < product - scaled < 0.499999 or product > _MAX_EXACT:
+            # The product errs by less than 3e-7, so only this near to a half can it round wrongly; that of a register
+            # may err by more. The double's shortest decimal is what the client wrote, up to 15 digits.
             scaled = round(Decimal(repr(value)) * self.factor)
         if not self.low * self.factor <= scaled <= self.high * self.factor:
             raise RejectedValue(self.code, self.field)
@@ -219,8 +242,13 @@ class _Quantity(dict[float | str | None, Any]):
         return scaled
 
 
-AC = _Quantity("kwhConsumedAc", "energy_out_of_range", 0, 1000, 1_000_000, optional=False)
-DC = _Quantity("kwhDeliveredDc", "energy_out_of_range", 0, 1000, 1_000_000, optional=False)
-VOLTAGE = _Quantity("voltage", "voltage_out_of_range", 0, 1000, 100, optional=True)
-SOC = _Quantity("soc", "soc_out_of_range", 0, 100, 100, optional=True)
-BATTERY_TEMP = _Quantity("batteryTemp", "battery_temp_out_of_range", -60, 150, 100, optional=True)
+_MAX_EXACT = 1_000_000_000
+# Whether a reading has one is checked with its register: _energies(), refuse_other_than_one_energy().
+AC = _Quantity("kwhConsumedAc", "energy_out_of_range", 0, 1000, 1_000_000)
+DC = _Quantity("kwhDeliveredDc", "energy_out_of_range", 0, 1000, 1_000_000)
+# A double has six decimals of so many kWh, and no meter shows more.
+REGISTER_AC = _Quantity("kwhRegisterAc", "register_out_of_range", 0, 1_000_000_000, 1_000_000)
+REGISTER_DC = _Quantity("kwhRegisterDc", "register_out_of_range", 0, 1_000_000_000, 1_000_000)
+VOLTAGE = _Quantity("voltage", "voltage_out_of_range", 0, 1000, 100)
+SOC = _Quantity("soc", "soc_out_of_range", 0, 100, 100)
+BATTERY_TEMP = _Quantity("batteryTemp", "battery_temp_out_of_range", -60, 150, 100)

@@ -23,8 +23,8 @@ from app.telemetry.reading import Stream
 UNDECODABLE = (ValueError, RecursionError)
 
 _FIELDS_OF = {
-    Stream.METER: ("meterId", "timestamp", "kwhConsumedAc", "voltage"),
-    Stream.VEHICLE: ("vehicleId", "meterId", "timestamp", "kwhDeliveredDc", "soc", "batteryTemp"),
+    Stream.METER: ("meterId", "timestamp", "kwhConsumedAc", "kwhRegisterAc", "voltage"),
+    Stream.VEHICLE: ("vehicleId", "meterId", "timestamp", "kwhDeliveredDc", "kwhRegisterDc", "soc", "batteryTemp"),
 }
 """The device's own id comes first, so that a rejection for any other field names the device."""
 

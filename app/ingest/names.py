@@ -15,6 +15,8 @@ SYNONYMS = {
     "meterId": ("meter",),
     "kwhConsumedAc": ("kwhAc", "acKwh", "kwhConsumed", "energyAcKwh"),
     "kwhDeliveredDc": ("kwhDc", "dcKwh", "kwhDelivered", "energyDcKwh"),
+    "kwhRegisterAc": ("registerAcKwh", "acRegisterKwh"),
+    "kwhRegisterDc": ("registerDcKwh", "dcRegisterKwh"),
     "voltage": ("volt", "volts", "voltageV"),
     "soc": ("stateOfCharge", "socPercent"),
     "batteryTemp": ("batteryTemperature", "batteryTempC"),

@@ -76,18 +76,24 @@ def _batches(readings: Iterable[Reading], batch_readings: int) -> Iterator[list[
 
 
 def _reading(run: str, chargers: int, number: int, at_us: int) -> Reading:
-    """Returns a reading of a meter or a vehicle, in turn: about a minute's energy at 11 kW, slightly varied."""
-    charger, is_vehicle = divmod(number % (2 * chargers), 2)
+    """Returns a reading of a meter or a vehicle, in turn: about a minute's energy at 11 kW, slightly varied.
+
+    Each fourth meter and vehicle sends its register.
+    """
+    turn, device = divmod(number, 2 * chargers)
+    charger, is_vehicle = divmod(device, 2)
+    sends_register = charger % 4 == 3
     meter_id = f"{run}-meter-{charger + 1:05d}"
     timestamp = (_EPOCH + timedelta(microseconds=at_us)).isoformat()
     kwh = 0.18 + number % 97 / 10_000
     if not is_vehicle:
-        return {"meterId": meter_id, "timestamp": timestamp, "kwhConsumedAc": kwh, "voltage": 228 + number % 41 / 10}
+        energy = {"kwhRegisterAc": 20_000 + 0.2 * turn} if sends_register else {"kwhConsumedAc": kwh}
+        return {"meterId": meter_id, "timestamp": timestamp, **energy, "voltage": 228 + number % 41 / 10}
     return {
         "vehicleId": f"{run}-vehicle-{charger + 1:05d}",
         "meterId": meter_id,
         "timestamp": timestamp,
-        "kwhDeliveredDc": round(kwh * 0.9, 6),
+        **({"kwhRegisterDc": 5_000 + 0.18 * turn} if sends_register else {"kwhDeliveredDc": round(kwh * 0.9, 6)}),
         "soc": 20 + number % 601 / 10,
         "batteryTemp": 24 + number % 83 / 10,
     }

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from migrations.engine import choose_engine, engine_setting
+from migrations.engine import choose_engine, engine_setting, max_milliwatt_setting
 
 revision = "0001"
 down_revision = None
@@ -17,13 +17,18 @@ def upgrade() -> None:
         sa.Column("engine", sa.Text, nullable=False),
         # The checksum of the SQL that made this database; env.py records it with each revision.
         sa.Column("sql_checksum", sa.Text),
+        # More power than this is no energy between two registers. The setting of later says nothing of what is stored.
+        sa.Column("max_milliwatt", sa.BigInteger, nullable=False),
         sa.Column("installed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
         # When the policies were first applied, whole; NULL before.
         # How many rejected readings the bounds of the quarantine have dropped so far.
         sa.Column("quarantine_dropped", sa.BigInteger, nullable=False, server_default="0"),
         sa.CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),
     )
-    op.get_bind().execute(sa.text("INSERT INTO installation (engine) VALUES (:engine)"), {"engine": engine})
+    op.get_bind().execute(
+        sa.text("INSERT INTO installation (engine, max_milliwatt) VALUES (:engine, :max_milliwatt)"),
+        {"engine": engine, "max_milliwatt": max_milliwatt_setting()},
+    )
 
     # How long rows are kept, as policies.toml says. On TimescaleDB, its jobs hold the retentions of the hypertables.
     op.create_table(
@@ -59,6 +64,9 @@ def upgrade() -> None:
         sa.CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
     )
 
+    # A state is what the device last sent: its register, or else the energy. `base_milliwh`, the register of `base_ts`,
+    # is the last good one before that. `registers_since` is set once the device has sent a register; no difference is
+    # of that instant or later.
     # `in_time` says that a reading of the device once came in time, which no import does.
     # Every batch rewrites the rows of its devices. The free space keeps a row's new version on its page, so that the
     # index does not change.
@@ -66,8 +74,12 @@ def upgrade() -> None:
         "meter_state",
         sa.Column("meter_id", sa.Integer, sa.ForeignKey("meter.id"), primary_key=True, autoincrement=False),
         sa.Column("ts", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("ac_milliwh", sa.Integer, nullable=False),
+        sa.Column("ac_milliwh", sa.BigInteger),
         sa.Column("voltage_centiv", sa.Integer),
+        sa.Column("register_milliwh", sa.BigInteger),
+        sa.Column("base_ts", sa.DateTime(timezone=True)),
+        sa.Column("base_milliwh", sa.BigInteger),
+        sa.Column("registers_since", sa.DateTime(timezone=True)),
         sa.Column("in_time", sa.Boolean, nullable=False, server_default=sa.false()),
         postgresql_with={"fillfactor": 50},
     )
@@ -76,12 +88,25 @@ def upgrade() -> None:
         sa.Column("vehicle_id", sa.Integer, sa.ForeignKey("vehicle.id"), primary_key=True, autoincrement=False),
         sa.Column("ts", sa.DateTime(timezone=True), nullable=False),
         sa.Column("meter_id", sa.Integer),
-        sa.Column("dc_milliwh", sa.Integer, nullable=False),
+        sa.Column("dc_milliwh", sa.BigInteger),
         sa.Column("soc_centipercent", sa.SmallInteger),
         sa.Column("battery_temp_centic", sa.SmallInteger),
+        sa.Column("register_milliwh", sa.BigInteger),
+        sa.Column("base_ts", sa.DateTime(timezone=True)),
+        sa.Column("base_milliwh", sa.BigInteger),
+        sa.Column("registers_since", sa.DateTime(timezone=True)),
         sa.Column("in_time", sa.Boolean, nullable=False, server_default=sa.false()),
         postgresql_with={"fillfactor": 50},
     )
+
+    # The end of each store transaction asks which of its devices have sent registers.
+    for device in ("meter", "vehicle"):
+        op.create_index(
+            f"{device}_state_register_idx",
+            f"{device}_state",
+            [f"{device}_id"],
+            postgresql_where=sa.text("registers_since IS NOT NULL"),
+        )
 
     # A GiST exclusion constraint needs it to compare integers. It comes with PostgreSQL, as a trusted extension.
     op.execute("CREATE EXTENSION IF NOT EXISTS btree_gist")
@@ -103,14 +128,14 @@ def upgrade() -> None:
     """)
     # Every device with its newest reading, and what is expected of it.
     op.execute("""
-        CREATE VIEW device (stream, id, external_id, registered_at, ts, milliwh, retired_at, in_service,
-                            in_time, expectation, max_milliwatt) AS
-        SELECT 'meter'::text, id, external_id, registered_at, ts, ac_milliwh, retired_at, in_service(retired_at, ts),
-               in_time, expectation, max_milliwatt
+        CREATE VIEW device (stream, id, external_id, registered_at, ts, milliwh, register_milliwh, retired_at,
+                            in_service, in_time, expectation, max_milliwatt) AS
+        SELECT 'meter'::text, id, external_id, registered_at, ts, ac_milliwh, register_milliwh, retired_at,
+               in_service(retired_at, ts), in_time, expectation, max_milliwatt
         FROM meter LEFT JOIN meter_state ON meter_id = id
         UNION ALL
-        SELECT 'vehicle', id, external_id, registered_at, ts, dc_milliwh, retired_at, in_service(retired_at, ts),
-               in_time, expectation, max_milliwatt
+        SELECT 'vehicle', id, external_id, registered_at, ts, dc_milliwh, register_milliwh, retired_at,
+               in_service(retired_at, ts), in_time, expectation, max_milliwatt
         FROM vehicle LEFT JOIN vehicle_state ON vehicle_id = id
     """)
 

@@ -42,6 +42,16 @@ def upgrade() -> None:
         sa.CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
     )
 
+    # Readings of registers whose energy is to be computed again, since readings of another hour came late. The store
+    # does it right after the transaction that noted them.
+    op.create_table(
+        "register_due",
+        sa.Column("stream", sa.Text, primary_key=True),
+        sa.Column("device_id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("ts", sa.DateTime(timezone=True), primary_key=True),
+        sa.CheckConstraint("stream IN ('meter', 'vehicle')", name="stream"),
+    )
+
     # How far the import of each file has come, and the days to refresh, in which it stored readings.
     op.create_table(
         "import_journal",
@@ -62,6 +72,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("import_journal", "touched_hour", "quarantine"):
+    for table in ("import_journal", "register_due", "touched_hour", "quarantine"):
         op.drop_table(table)
     run_sql("0002_readings.down.sql")

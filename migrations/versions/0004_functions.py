@@ -16,6 +16,7 @@ def upgrade() -> None:
         sa.Column("read_in", sa.DateTime(timezone=True), primary_key=True),
         sa.Column("bucket", sa.DateTime(timezone=True), primary_key=True),
         sa.Column("readings", sa.BigInteger),
+        sa.Column("read_milliwh", sa.BigInteger),
         sa.Column("ac_milliwh", sa.BigInteger, nullable=False),
         sa.Column("dc_milliwh", sa.BigInteger, nullable=False),
     )

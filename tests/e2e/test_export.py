@@ -146,8 +146,8 @@ def exported(process: Process, start: datetime, end: datetime) -> list[float]:
     url = f"{process.base_url}/v1/analytics/meters/MANY/readings"
     answer = httpx.get(url, params={"from": stamp(start), "to": stamp(end)}, timeout=DEADLINE_S)
     head, *rows = csv.reader(io.StringIO(answer.text))
-    assert head == ["timestamp", "meterId", "kwhConsumedAc", "voltage"]
-    return [float(energy) for _, _, energy, _ in rows]
+    assert head == ["timestamp", "meterId", "kwhConsumedAc", "kwhRegisterAc", "voltage"]
+    return [float(energy) for _, _, energy, *_ in rows]
 
 
 def test_a_client_that_takes_its_time_holds_neither_connection_nor_lock_nor_memory(
@@ -202,7 +202,7 @@ def test_a_transfer_that_retention_overtakes_is_broken_off(
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
             list(parts)
     answer = process.get(path_of("meters", "OLD"))
-    assert answer.text == "timestamp,meterId,kwhConsumedAc,voltage\r\n"
+    assert answer.text == "timestamp,meterId,kwhConsumedAc,kwhRegisterAc,voltage\r\n"
 
 
 def test_what_cannot_be_asked_for_is_refused_before_the_transfer(process: Process) -> None:

@@ -197,7 +197,7 @@ class Traffic:
     def kept(self) -> list[tuple[int, int]]:
         """Returns instant and energy of the meter readings that are young enough to be kept, sorted."""
         oldest = self.now.timestamp() * 1_000_000 - 20 * 86_400_000_000
-        return sorted((meter.ts_us, meter.ac_milliwh) for meter, _ in self.sent if meter.ts_us > oldest)
+        return sorted((meter.ts_us, meter.ac_milliwh or 0) for meter, _ in self.sent if meter.ts_us > oldest)
 
 
 async def test_house_keeping_fails_no_batch(database_url: str, connection: psycopg.Connection, engine: str) -> None:

@@ -154,12 +154,18 @@ async def test_each_rejected_reading_is_named_with_its_reason(shared_client: htt
         (meter(at, 1000.1, meter_id="reasons"), "energy_out_of_range", "kwhConsumedAc"),
         (vehicle(at, -0.1, vehicle_id="reasons"), "energy_out_of_range", "kwhDeliveredDc"),
         (vehicle(at, vehicle="reasons", VIN="reasons") | {"vehicleId": None}, "ambiguous", "vehicleId"),
+        (meter(at, meter_id="reasons") | {"kwhRegisterAc": 5}, "both_energy_forms", "kwhRegisterAc"),
+        (
+            {"vehicleId": "reasons", "timestamp": stamp(at), "kwhRegisterDc": 1e10},
+            "register_out_of_range",
+            "kwhRegisterDc",
+        ),
     ]
     good = meter(now + timedelta(minutes=4), meter_id="reasons")
     answer = await shared_client.post("/v1/telemetry", json=[reading for reading, _, _ in cases] + [good])
     assert answer.status_code == httpx.codes.OK
     receipt = answer.json()
-    assert counts(receipt) == (13, 1, 0, 0, 0)
+    assert counts(receipt) == (15, 1, 0, 0, 0)
     assert receipt["rejected"] == [
         {"index": index, "code": code, "field": field, "message": REJECTIONS[code]}
         for index, (_, code, field) in enumerate(cases)

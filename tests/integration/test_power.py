@@ -73,7 +73,7 @@ def spread(readings: list[Reading], *, is_meter: bool) -> dict[int, Fraction]:
             energy = reading.ac_milliwh if isinstance(reading, MeterReading) else reading.dc_milliwh
             device = reading.meter_id if isinstance(reading, MeterReading) else reading.vehicle_id
             minute = reading.ts_us // MINUTE_US, None if is_meter else reading.meter_id
-            devices[device or ""][minute].append((reading.ts_us, energy))
+            devices[device or ""][minute].append((reading.ts_us, energy or 0))
     found: defaultdict[int, Fraction] = defaultdict(Fraction)
     for minutes in devices.values():
         previous = None

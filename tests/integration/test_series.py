@@ -91,8 +91,8 @@ def vehicle_point(readings: list[Any]) -> list[Any]:
 
 
 def fleet_point(readings: list[Any]) -> list[Any]:
-    ac = [reading.ac_milliwh for reading in readings if isinstance(reading, MeterReading)]
-    dc = [reading.dc_milliwh for reading in readings if isinstance(reading, VehicleReading)]
+    ac = [reading.ac_milliwh or 0 for reading in readings if isinstance(reading, MeterReading)]
+    dc = [reading.dc_milliwh or 0 for reading in readings if isinstance(reading, VehicleReading)]
     sums = [sum(energies) / 1_000_000 if energies else None for energies in (ac, dc)]
     return [*sums, len(ac) or None, len(dc) or None]
 
@@ -109,9 +109,9 @@ def fleet_ratio(readings: list[Reading], start: int, bucket: str) -> float | Non
         if end - max(width, 3_600) <= reading.ts_us // 1_000_000 < end:
             ac, dc = energies[reading.ts_us // 1_000_000 // width]
             if isinstance(reading, MeterReading):
-                ac.append(reading.ac_milliwh)
+                ac.append(reading.ac_milliwh or 0)
             else:
-                dc.append(reading.dc_milliwh)
+                dc.append(reading.dc_milliwh or 0)
     both = [(sum(ac), sum(dc)) for ac, dc in energies.values() if ac and dc]
     consumed = sum(ac for ac, _ in both)
     return sum(dc for _, dc in both) / consumed if consumed and len(both) * width >= 900 else None

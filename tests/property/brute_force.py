@@ -99,7 +99,7 @@ def performance(
     evidence = Evidence(*map(sum, zip(Evidence(), *by_meter.values(), strict=True)))
     own = [reading for reading in vehicles if reading.vehicle_id == vehicle_id and start <= reading.ts_us < end]
     return Performance(
-        dc_milliwh=sum(reading.dc_milliwh for reading in own),
+        dc_milliwh=sum(reading.dc_milliwh or 0 for reading in own),
         evidence=evidence,
         data_points=len(own),
         avg_soc=average_of_hundredths([reading.soc_centipercent for reading in own]),
@@ -133,9 +133,9 @@ class Fleet:
         mappings: Sequence[VehicleMeter],
         gap_minutes: int,
     ) -> None:
-        meters: list[_Energy] = [(one.meter_id, None, one.ts_us, one.ac_milliwh) for one in meter_readings]
+        meters: list[_Energy] = [(one.meter_id, None, one.ts_us, one.ac_milliwh or 0) for one in meter_readings]
         vehicles: list[_Energy] = [
-            (one.vehicle_id, one.meter_id, one.ts_us, one.dc_milliwh) for one in vehicle_readings
+            (one.vehicle_id, one.meter_id, one.ts_us, one.dc_milliwh or 0) for one in vehicle_readings
         ]
         names = sorted(
             {name for name, *_ in meters} | {at for _, at, *_ in vehicles if at} | {at for _, at, *_ in mappings}

@@ -218,12 +218,12 @@ def wire(reading: Reading) -> dict[str, Any]:
     timestamp = moment(reading.ts_us).isoformat()
     if isinstance(reading, MeterReading):
         voltage = None if reading.voltage_centiv is None else reading.voltage_centiv / 100
-        energy = reading.ac_milliwh / 1_000_000
+        energy = (reading.ac_milliwh or 0) / 1_000_000
         return {"meterId": reading.meter_id, "timestamp": timestamp, "kwhConsumedAc": energy, "voltage": voltage}
     written: dict[str, Any] = {
         "vehicleId": reading.vehicle_id,
         "timestamp": timestamp,
-        "kwhDeliveredDc": reading.dc_milliwh / 1_000_000,
+        "kwhDeliveredDc": (reading.dc_milliwh or 0) / 1_000_000,
     }
     if reading.meter_id is not None:
         written["meterId"] = reading.meter_id

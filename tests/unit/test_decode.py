@@ -346,6 +346,8 @@ def test_every_code_can_happen() -> None:
         METER | {"timestamp": "2027-05-01T12:00:00Z"},
         METER | {"timestamp": "2025-05-01T12:00:00Z"},
         METER | {"kwhConsumedAc": -1},
+        METER | {"kwhRegisterAc": 1},
+        METER | {"kwhConsumedAc": None, "kwhRegisterAc": -1},
         without(METER, "meterId") | {"meter": "M1", "METER_ID": "M1"},
     ]
     # The registry is asked only when the readings are stored.

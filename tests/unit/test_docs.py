@@ -143,6 +143,7 @@ def test_limits_are_those_of_the_code() -> None:
         field: f"{limits.pop(name)}".replace(" to ", " and ")
         for name, field in (
             ("energy of a reading", "energy"),
+            ("register", "register"),
             ("voltage", "voltage"),
             ("soc", "soc"),
             ("batteryTemp", "battery_temp"),

@@ -1,21 +1,23 @@
 -- The readings are partitioned by UTC day. Their key begins with the device: minutes are computed from the readings
--- when asked for, so this index answers every read.
+-- when asked for, so this index answers every read. The energy of a register's reading is NULL where it is not known.
 
 CREATE TABLE meter_reading (
-    ts              timestamptz    NOT NULL,
-    received_at     timestamptz(0) NOT NULL DEFAULT now(),
-    meter_id        integer        NOT NULL,
-    ac_milliwh      integer        NOT NULL,
-    voltage_centiv  integer,
+    ts                timestamptz    NOT NULL,
+    received_at       timestamptz(0) NOT NULL DEFAULT now(),
+    register_milliwh  bigint,
+    ac_milliwh        bigint,
+    meter_id          integer        NOT NULL,
+    voltage_centiv    integer,
     PRIMARY KEY (meter_id, ts)
 ) PARTITION BY RANGE (ts);
 
 CREATE TABLE vehicle_reading (
     ts                   timestamptz    NOT NULL,
     received_at          timestamptz(0) NOT NULL DEFAULT now(),
+    register_milliwh     bigint,
+    dc_milliwh           bigint,
     vehicle_id           integer        NOT NULL,
     meter_id             integer,
-    dc_milliwh           integer        NOT NULL,
     soc_centipercent     smallint,
     battery_temp_centic  smallint,
     PRIMARY KEY (vehicle_id, ts)

@@ -27,7 +27,7 @@ LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO fleet_meter_minute AS kept (bucket, shard, ac_milliwh, readings)
     SELECT utc_bucket('1 minute', ts) AS bucket, pg_backend_pid() % 16,
-           sum(ac_milliwh), count(*)
+           coalesce(sum(ac_milliwh), 0), count(*)
     FROM inserted
     GROUP BY bucket
     ORDER BY bucket
@@ -43,7 +43,7 @@ LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO fleet_vehicle_minute AS kept (bucket, shard, dc_milliwh, readings)
     SELECT utc_bucket('1 minute', ts) AS bucket, pg_backend_pid() % 16,
-           sum(dc_milliwh), count(*)
+           coalesce(sum(dc_milliwh), 0), count(*)
     FROM inserted
     GROUP BY bucket
     ORDER BY bucket
@@ -58,6 +58,42 @@ CREATE TRIGGER add_to_fleet_minute AFTER INSERT ON meter_reading
     REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION add_to_fleet_meter_minute();
 CREATE TRIGGER add_to_fleet_minute AFTER INSERT ON vehicle_reading
     REFERENCING NEW TABLE AS inserted FOR EACH STATEMENT EXECUTE FUNCTION add_to_fleet_vehicle_minute();
+
+-- A reading that comes late changes the energy of the register's reading after it.
+CREATE FUNCTION correct_fleet_meter_minute() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO fleet_meter_minute AS kept (bucket, shard, ac_milliwh, readings)
+    SELECT utc_bucket('1 minute', ts) AS bucket, pg_backend_pid() % 16, sum(ac_milliwh), 0
+    FROM (SELECT ts, ac_milliwh FROM corrected UNION ALL SELECT ts, -ac_milliwh FROM former) AS change
+    GROUP BY bucket
+    HAVING sum(ac_milliwh) <> 0
+    ORDER BY bucket
+    ON CONFLICT (bucket, shard) DO UPDATE SET ac_milliwh = kept.ac_milliwh + excluded.ac_milliwh;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION correct_fleet_vehicle_minute() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO fleet_vehicle_minute AS kept (bucket, shard, dc_milliwh, readings)
+    SELECT utc_bucket('1 minute', ts) AS bucket, pg_backend_pid() % 16, sum(dc_milliwh), 0
+    FROM (SELECT ts, dc_milliwh FROM corrected UNION ALL SELECT ts, -dc_milliwh FROM former) AS change
+    GROUP BY bucket
+    HAVING sum(dc_milliwh) <> 0
+    ORDER BY bucket
+    ON CONFLICT (bucket, shard) DO UPDATE SET dc_milliwh = kept.dc_milliwh + excluded.dc_milliwh;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER correct_fleet_minute AFTER UPDATE ON meter_reading
+    REFERENCING OLD TABLE AS former NEW TABLE AS corrected
+    FOR EACH STATEMENT EXECUTE FUNCTION correct_fleet_meter_minute();
+CREATE TRIGGER correct_fleet_minute AFTER UPDATE ON vehicle_reading
+    REFERENCING OLD TABLE AS former NEW TABLE AS corrected
+    FOR EACH STATEMENT EXECUTE FUNCTION correct_fleet_vehicle_minute();
 
 -- These tables hold the hours of a device whose readings were dropped, and the days of hours that were dropped.
 CREATE TABLE meter_hour_kept OF meter_bucket (

@@ -6,7 +6,7 @@
 CREATE FUNCTION meter_minute(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
 RETURNS SETOF meter_minute_bucket LANGUAGE sql STABLE AS $$
     SELECT meter_id, utc_bucket('1 minute', ts), min(ts), max(ts),
-           sum(ac_milliwh), count(*),
+           coalesce(sum(ac_milliwh), 0)::bigint, count(*), count(*) - count(ac_milliwh),
            sum(voltage_centiv), count(voltage_centiv), min(voltage_centiv), max(voltage_centiv)
     FROM meter_reading
     WHERE ts >= range_from AND ts < range_to AND (devices IS NULL OR meter_id = ANY (devices))
@@ -15,7 +15,8 @@ $$;
 
 CREATE FUNCTION vehicle_minute(range_from timestamptz, range_to timestamptz, devices integer[] DEFAULT NULL)
 RETURNS SETOF vehicle_minute_bucket LANGUAGE sql STABLE AS $$
-    SELECT vehicle_id, utc_bucket('1 minute', ts), meter_id, min(ts), max(ts), sum(dc_milliwh), count(*),
+    SELECT vehicle_id, utc_bucket('1 minute', ts), meter_id, min(ts), max(ts),
+           coalesce(sum(dc_milliwh), 0)::bigint, count(*), count(*) - count(dc_milliwh),
            sum(soc_centipercent), count(soc_centipercent), min(soc_centipercent), max(soc_centipercent),
            sum(battery_temp_centic), count(battery_temp_centic), min(battery_temp_centic), max(battery_temp_centic)
     FROM vehicle_reading
@@ -30,7 +31,7 @@ RETURNS SETOF meter_bucket LANGUAGE sql STABLE AS $$
     WHERE bucket >= range_from AND bucket < range_to AND (devices IS NULL OR meter_id = ANY (devices))
     UNION ALL
     SELECT meter_id, utc_bucket('1 hour', ts),
-           sum(ac_milliwh), count(*),
+           coalesce(sum(ac_milliwh), 0)::bigint, count(*),
            sum(voltage_centiv), count(voltage_centiv), min(voltage_centiv), max(voltage_centiv)
     FROM meter_reading
     WHERE ts >= range_from AND ts < range_to AND (devices IS NULL OR meter_id = ANY (devices))
@@ -43,7 +44,7 @@ RETURNS SETOF vehicle_bucket LANGUAGE sql STABLE AS $$
     SELECT * FROM vehicle_hour_kept
     WHERE bucket >= range_from AND bucket < range_to AND (devices IS NULL OR vehicle_id = ANY (devices))
     UNION ALL
-    SELECT vehicle_id, utc_bucket('1 hour', ts), sum(dc_milliwh), count(*),
+    SELECT vehicle_id, utc_bucket('1 hour', ts), coalesce(sum(dc_milliwh), 0)::bigint, count(*),
            sum(soc_centipercent), count(soc_centipercent), min(soc_centipercent), max(soc_centipercent),
            sum(battery_temp_centic), count(battery_temp_centic), min(battery_temp_centic), max(battery_temp_centic)
     FROM vehicle_reading

@@ -1,7 +1,8 @@
 -- Both engines answer rows of these types, and find the bucket of an instant by the same function.
 
 -- A minute says when its first and its last reading were measured: the sum of a device's energies up to a minute is
--- what flowed until last_ts. In a minute, a vehicle has a row for each meter. `bucket` is the second column in every
+-- what flowed until last_ts. Readings whose energy is not known count in both numbers of readings; they add nothing to
+-- any sum of energies. In a minute, a vehicle has a row for each meter. `bucket` is the second column in every
 -- aggregate of a device: TimescaleDB 2.29 refuses a third level above a parent that has it elsewhere.
 CREATE TYPE meter_minute_bucket AS (
     meter_id            integer,
@@ -10,6 +11,7 @@ CREATE TYPE meter_minute_bucket AS (
     last_ts             timestamptz,
     ac_milliwh          bigint,
     readings            bigint,
+    unknown_readings    bigint,
     voltage_centiv_sum  bigint,
     voltage_readings    bigint,
     voltage_centiv_min  integer,
@@ -24,6 +26,7 @@ CREATE TYPE vehicle_minute_bucket AS (
     last_ts                  timestamptz,
     dc_milliwh               bigint,
     readings                 bigint,
+    unknown_readings         bigint,
     soc_centipercent_sum     bigint,
     soc_readings             bigint,
     soc_centipercent_min     smallint,

@@ -1,8 +1,8 @@
 -- A reading's energy flowed since its device's previous reading, but the fleet's sums have it where it was read.
 -- fleet_spread moves it to the five minutes in which it flowed, evenly: a row adds to the sums of `bucket`, for the
--- readings of the five minutes `read_in`. The row in which both are alike counts these readings, of both streams. It
--- tells when it is out of date: the fleet's minutes have another number then, or it was negated, since a reading before
--- it arrived late.
+-- readings of the five minutes `read_in`. The row in which both are alike counts these readings, of both streams, and
+-- sums their energies. It tells when it is out of date: the fleet's minutes have another number or sum then, or it was
+-- negated, since a reading before it arrived late.
 
 -- Makes the rows for readings in [range_from, range_to) anew; the bounds are whole five minutes. Longer than four hours
 -- before a reading nothing is known of its device, and such energy is only taken out.
@@ -20,7 +20,7 @@ DECLARE
 BEGIN
     DELETE FROM fleet_spread WHERE read_in >= range_from AND read_in < range_to;
 
-    INSERT INTO fleet_spread (read_in, bucket, readings, ac_milliwh, dc_milliwh)
+    INSERT INTO fleet_spread (read_in, bucket, readings, read_milliwh, ac_milliwh, dc_milliwh)
     WITH minute AS (
         SELECT meter_id AS device, true AS is_meter, bucket, first_ts, last_ts, readings, ac_milliwh AS milliwh
         FROM meter_minute(near, range_to)
@@ -53,21 +53,22 @@ BEGIN
         FROM span, generate_series(utc_bucket('5 minutes', start), last_ts, INTERVAL '5 minutes') AS bucket
         WHERE bucket < last_ts
     ), part AS (
-        SELECT read_in, bucket, NULL::bigint AS readings,
+        SELECT read_in, bucket, NULL::bigint AS readings, NULL::bigint AS read_milliwh,
                CASE WHEN is_meter THEN milliwh ELSE 0 END AS ac_milliwh,
                CASE WHEN is_meter THEN 0 ELSE milliwh END AS dc_milliwh
         FROM moved
         UNION ALL
-        SELECT utc_bucket('5 minutes', bucket), utc_bucket('5 minutes', bucket), readings, 0, 0
+        SELECT utc_bucket('5 minutes', bucket), utc_bucket('5 minutes', bucket), readings, milliwh, 0, 0
         FROM follows WHERE bucket >= range_from
     )
-    SELECT read_in, bucket, sum(readings), sum(ac_milliwh), sum(dc_milliwh)
+    SELECT read_in, bucket, sum(readings), sum(read_milliwh), sum(ac_milliwh), sum(dc_milliwh)
     FROM part
     GROUP BY read_in, bucket;
 END
 $$;
 
--- Returns the five minutes in the range whose rows are missing or out of date, and whether readings arrived late there.
+-- Returns the five minutes in the range whose rows are missing or out of date, and whether readings arrived late there
+-- or have another energy.
 CREATE FUNCTION spread_missing(range_from timestamptz, range_to timestamptz) RETURNS TABLE (
     bucket timestamptz, has_new boolean)
 LANGUAGE plpgsql STABLE
@@ -75,13 +76,14 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
     RETURN QUERY
-    SELECT five.bucket, abs(known.readings) IS DISTINCT FROM five.readings
+    SELECT five.bucket, (abs(known.readings), known.read_milliwh) IS DISTINCT FROM (five.readings, five.milliwh)
     FROM (SELECT utc_bucket('5 minutes', fleet.bucket) AS bucket,
-                 sum(coalesce(meter_readings, 0) + coalesce(vehicle_readings, 0))::bigint AS readings
+                 sum(coalesce(meter_readings, 0) + coalesce(vehicle_readings, 0))::bigint AS readings,
+                 sum(coalesce(ac_milliwh, 0) + coalesce(dc_milliwh, 0))::bigint AS milliwh
           FROM fleet_minute(range_from, range_to) AS fleet
           GROUP BY utc_bucket('5 minutes', fleet.bucket)) AS five
     LEFT JOIN fleet_spread AS known ON known.read_in = five.bucket AND known.bucket = five.bucket
-    WHERE known.readings IS DISTINCT FROM five.readings;
+    WHERE (known.readings, known.read_milliwh) IS DISTINCT FROM (five.readings, five.milliwh);
 END
 $$;
 

@@ -264,18 +264,20 @@ def us(instant: datetime) -> int:
     return round(instant.timestamp() * 1_000_000)
 
 
-# The statements, all over [:range_from, :range_to) and of :devices where these are given.
+# The statements, all over [:range_from, :range_to) and of :devices where these are given. An energy of -1 is NOT_KNOWN.
 
 
 _ROWS = {
     Stream.VEHICLE: b"""
-        SELECT array_agg(vehicle_id), array_agg(last_ts), array_agg(first_ts), array_agg(dc_milliwh),
-               array_agg(readings), array_agg(coalesce(meter_id, 0))
+        SELECT array_agg(vehicle_id), array_agg(last_ts), array_agg(first_ts),
+               array_agg(CASE WHEN unknown_readings > 0 THEN -1 ELSE dc_milliwh END), array_agg(readings),
+               array_agg(coalesce(meter_id, 0))
         FROM vehicle_minute(%(range_from)s, %(range_to)s, %(devices)s::integer[])
     """,
     Stream.METER: b"""
-        SELECT array_agg(meter_id), array_agg(last_ts), array_agg(first_ts), array_agg(ac_milliwh),
-               array_agg(readings), array_agg(0)
+        SELECT array_agg(meter_id), array_agg(last_ts), array_agg(first_ts),
+               array_agg(CASE WHEN unknown_readings > 0 THEN -1 ELSE ac_milliwh END), array_agg(readings),
+               array_agg(0)
         FROM meter_minute(%(range_from)s, %(range_to)s, %(devices)s::integer[])
     """,
 }

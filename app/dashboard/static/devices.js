@@ -30,15 +30,17 @@ function efficient({ efficiency, status }) {
   return el("span", { class: "verdict", "data-state": state }, el("span", { class: "narrow", "aria-hidden": "true" }, `${shape} `), `${percent(efficiency)} %`);
 }
 
+const lastReading = (register, energy) => (register == null ? `${fixed(energy, 4)} kWh` : `at ${fixed(register, 1)} kWh`);
+
 const COLUMNS = {
   vehicle: [
     { key: "soc", name: "Charge", numeric: true, value: (row) => row.soc, cell: (row) => (row.soc == null ? "–" : `${fixed(row.soc, 1)} %`) },
     { key: "temperature", name: "Battery", numeric: true, wide: true, value: (row) => row.batteryTemp, cell: (row) => (row.batteryTemp == null ? "–" : `${fixed(row.batteryTemp, 1)} °C`) },
-    { key: "energy", name: "Last reading", numeric: true, wide: true, value: (row) => row.kwhDeliveredDc, cell: (row) => `${fixed(row.kwhDeliveredDc, 4)} kWh` },
+    { key: "energy", name: "Last reading", numeric: true, wide: true, value: (row) => row.kwhRegisterDc ?? row.kwhDeliveredDc, cell: (row) => lastReading(row.kwhRegisterDc, row.kwhDeliveredDc) },
   ],
   meter: [
     { key: "voltage", name: "Voltage", numeric: true, value: (row) => row.voltage, cell: (row) => (row.voltage == null ? "–" : `${fixed(row.voltage, 1)} V`) },
-    { key: "energy", name: "Last reading", numeric: true, wide: true, value: (row) => row.kwhConsumedAc, cell: (row) => `${fixed(row.kwhConsumedAc, 4)} kWh` },
+    { key: "energy", name: "Last reading", numeric: true, wide: true, value: (row) => row.kwhRegisterAc ?? row.kwhConsumedAc, cell: (row) => lastReading(row.kwhRegisterAc, row.kwhConsumedAc) },
   ],
 };
 

@@ -19,10 +19,13 @@ from app.ingest.check import (
     MAX_LOOKED_UP,
     METER_ID,
     METER_ID_IF_ANY,
+    REGISTER_AC,
+    REGISTER_DC,
     SOC,
     VEHICLE_ID,
     VOLTAGE,
     all_microseconds,
+    refuse_other_than_one_energy,
 )
 from app.ingest.history.columns import Columns
 from app.ingest.history.file import HEAD_BYTES, MAX_LINE_BYTES
@@ -65,7 +68,8 @@ class CsvRows(Rows):
 
     def _refuse_incomplete(self, names: list[str]) -> None:
         found = set(self.columns.fields.values())
-        for needed in ({"timestamp"}, {"meterId", "vehicleId"}, {"kwhConsumedAc", "kwhDeliveredDc"}):
+        energies = {"kwhConsumedAc", "kwhDeliveredDc", "kwhRegisterAc", "kwhRegisterDc"}
+        for needed in ({"timestamp"}, {"meterId", "vehicleId"}, energies):
             if not needed & found:
                 raise SetupError(
                     f"{self.file} has no column for {' or '.join(sorted(needed))} (--map COLUMN=FIELD names it); "
@@ -98,7 +102,10 @@ class CsvRows(Rows):
             )
             return [device, list(compress(all_us, those)), *others]
 
-        return values(self._meter, list(map(not_, of_vehicle))), values(self._vehicle, of_vehicle)
+        of_meters, of_vehicles = values(self._meter, list(map(not_, of_vehicle))), values(self._vehicle, of_vehicle)
+        for of_stream in (of_meters, of_vehicles):
+            refuse_other_than_one_energy(of_stream[2], of_stream[-1])
+        return of_meters, of_vehicles
 
     def _as_json(self, line: bytes) -> bytes | None:
         if len(line) > MAX_LINE_BYTES:
@@ -140,13 +147,19 @@ class _Cells(dict[bytes, Any]):
         return checked
 
 
-_METER: dict[str, Mapping[Any, Any]] = {"meter_id": METER_ID, "kwh_consumed_ac": AC, "voltage": VOLTAGE}
+_METER: dict[str, Mapping[Any, Any]] = {
+    "meter_id": METER_ID,
+    "kwh_consumed_ac": AC,
+    "voltage": VOLTAGE,
+    "kwh_register_ac": REGISTER_AC,
+}
 _VEHICLE: dict[str, Mapping[Any, Any]] = {
     "vehicle_id": VEHICLE_ID,
     "kwh_delivered_dc": DC,
     "meter_id": METER_ID_IF_ANY,
     "soc": SOC,
     "battery_temp": BATTERY_TEMP,
+    "kwh_register_dc": REGISTER_DC,
 }
 """The columns are in the order of the readings' fields, without the instant, which is the second field."""
 

@@ -177,8 +177,8 @@ class _Answers:
 
     def _decoded(self) -> Decoded:
         checked = self._checked
-        meter_id, meter_us, ac, voltage = checked.meter
-        vehicle_id, vehicle_us, dc, at_meter, soc, battery_temp = checked.vehicle
+        meter_id, meter_us, ac, voltage, ac_register = checked.meter
+        vehicle_id, vehicle_us, dc, at_meter, soc, battery_temp, dc_register = checked.vehicle
         decoded = Decoded(
             self._end,
             self._file.read_bytes(),
@@ -197,9 +197,13 @@ class _Answers:
             decoded.unknown = unknown
             return decoded
         meter, vehicle = self._meter.__getitem__, self._vehicle.__getitem__
-        of_meters = zip(_since_2000(meter_us), map(meter, meter_id), ac, voltage, strict=True)
+        of_meters = zip(_since_2000(meter_us), map(meter, meter_id), ac, voltage, ac_register, strict=True)
         of_vehicles = zip(
-            _since_2000(vehicle_us), map(vehicle, vehicle_id), map(meter, at_meter), dc, soc, battery_temp, strict=True
+            _since_2000(vehicle_us),
+            map(vehicle, vehicle_id),
+            map(meter, at_meter),
+            *(dc, soc, battery_temp, dc_register),
+            strict=True,
         )
         # Rows are in order of time; of several with one key, the first in the file stays first.
         rows = {

@@ -93,6 +93,7 @@ class Importer:
                     rejected = zip(decoded.rejected_lines, decoded.rejected, strict=True)
                     self._on_rejected(file, [(number, line, reading) for (number, line), reading in rejected])
                 done = await self._session.run(self._store, decoded, done)
+                await self._session.run(self._session.settle)
                 ignored = decoded.ignored
                 dropped.update(decoded.dropped)
                 self._on_progress(file, decoded.read_bytes, done, before)
@@ -149,7 +150,8 @@ class Importer:
             room = max(0, QUARANTINED_ROWS - now.rejected)
             if not left and not self._on_rejected and (rejected := decoded.rejected[:room]):
                 await keep_rejected(connection, Source.IMPORT, rejected)
-            days = {day for rows in stored.inserted.values() for day in _days(rows)}
+            changed = (*stored.inserted.values(), *map(sorted, stored.corrected.values()))
+            days = {day for rows in changed for day in _days(rows)}
             await journal.save(connection, now, following(stored), days)
 
         while True:

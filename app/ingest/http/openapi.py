@@ -26,31 +26,35 @@ _TIMESTAMP = Schema(
 _DROPPED = "A bad value is dropped, with an entry in `warnings`."
 
 
-def _number(minimum: int, maximum: int, description: str, *, required: bool = False) -> Schema:
-    types = OpenAPIType.NUMBER if required else [OpenAPIType.NUMBER, OpenAPIType.NULL]
+def _number(minimum: int, maximum: int, description: str) -> Schema:
+    types = [OpenAPIType.NUMBER, OpenAPIType.NULL]
     return Schema(type=types, minimum=minimum, maximum=maximum, description=description)
 
 
 _METER_READING = Schema(
     type=OpenAPIType.OBJECT,
     title="MeterReading",
-    required=["meterId", "timestamp", "kwhConsumedAc"],
+    description="A reading has either kwhConsumedAc or kwhRegisterAc.",
+    required=["meterId", "timestamp"],
     properties={
         "meterId": _ID,
         "timestamp": _TIMESTAMP,
-        "kwhConsumedAc": _number(0, 1000, "AC energy since the meter's previous reading, kWh.", required=True),
+        "kwhConsumedAc": _number(0, 1000, "AC energy since the meter's previous reading, kWh."),
+        "kwhRegisterAc": _number(0, 1_000_000_000, "The meter's register: all AC energy that it ever measured, kWh."),
         "voltage": _number(0, 1000, f"Volt. {_DROPPED}"),
     },
 )
 _VEHICLE_READING = Schema(
     type=OpenAPIType.OBJECT,
     title="VehicleReading",
-    required=["vehicleId", "timestamp", "kwhDeliveredDc"],
+    description="A reading has either kwhDeliveredDc or kwhRegisterDc.",
+    required=["vehicleId", "timestamp"],
     properties={
         "vehicleId": _ID,
         "meterId": Schema(one_of=[_ID, Schema(type=OpenAPIType.NULL)], description="The vehicle's meter, if known."),
         "timestamp": _TIMESTAMP,
-        "kwhDeliveredDc": _number(0, 1000, "DC energy since the vehicle's previous reading, kWh.", required=True),
+        "kwhDeliveredDc": _number(0, 1000, "DC energy since the vehicle's previous reading, kWh."),
+        "kwhRegisterDc": _number(0, 1_000_000_000, "The register of the vehicle or its charger, kWh."),
         "soc": _number(0, 100, f"State of charge, percent. {_DROPPED}"),
         "batteryTemp": _number(-60, 150, f"Battery temperature, degrees Celsius. {_DROPPED}"),
     },
@@ -58,15 +62,9 @@ _VEHICLE_READING = Schema(
 # Outside the bodies, as components of /schema, each becomes one class of a generated client, whatever sends it.
 READINGS = {"MeterReading": _METER_READING, "VehicleReading": _VEHICLE_READING}
 
-METER_EXAMPLE = {"meterId": "M1", "timestamp": "2026-02-10T14:47:24.841Z", "kwhConsumedAc": 0.4796, "voltage": 232.0}
-VEHICLE_EXAMPLE = {
-    "vehicleId": "V1",
-    "meterId": "M1",
-    "timestamp": "2026-02-10T14:47:24.841Z",
-    "kwhDeliveredDc": 0.4227,
-    "soc": 20.7,
-    "batteryTemp": 30.1,
-}
+_AT_METER: dict[str, object] = {"meterId": "M1", "timestamp": "2026-02-10T14:47:24.841Z"}
+METER_EXAMPLE = _AT_METER | {"kwhConsumedAc": 0.4796, "voltage": 232.0}
+VEHICLE_EXAMPLE = {"vehicleId": "V1"} | _AT_METER | {"kwhDeliveredDc": 0.4227, "soc": 20.7, "batteryTemp": 30.1}
 
 
 def _request_body(*names: str, examples: list[dict[str, object]]) -> RequestBody:

@@ -65,12 +65,17 @@ def _rejected(index: int, reading: MeterReading | VehicleReading, field: str, to
     values: dict[str, str | datetime | float | None] = {"meterId": reading.meter_id, "timestamp": timestamp}
     if isinstance(reading, MeterReading):
         stream, device = Stream.METER, reading.meter_id
-        values |= {"kwhConsumedAc": reading.ac_milliwh / 1_000_000, "voltage": _whole(reading.voltage_centiv)}
+        values |= {
+            "kwhConsumedAc": _kwh(reading.ac_milliwh),
+            "kwhRegisterAc": _kwh(reading.register_milliwh),
+            "voltage": _whole(reading.voltage_centiv),
+        }
     else:
         stream, device = Stream.VEHICLE, reading.vehicle_id
         values |= {
             "vehicleId": reading.vehicle_id,
-            "kwhDeliveredDc": reading.dc_milliwh / 1_000_000,
+            "kwhDeliveredDc": _kwh(reading.dc_milliwh),
+            "kwhRegisterDc": _kwh(reading.register_milliwh),
             "soc": _whole(reading.soc_centipercent),
             "batteryTemp": _whole(reading.battery_temp_centic),
         }
@@ -78,6 +83,10 @@ def _rejected(index: int, reading: MeterReading | VehicleReading, field: str, to
     rejected.topic = topic
     rejected.payload = msgspec.json.encode({name: value for name, value in values.items() if value is not None})
     return rejected
+
+
+def _kwh(milliwh: int | None) -> float | None:
+    return None if milliwh is None else milliwh / 1_000_000
 
 
 def _whole(hundredths: int | None) -> float | None:

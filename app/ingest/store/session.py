@@ -1,7 +1,7 @@
 """One store transaction: the only way in, which the writer and the import of history share.
 
 A transaction stores meter readings, vehicle readings, latest states and touched hours, always in this order, which
-keeps two processes from deadlocking.
+keeps two processes from deadlocking. Where readings hold registers, it locks the states of their devices before.
 """
 
 import time
@@ -15,7 +15,8 @@ import psycopg
 
 from app.database import connect
 from app.ingest.batch import StreamRows
-from app.ingest.store import statements
+from app.ingest.store import register_statements, registers, statements
+from app.ingest.store.late_registers import Asked, Recount, asked_of, recount
 from app.ingest.store.statements import SQL, Connection, Outcome, Touched
 from app.telemetry.instant import HOUR_US
 from app.telemetry.reading import Stream
@@ -29,12 +30,15 @@ STAGED_SECONDS = 30
 class Stored(NamedTuple):
     """The outcome of a transaction.
 
-    `inserted` are the new rows in order of time; `at` is the database's clock after all of them, in microseconds since
-    2000-01-01 UTC.
+    `inserted` are the new rows in order of time. `corrected` are stored readings that have another energy now: instant,
+    device, energy. If `is_due`, some of them wait for Session.settle(). `at` is the database's clock at the end, in
+    microseconds since 2000-01-01 UTC.
     """
 
     outcomes: dict[Stream, Outcome]
     inserted: StreamRows
+    corrected: StreamRows
+    is_due: bool
     at: int
 
     def conflicts(self) -> int:
@@ -67,6 +71,7 @@ class Session:
         self._prepared_days: set[int] = set()
         self._staged_until = 0.0
         self._noted = Noted()
+        self._limit_milliwatt = 0
 
     async def run(
         self,
@@ -109,6 +114,22 @@ class Session:
                     raise
                 self._prepared_days.difference_update(days)
 
+    async def settle(self, connection: Connection) -> None:
+        """Corrects the energies that are due, whoever noted them: each hour's in a transaction of its own."""
+        while due := await register_statements.fetch_due(connection):
+            hour, devices = due
+            corrected: StreamRows = {}
+            async with statements.store_transaction(connection, staged=False):
+                for stream, some in devices.items():
+                    bounds = await register_statements.take_due(connection, stream, some, hour)
+                    asked = {device: Asked(*of_device, []) for device, of_device in bounds.items()}
+                    recounted = await self._recount(connection, stream, asked)
+                    await registers.correct(connection, stream, recounted, [(hour * HOUR_US,)])
+                    corrected[stream] = recounted.corrected
+                touched = self._noted.missing({}, corrected)
+                await statements.merge_touched(connection, touched)
+            self._noted.add(touched)
+
     async def close(self) -> None:
         """Closes the connection."""
         if self._connection is not None:
@@ -123,29 +144,55 @@ class Session:
                 await connection.close()
                 raise
             statements.prepare_connection(connection)
+            self._limit_milliwatt = await register_statements.limit_milliwatt(connection)
             self._connection = connection
         return self._connection
+
+    async def _recount(self, connection: Connection, stream: Stream, asked: dict[int, Asked]) -> Recount:
+        states = await register_statements.lock(connection, stream, sorted(asked))
+        return await recount(connection, stream, asked, states, self._limit_milliwatt)
 
     async def _commit(self, connection: Connection, rows: StreamRows, also: Also | None, *, staged: bool) -> Stored:
         outcomes: dict[Stream, Outcome] = {}
         inserted: StreamRows = {}
+        corrected: StreamRows = {}
+        is_due = False
         async with statements.store_transaction(connection, staged=staged):
+            counted = {
+                stream: await registers.begin_counting(connection, stream, of_stream, self._limit_milliwatt)
+                for stream, of_stream in rows.items()
+            }
             for stream, of_stream in rows.items():
-                sql = SQL[stream]
+                sql, counting = SQL[stream], counted[stream]
                 if staged:
-                    numbered = ((*row, n) for n, row in enumerate(of_stream))
+                    numbered = ((*row, n) for n, row in enumerate(await counting.all(connection)))
                     await statements.copy(connection, sql.stage, (*sql.copy_types, "int4"), numbered)
                     outcome = await statements.insert_staged(connection, stream, of_stream)
                 else:
-                    await statements.copy(connection, sql.copy, sql.copy_types, of_stream)
+                    await statements.copy(connection, sql.copy, sql.copy_types, counting.steady())
+                    if others := await counting.others(connection):
+                        await statements.copy(connection, sql.copy, sql.copy_types, others)
                     outcome = Outcome(range(len(of_stream)), ())
                 outcomes[stream] = outcome
                 inserted[stream] = sorted(map(of_stream.__getitem__, outcome.inserted), key=itemgetter(0))
+                corrected[stream] = [*counting.recount.corrected]
             for stream in rows:
-                await statements.merge_states(connection, stream, inserted[stream], is_live=self._is_live)
-            touched = self._noted.missing(inserted)
+                recounted = counted[stream].recount
+                counters, latest = recounted.counters, {row[1]: row for row in inserted[stream]}
+                registered = [latest.pop(device) + counters[device] for device in counters.keys() & latest.keys()]
+                await statements.merge_states(connection, stream, [*latest.values()], is_live=self._is_live)
+                await register_statements.merge_registers(connection, stream, registered, is_live=self._is_live)
+                is_due |= await registers.correct(connection, stream, recounted, inserted[stream])
+            end = await register_statements.end(connection)
+            for stream, mixed in end.mixed.items():
+                rows_of_mixed = [row for row in inserted.get(stream, ()) if row[1] in mixed]
+                more = await self._recount(connection, stream, asked_of(rows_of_mixed))
+                is_due |= await registers.correct(connection, stream, more, rows_of_mixed)
+                corrected.setdefault(stream, []).extend(more.corrected)
+            touched = self._noted.missing(inserted, corrected)
             await statements.merge_touched(connection, touched)
-            stored = Stored(outcomes, inserted, await statements.clock(connection))
+            at = await statements.clock(connection) if touched else end.at
+            stored = Stored(outcomes, inserted, corrected, is_due or end.is_due, at)
             if also is not None:
                 await also(connection, stored)
         self._noted.add(touched)
@@ -159,12 +206,16 @@ class Noted:
         self._hours: defaultdict[tuple[Stream, int], set[int]] = defaultdict(set)
         self._until = 0.0
 
-    def missing(self, inserted: StreamRows) -> Touched:
-        """Returns the hours of the inserted rows, which are ordered by time, without those noted already."""
+    def missing(self, inserted: StreamRows, corrected: StreamRows) -> Touched:
+        """Returns the hours of the rows, without those noted already. Inserted ones are ordered by time."""
         if time.monotonic() >= self._until:
             self._hours.clear()
             self._until = time.monotonic() + statements.NOTED_SECONDS
-        return {hour: new for hour, devices in touched_hours(inserted).items() if (new := devices - self._hours[hour])}
+        touched = touched_hours(inserted)
+        for stream, rows in corrected.items():
+            for ts, device, _ in rows:
+                touched.setdefault((stream, ts // HOUR_US), set()).add(device)
+        return {hour: new for hour, devices in touched.items() if (new := devices - self._hours[hour])}
 
     def add(self, touched: Touched) -> None:
         """Marks hours as noted; they must be committed."""

@@ -36,30 +36,40 @@ class StreamSql(NamedTuple):
     conflicting: str
     copy_states: str
     merge_states: str
+    energy: int
+    """The place of the energy in a row; the register is the last."""
 
 
 METER = StreamSql(
-    copy_types=("int8", "int4", "int4", "int4"),
-    copy="COPY meter_reading (ts, meter_id, ac_milliwh, voltage_centiv) FROM STDIN (FORMAT binary)",
-    stage="COPY staged_meter_reading (ts, meter_id, ac_milliwh, voltage_centiv, n) FROM STDIN (FORMAT binary)",
+    copy_types=("int8", "int4", "int8", "int4", "int8"),
+    copy="COPY meter_reading (ts, meter_id, ac_milliwh, voltage_centiv, register_milliwh) FROM STDIN (FORMAT binary)",
+    stage="""
+        COPY staged_meter_reading (ts, meter_id, ac_milliwh, voltage_centiv, register_milliwh, n)
+        FROM STDIN (FORMAT binary)
+    """,
     # The first of several rows with one key wins, as if their batches had come one after another.
     insert_staged="""
-        INSERT INTO meter_reading (ts, meter_id, ac_milliwh, voltage_centiv)
-        SELECT DISTINCT ON (meter_id, ts) ts, meter_id, ac_milliwh, voltage_centiv
+        INSERT INTO meter_reading (ts, meter_id, ac_milliwh, voltage_centiv, register_milliwh)
+        SELECT DISTINCT ON (meter_id, ts) ts, meter_id, ac_milliwh, voltage_centiv, register_milliwh
         FROM staged_meter_reading
         ORDER BY meter_id, ts, n
         ON CONFLICT DO NOTHING
         RETURNING ts, meter_id
     """,
-    # Staged readings that differ from the stored ones of the same key. The bounds exclude chunks at planning.
+    # Staged readings that differ from the stored ones of the same key. The energy of a register's reading was not sent.
+    # The bounds exclude chunks at planning.
     conflicting="""
         SELECT staged.n
         FROM staged_meter_reading AS staged
         JOIN meter_reading AS stored USING (meter_id, ts)
         WHERE stored.ts BETWEEN %(first)s::timestamptz AND %(last)s::timestamptz
-            AND (staged.ac_milliwh, staged.voltage_centiv) IS DISTINCT FROM (stored.ac_milliwh, stored.voltage_centiv)
+            AND ((staged.register_milliwh, staged.voltage_centiv)
+                    IS DISTINCT FROM (stored.register_milliwh, stored.voltage_centiv)
+                OR staged.register_milliwh IS NULL AND staged.ac_milliwh <> stored.ac_milliwh)
     """,
-    copy_states="COPY new_meter_state (ts, meter_id, ac_milliwh, voltage_centiv) FROM STDIN (FORMAT binary)",
+    copy_states="""
+        COPY new_meter_state (ts, meter_id, ac_milliwh, voltage_centiv, register_milliwh) FROM STDIN (FORMAT binary)
+    """,
     merge_states="""
         INSERT INTO meter_state AS state (meter_id, ts, ac_milliwh, voltage_centiv, in_time)
         SELECT meter_id, ts, ac_milliwh, voltage_centiv,
@@ -68,24 +78,29 @@ METER = StreamSql(
         ORDER BY meter_id
         ON CONFLICT (meter_id) DO UPDATE SET
             ts = excluded.ts, ac_milliwh = excluded.ac_milliwh, voltage_centiv = excluded.voltage_centiv,
-            in_time = state.in_time OR excluded.in_time
+            register_milliwh = NULL, in_time = state.in_time OR excluded.in_time
         WHERE state.ts < excluded.ts
     """,
+    energy=2,
 )
 
 VEHICLE = StreamSql(
-    copy_types=("int8", "int4", "int4", "int4", "int2", "int2"),
+    copy_types=("int8", "int4", "int4", "int8", "int2", "int2", "int8"),
     copy="""
-        COPY vehicle_reading (ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic)
+        COPY vehicle_reading (
+            ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic, register_milliwh)
         FROM STDIN (FORMAT binary)
     """,
     stage="""
-        COPY staged_vehicle_reading (ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic, n)
+        COPY staged_vehicle_reading (
+            ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic, register_milliwh, n)
         FROM STDIN (FORMAT binary)
     """,
     insert_staged="""
-        INSERT INTO vehicle_reading (ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic)
-        SELECT DISTINCT ON (vehicle_id, ts) ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic
+        INSERT INTO vehicle_reading (
+            ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic, register_milliwh)
+        SELECT DISTINCT ON (vehicle_id, ts)
+               ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic, register_milliwh
         FROM staged_vehicle_reading
         ORDER BY vehicle_id, ts, n
         ON CONFLICT DO NOTHING
@@ -96,12 +111,14 @@ VEHICLE = StreamSql(
         FROM staged_vehicle_reading AS staged
         JOIN vehicle_reading AS stored USING (vehicle_id, ts)
         WHERE stored.ts BETWEEN %(first)s::timestamptz AND %(last)s::timestamptz
-            AND (staged.meter_id, staged.dc_milliwh, staged.soc_centipercent, staged.battery_temp_centic)
-                IS DISTINCT FROM
-                (stored.meter_id, stored.dc_milliwh, stored.soc_centipercent, stored.battery_temp_centic)
+            AND ((staged.meter_id, staged.register_milliwh, staged.soc_centipercent, staged.battery_temp_centic)
+                    IS DISTINCT FROM
+                    (stored.meter_id, stored.register_milliwh, stored.soc_centipercent, stored.battery_temp_centic)
+                OR staged.register_milliwh IS NULL AND staged.dc_milliwh <> stored.dc_milliwh)
     """,
     copy_states="""
-        COPY new_vehicle_state (ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic)
+        COPY new_vehicle_state (
+            ts, vehicle_id, meter_id, dc_milliwh, soc_centipercent, battery_temp_centic, register_milliwh)
         FROM STDIN (FORMAT binary)
     """,
     merge_states="""
@@ -114,14 +131,16 @@ VEHICLE = StreamSql(
         ON CONFLICT (vehicle_id) DO UPDATE SET
             ts = excluded.ts, meter_id = excluded.meter_id, dc_milliwh = excluded.dc_milliwh,
             soc_centipercent = excluded.soc_centipercent, battery_temp_centic = excluded.battery_temp_centic,
-            in_time = state.in_time OR excluded.in_time
+            register_milliwh = NULL, in_time = state.in_time OR excluded.in_time
         WHERE state.ts < excluded.ts
     """,
+    energy=3,
 )
 
 SQL = {Stream.METER: METER, Stream.VEHICLE: VEHICLE}
 
 NOTED_SECONDS = 60
+LATE_SECONDS = LATE_US / 1_000_000
 # Temporary tables are all that a session keeps; made when missing, they work behind a pooling proxy too.
 _TEMPORARY_TABLES = """
     SET LOCAL client_min_messages = warning;
@@ -131,10 +150,11 @@ _TEMPORARY_TABLES = """
 """
 _STAGING_TABLES = """
     CREATE TEMP TABLE IF NOT EXISTS staged_meter_reading (
-        ts timestamptz, meter_id int, ac_milliwh int, voltage_centiv int, n int) ON COMMIT DELETE ROWS;
+        ts timestamptz, meter_id int, ac_milliwh bigint, voltage_centiv int, register_milliwh bigint, n int)
+        ON COMMIT DELETE ROWS;
     CREATE TEMP TABLE IF NOT EXISTS staged_vehicle_reading (
-        ts timestamptz, vehicle_id int, meter_id int, dc_milliwh int,
-        soc_centipercent smallint, battery_temp_centic smallint, n int) ON COMMIT DELETE ROWS;
+        ts timestamptz, vehicle_id int, meter_id int, dc_milliwh bigint,
+        soc_centipercent smallint, battery_temp_centic smallint, register_milliwh bigint, n int) ON COMMIT DELETE ROWS;
 """
 
 _MERGE_TOUCHED = """
@@ -210,18 +230,16 @@ async def insert_staged(connection: Connection, stream: Stream, rows: list[Row])
     return Outcome(inserted, frozenset(n for (n,) in await cursor.fetchall()))
 
 
-async def merge_states(connection: Connection, stream: Stream, inserted: list[Row], *, is_live: bool) -> None:
-    """Moves the latest states forward, never backwards, to the newest of the rows, which are ordered by time.
+async def merge_states(connection: Connection, stream: Stream, latest: Sequence[Row], *, is_live: bool) -> None:
+    """Moves the latest states forward, never backwards, to differences: a device's newest one each.
 
     Without `is_live`, none of them counts as in time.
     """
-    if not inserted:
+    if not latest:
         return
     statements = SQL[stream]
-    latest = {row[1]: row for row in inserted}
-    await copy(connection, statements.copy_states, statements.copy_types, latest.values())
-    in_time = {"is_live": is_live, "late_seconds": LATE_US / 1_000_000}
-    await connection.execute(statements.merge_states.encode(), in_time)
+    await copy(connection, statements.copy_states, statements.copy_types, latest)
+    await connection.execute(statements.merge_states.encode(), {"is_live": is_live, "late_seconds": LATE_SECONDS})
 
 
 async def merge_touched(connection: Connection, touched: Touched) -> None:

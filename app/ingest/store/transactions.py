@@ -106,7 +106,10 @@ def rows_of(batch: Batch, ids: DeviceIds) -> StreamRows:
     """Returns the batch's readings in the order of COPY's columns. Raises KeyError for a device without a known id."""
     meter, vehicle = ids.meter, ids.vehicle
     return {
-        Stream.METER: [(r.ts_us - EPOCH_US, meter[r.meter_id], r.ac_milliwh, r.voltage_centiv) for r in batch.meter],
+        Stream.METER: [
+            (r.ts_us - EPOCH_US, meter[r.meter_id], r.ac_milliwh, r.voltage_centiv, r.register_milliwh)
+            for r in batch.meter
+        ],
         Stream.VEHICLE: [
             (
                 r.ts_us - EPOCH_US,
@@ -115,6 +118,7 @@ def rows_of(batch: Batch, ids: DeviceIds) -> StreamRows:
                 r.dc_milliwh,
                 r.soc_centipercent,
                 r.battery_temp_centic,
+                r.register_milliwh,
             )
             for r in batch.vehicle
         ],

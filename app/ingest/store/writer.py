@@ -114,11 +114,13 @@ class Writer:
     async def _store_group(self, group: list[Pending]) -> None:
         await self._learn_devices(group)
         transactions = deque(split(group, time.time_ns() // 1000))
+        is_due = False
         while transactions:
             transaction = transactions.popleft()
             try:
                 stored = await self._session.run(self._session.store, transaction.rows(), transaction.days())
                 transaction.credit(stored)
+                is_due |= stored.is_due
             except UNAVAILABLE:
                 raise
             except psycopg.Error as error:
@@ -127,6 +129,8 @@ class Writer:
                 else:
                     singly = [transaction._replace(slices=[one]) for one in transaction.slices]
                     transactions.extendleft(reversed(singly))
+        if is_due:
+            await self._settle()
         await self._keep_rejected(group)
 
     async def _learn_devices(self, group: list[Pending]) -> None:
@@ -135,6 +139,15 @@ class Writer:
             for pending in without_rows:
                 self._ids.reject_unknown(pending.batch)
                 pending.rows = rows_of(pending.batch, self._ids)
+
+    async def _settle(self) -> None:
+        try:
+            await self._session.run(self._session.settle)
+        except UNAVAILABLE:
+            raise
+        except psycopg.Error as error:
+            # The readings are stored, and the next group tries again.
+            _log.warning("registers_unsettled", error=str(error))
 
     async def _keep_rejected(self, group: list[Pending]) -> None:
         for source in Source:
