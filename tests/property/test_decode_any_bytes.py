@@ -45,9 +45,14 @@ def reading(required: dict[str, Any], optional: dict[str, Any]) -> st.SearchStra
     return st.fixed_dictionaries({"timestamp": instants, **required}, optional=nullable | unknown)
 
 
-meter_readings = reading({"meterId": ids, "kwhConsumedAc": numbers(0, 1000)}, {"voltage": numbers(0, 1000)})
-vehicle_readings = reading(
-    {"vehicleId": ids, "kwhDeliveredDc": numbers(0, 1000)},
+def with_either(difference: str, register: str, required: dict[str, Any], optional: dict[str, Any]) -> Any:
+    differences = reading({**required, difference: numbers(0, 1000)}, optional)
+    return differences | reading({**required, register: numbers(0, 1_000_000_000)}, optional)
+
+
+meter_readings = with_either("kwhConsumedAc", "kwhRegisterAc", {"meterId": ids}, {"voltage": numbers(0, 1000)})
+vehicle_readings = with_either(
+    *("kwhDeliveredDc", "kwhRegisterDc", {"vehicleId": ids}),
     {"meterId": ids, "soc": numbers(0, 100), "batteryTemp": numbers(-60, 150)},
 )
 good_readings = meter_readings | vehicle_readings
@@ -61,7 +66,7 @@ wild_values = any_json | ids | instants | st.datetimes().map(datetime.isoformat)
 spoilt_readings = st.builds(
     lambda reading, name, value: {**reading, name: value},
     good_readings,
-    st.sampled_from(["timestamp", "vehicleId", "meterId", "kwhConsumedAc", "kwhDeliveredDc", "voltage", "soc"]),
+    st.sampled_from([*SYNONYMS]),
     wild_values,
 )
 readings = st.lists(good_readings | spoilt_readings | any_json, max_size=6)

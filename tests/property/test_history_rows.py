@@ -23,7 +23,11 @@ ids = st.sampled_from(["", "M1", "null", "Null", "V.2", "no id", '"M1"', " M1 ",
 numbers = st.sampled_from(["", "0.5", "7", "1e2", "-0.0", "-1e-9", "1e-7", "-3", "1e999"]) | st.sampled_from(
     [" 0.5", '"0.5"', "NaN", "inf", "true", "0x1", ".5", "+5.", "null", "NULL"]
 )
+# Most rows have no register, since those with both energies are rejected.
+registers = st.sampled_from(["", "", "", "850.5", "1e9", "-1", "NaN"])
 cells = {
+    "kwhRegisterAc": registers,
+    "kwhRegisterDc": registers,
     "timestamp": st.sampled_from(
         [
             "2025-05-01T12:00:00Z",
@@ -49,10 +53,14 @@ csv_lines = st.lists(
     min_size=1,
     max_size=6,
 )
-texts = {field: values.map(lambda value: msgspec.json.encode(value).decode()) for field, values in cells.items()}
+texts = {
+    field: values.map(lambda value: msgspec.json.encode(value).decode())
+    for field, values in cells.items()
+    if values is not registers
+}
 objects = st.builds(
     lambda *row: "{" + ",".join(f'"{name}":{value}' for name, value in zip(FIELDS, row, strict=True) if value) + "}",
-    *(texts.get(field, numbers) for field in FIELDS),
+    *(texts.get(field, cells.get(field, numbers)) for field in FIELDS),
 )
 ndjson_lines = st.lists(objects | wild, min_size=1, max_size=6)
 

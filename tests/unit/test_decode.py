@@ -28,6 +28,8 @@ VEHICLE = {
     "soc": 55.5,
     "batteryTemp": -3.25,
 }
+METER_REGISTER = {"meterId": "M1", "timestamp": "2026-05-01T12:00:00Z", "kwhRegisterAc": 20_957.4227}
+VEHICLE_REGISTER = {"vehicleId": "V1", "timestamp": "2026-05-01T12:00:00Z", "kwhRegisterDc": 850}
 
 
 def decode(body: bytes | Any, media_type: MediaType = JSON, stream: Stream | None = None) -> Batch:
@@ -74,6 +76,26 @@ def test_a_vehicle_reading_in_stored_units() -> None:
     assert decode([VEHICLE]) == Batch(1, [], [VehicleReading("V1", NOW_US, 360_000, "M1", 5_550, -325)], [])
 
 
+def test_a_reading_has_a_register_in_the_place_of_a_difference() -> None:
+    meter, vehicle = MeterReading("M1", NOW_US, None, None, 20_957_422_700), VehicleReading("V1", NOW_US, None)
+    assert decode(METER_REGISTER | {"kwhConsumedAc": None}) == Batch(1, [meter], [], [])
+    assert decode([VEHICLE_REGISTER]).vehicle == [msgspec.structs.replace(vehicle, register_milliwh=850_000_000)]
+    for text in "20957.4227", " 20957.42270 ":
+        assert decode(METER_REGISTER | {"kwhRegisterAc": text}) == decode(METER_REGISTER)
+    for wrong in ("20957,4", True, [1]):
+        assert rejection(METER_REGISTER | {"kwhRegisterAc": wrong}) == ("malformed", "kwhRegisterAc")
+    assert rejection(METER | {"kwh_register_ac": "1"}) == ("both_energy_forms", "kwhRegisterAc")
+    assert rejection(VEHICLE | {"kwhRegisterDc": 0}) == ("both_energy_forms", "kwhRegisterDc")
+    assert rejection(without(METER_REGISTER, "kwhRegisterAc")) == ("missing_field", "kwhConsumedAc")
+
+
+def test_nothing_is_dropped_of_a_reading_that_is_rejected() -> None:
+    meter = METER_REGISTER | {"kwhRegisterAc": -1, "voltage": -1}
+    vehicle = VEHICLE_REGISTER | {"kwhRegisterDc": -1, "soc": 255, "batteryTemp": -127}
+    for reading, field in (meter, "kwhRegisterAc"), (vehicle, "kwhRegisterDc"):
+        assert faults(decode(reading)) == [("register_out_of_range", field)]
+
+
 def test_both_streams_in_one_batch() -> None:
     batch = decode([METER, VEHICLE, METER])
     assert (batch.received, len(batch.meter), len(batch.vehicle)) == (3, 2, 1)
@@ -105,7 +127,7 @@ def test_the_route_may_force_the_stream() -> None:
 
 @pytest.mark.parametrize("field", SYNONYMS)
 def test_a_field_may_have_the_names_that_it_has_in_files(field: str) -> None:
-    reading = METER if field in METER else VEHICLE
+    reading = next(one for one in (METER, VEHICLE, METER_REGISTER, VEHICLE_REGISTER) if field in one)
     snake = re.sub("([A-Z])", r"_\1", field).lower()
     for name in (snake, snake.upper(), field.upper(), *SYNONYMS[field]):
         renamed = without(reading, field) | {name: reading[field]}
@@ -208,6 +230,8 @@ def test_numbers_are_rounded_half_even_as_written(field: str, text: str, scaled:
         (METER, "kwhConsumedAc", 0, 1000, 1e-6, "energy_out_of_range"),
         (METER, "voltage", 0, 1000, 0.01, "voltage_out_of_range"),
         (VEHICLE, "kwhDeliveredDc", 0, 1000, 1e-6, "energy_out_of_range"),
+        (METER_REGISTER, "kwhRegisterAc", 0, 1_000_000_000, 1e-6, "register_out_of_range"),
+        (VEHICLE_REGISTER, "kwhRegisterDc", 0, 1_000_000_000, 1e-6, "register_out_of_range"),
         (VEHICLE, "soc", 0, 100, 0.01, "soc_out_of_range"),
         (VEHICLE, "batteryTemp", -60, 150, 0.01, "battery_temp_out_of_range"),
     ],

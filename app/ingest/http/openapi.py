@@ -27,8 +27,7 @@ _DROPPED = "A bad value is dropped, with an entry in `warnings`."
 
 
 def _number(minimum: int, maximum: int, description: str) -> Schema:
-    types = [OpenAPIType.NUMBER, OpenAPIType.NULL]
-    return Schema(type=types, minimum=minimum, maximum=maximum, description=description)
+    return Schema(type=[OpenAPIType.NUMBER, OpenAPIType.NULL], minimum=minimum, maximum=maximum, description=description)
 
 
 _METER_READING = Schema(
