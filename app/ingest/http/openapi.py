@@ -26,8 +26,8 @@ _TIMESTAMP = Schema(
 _DROPPED = "A bad value is dropped, with an entry in `warnings`."
 
 
-def _number(minimum: int, maximum: int, description: str) -> Schema:
-    return Schema(type=[OpenAPIType.NUMBER, OpenAPIType.NULL], minimum=minimum, maximum=maximum, description=description)
+def _number(low: int, high: int, description: str) -> Schema:
+    return Schema(type=[OpenAPIType.NUMBER, OpenAPIType.NULL], minimum=low, maximum=high, description=description)
 
 
 _METER_READING = Schema(
