@@ -99,12 +99,8 @@ def _average(hundredths: int | None, readings: int | None) -> float | None:
 
 
 # The vehicle's readings, their energy, and the sums for its averages.
-_TOTALS = select(
-    *(
-        cast(func.sum(vehicle_minute.c[column]), BigInteger)
-        for column in (
-            *("readings", "dc_milliwh", "soc_centipercent_sum", "soc_readings"),
-            *("battery_temp_centic_sum", "battery_temp_readings"),
-        )
-    )
+_SUMS = (
+    *("readings", "dc_milliwh", "soc_centipercent_sum", "soc_readings"),
+    *("battery_temp_centic_sum", "battery_temp_readings"),
 )
+_TOTALS = select(*(cast(func.sum(vehicle_minute.c[column]), BigInteger) for column in _SUMS))
