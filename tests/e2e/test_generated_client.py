@@ -101,8 +101,8 @@ def readings(vehicle_id: str, meter_id: str) -> list[Any]:
         reading
         for at in (first + timedelta(minutes=minute) for minute in range(31))
         for reading in (
-            models.MeterReading(meter_id, at, 0.1, voltage=231.5),
-            models.VehicleReading(vehicle_id, at, 0.09, meter_id=meter_id, soc=20.7),
+            models.MeterReading(meter_id, at, kwh_consumed_ac=0.1, voltage=231.5),
+            models.VehicleReading(vehicle_id, at, kwh_delivered_dc=0.09, meter_id=meter_id, soc=20.7),
         )
     ]
 
@@ -135,7 +135,10 @@ def test_the_client_compiles_and_is_well_typed(package: Path, tmp_path: Path) ->
 
 def test_a_batch_is_posted_and_its_receipt_read(client: Any) -> None:
     models, now = module("models"), minutes_ago(1)
-    batch = [models.MeterReading("M1", now, 0.4796), models.VehicleReading("V1", now, 0.4227, meter_id="M1", soc=20.7)]
+    batch = [
+        models.MeterReading("M1", now, kwh_consumed_ac=0.4796),
+        models.VehicleReading("V1", now, kwh_delivered_dc=0.4227, meter_id="M1", soc=20.7),
+    ]
     for inserted, duplicates in (2, 0), (0, 2):
         receipt = call("telemetry", "post_batch", client=client, body=batch)
         assert isinstance(receipt, models.Receipt)
@@ -146,9 +149,13 @@ def test_a_batch_is_posted_and_its_receipt_read(client: Any) -> None:
 
 def test_a_reading_alone_and_a_rejected_one_are_typed_too(client: Any) -> None:
     models, now = module("models"), minutes_ago(1)
-    alone = call("telemetry", "post_meter_batch", client=client, body=models.MeterReading("M2", now, 0.1))
+    body = models.MeterReading("M2", now, kwh_consumed_ac=0.1)
+    alone = call("telemetry", "post_meter_batch", client=client, body=body)
     assert (alone.received, alone.inserted) == (1, 1)
-    wrong = [models.VehicleReading("V2", now, 0.1, soc=207), models.VehicleReading("V2", now, -0.1)]
+    wrong = [
+        models.VehicleReading("V2", now, kwh_delivered_dc=0.1, soc=207),
+        models.VehicleReading("V2", now, kwh_delivered_dc=-0.1),
+    ]
     receipt = call("telemetry", "post_vehicle_batch", client=client, body=wrong)
     (rejection,) = receipt.rejected
     assert isinstance(rejection, models.Rejection)
@@ -198,7 +205,7 @@ def test_a_refused_request_is_a_typed_problem(client: Any) -> None:
         assert isinstance(problem, models.Problem)
         assert (problem.status, problem.code) == (status, code)
 
-    body = models.VehicleReading("V1", now, -0.1)
+    body = models.VehicleReading("V1", now, kwh_delivered_dc=-0.1)
     answer = module("api.telemetry.post_batch").sync_detailed(client=client, body=body)
     assert answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY
     assert answer.parsed.code == "all_rejected"
