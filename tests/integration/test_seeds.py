@@ -139,6 +139,7 @@ async def test_vehicle_performance_and_states_of_the_smart_ev_analytics_engine(c
         "vehicleId": vehicle_id,
         "soc": 80.72,
         "kwhDeliveredDc": 0.2499,
+        "kwhRegisterDc": None,
         "batteryTemp": 24.07,
         "lastUpdated": last,
     }
