@@ -39,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mqtt_client_id: str = "wattline"
     #: Consumers of one group divide the messages among them; without a group, each gets all messages.
     mqtt_share_group: str | None = None
-    #: Topics of meter readings. After a final `#` or `+`, a topic's last level names the device of readings without id.
+    #: Topics of meter readings. The level `{id}` names the device of readings without id; else a final `#` or `+` does.
     mqtt_meter_topic: str = "telemetry/meter/#"
     #: Topics of vehicle readings, likewise.
     mqtt_vehicle_topic: str = "telemetry/vehicle/#"
@@ -94,8 +94,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("mqtt_url", is_mqtt_url, MQTT_URL),
             ("mqtt_client_id", re.compile(r"\S{1,128}").fullmatch, "1 to 128 characters without spaces"),
             ("mqtt_share_group", re.compile(r"[^/+#\s\0]+").fullmatch, "a name without '/', '+', '#' and spaces"),
-            ("mqtt_meter_topic", _TOPIC_FILTER.fullmatch, "a topic filter such as telemetry/meter/#"),
-            ("mqtt_vehicle_topic", _TOPIC_FILTER.fullmatch, "a topic filter such as telemetry/vehicle/#"),
+            ("mqtt_meter_topic", _TOPIC.fullmatch, f"{_TOPIC_FORM} telemetry/meter/# or telemetry/meter/+/{{id}}/#"),
+            ("mqtt_vehicle_topic", _TOPIC.fullmatch, f"{_TOPIC_FORM} telemetry/vehicle/# or vehicles/{{id}}/energy"),
             ("webhook_url", _is_http_url, "a URL such as https://host/path"),
             ("webhook_secret", _is_secret, "'whsec_' and 24 to 64 bytes as Base64"),
         ):
@@ -122,7 +122,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 #: The form of a broker's URL, as messages state it.
 MQTT_URL = "a URL such as mqtt://user@host:1883 or mqtts://user@host:8883; a password in it is percent-encoded"
 
-_TOPIC_FILTER = re.compile(r"(?!\$)(([^/+#\0]*|\+)/)*([^/+#\0]+|\+|#)")
+#: The level of a topic that names the device.
+ID_LEVEL = "{id}"
+
+_TOPIC = re.compile(
+    r"(?!\$)(?!.*{id}.*{id})(([^/+#{}\0]*|\+|{id})/)*([^/+#{}\0]+|\+|{id}|#)".replace("{id}", re.escape(ID_LEVEL))
+)
+_TOPIC_FORM = "a topic filter in which one level may be {id}, the device's, such as"
 
 
 def is_mqtt_url(url: str) -> bool:

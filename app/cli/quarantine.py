@@ -1,5 +1,6 @@
 """Commands for rejected readings."""
 
+import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,9 @@ from app.ingest.batch import PAYLOAD_LIMIT_BYTES, Source
 from app.ingest.quarantine import rows
 from app.ingest.quarantine.redrive import Redriven, redrive
 from app.ingest.quarantine.rows import Filter, QuarantinedReading
+from app.ingest.topics import Topics
 from app.ops.refresh import refresh_aggregates
+from app.settings import Settings
 
 PAYLOAD_START = 60
 DUMP_BYTES = 512
@@ -108,6 +111,7 @@ def redrive_(**filters: Any) -> None:
     devices are registered without a limit.
     """
     matching = _filter(**filters)
+    topics = Topics(Settings.from_environ(os.environ))
 
     async def work(connection: psycopg.AsyncConnection, url: str) -> Redriven:
         count, these = await rows.count(connection, matching)
@@ -120,7 +124,7 @@ def redrive_(**filters: Any) -> None:
         done = Redriven()
         hidden = not sys.stderr.isatty()
         with click.progressbar(length=count, label="Redriving", file=sys.stderr, hidden=hidden) as bar:
-            async for done in redrive(connection, url, these, oldest=oldest, refresh_day=refresh_day):
+            async for done in redrive(connection, url, these, oldest=oldest, topics=topics, refresh_day=refresh_day):
                 bar.update(done.rows - bar.pos)
         return done
 

@@ -16,6 +16,8 @@ REJECTIONS = {
     "malformed": "The reading is not an object, or the field has a wrong type or format.",
     "ambiguous": "Two members stand for the field: name it by its own name.",
     "missing_field": "The field is required.",
+    "no_device_in_topic": "Neither the reading nor its topic names a device: write {id} in WATTLINE_MQTT_METER_TOPIC "
+    "or WATTLINE_MQTT_VEHICLE_TOPIC for the level that does.",
     "invalid_id": ID_RULE,
     "timestamp_without_zone": "The timestamp names no time zone.",
     "in_the_future": "The timestamp lies more than 5 minutes ahead.",

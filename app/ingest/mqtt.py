@@ -10,13 +10,11 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import lru_cache
 from itertools import accumulate
 
 import psycopg
 import structlog
 from msgspec.structs import replace
-from paho.mqtt.client import topic_matches_sub
 
 from app.broker import Message, Session, shown_address
 from app.errors import BodyTooLarge, InternalError, ServiceError, StoreBusy, UnsupportedMediaType
@@ -25,6 +23,7 @@ from app.ingest.batch import PAYLOAD_LIMIT_BYTES, Batch, Receipt, RejectedReadin
 from app.ingest.decode import MediaType, decode_batch
 from app.ingest.http.body import MAX_BODY_BYTES
 from app.ingest.store.writer import GROUP_READINGS, Writer
+from app.ingest.topics import LONGEST_TOPIC, Topics, reject_unnamed
 from app.loops import backoff_seconds
 from app.settings import Settings
 from app.telemetry.device_id import is_id
@@ -40,8 +39,6 @@ LARGE_MESSAGE_BYTES = 64 * 1024
 TURN_SECONDS = 0.005
 # Acknowledging this many takes about as long.
 MESSAGES_AT_ONCE = 250
-# Longer topics are matched each time and cut in quarantine: MQTT allows 64 KiB, and each device has a topic.
-LONGEST_TOPIC = 256
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
 
@@ -171,31 +168,6 @@ def _size(message: Message) -> int:
     return len(message.payload) + len(message.topic) + MESSAGE_BYTES
 
 
-class Topics:
-    """The stream that each topic carries, and the level of the topic that names the device."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._patterns = {Stream.METER: settings.mqtt_meter_topic, Stream.VEHICLE: settings.mqtt_vehicle_topic}
-        self.filters = sorted(set(self._patterns.values()))
-        # Each device has its topic, and matching a topic takes longer than decoding its reading.
-        self._known = lru_cache(maxsize=100_000)(self._of)
-
-    def of(self, topic: str) -> tuple[Stream | None, str | None]:
-        """Returns the stream, None when the readings decide, and the device that the last level names.
-
-        A topic of neither stream comes from a subscription that the session still has from earlier settings.
-        """
-        return self._known(topic) if len(topic) <= LONGEST_TOPIC else self._of(topic)
-
-    def _of(self, topic: str) -> tuple[Stream | None, str | None]:
-        streams = [stream for stream, pattern in self._patterns.items() if topic_matches_sub(pattern, topic)]
-        if len(streams) != 1:
-            return None, None
-        levels, pattern = topic.split("/"), self._patterns[streams[0]].split("/")
-        named = pattern[-1] in ("#", "+") and len(levels) >= len(pattern)
-        return streams[0], levels[-1] if named else None
-
-
 def decode_message(message: Message, topics: Topics) -> Batch:
     """Decodes a message in any form that HTTP takes; an unreadable payload becomes one rejected reading."""
     stream, device_id = topics.of(message.topic)
@@ -207,6 +179,8 @@ def decode_message(message: Message, topics: Topics) -> Batch:
         )
     except ServiceError as error:
         return rejected_message(message, error, stream, device_id)
+    if stream is not None and device_id is None:
+        reject_unnamed(batch, stream)
     for reading in batch.rejected:
         reading.device = reading.device or _named(device_id)
         reading.topic = message.topic[:LONGEST_TOPIC]

@@ -101,11 +101,7 @@ def _show(watch: Watch, registry: CollectorRegistry) -> None:
         "aggregate_lag_seconds",
         "Age of what an aggregate is sure to hold.",
         "aggregate",
-        (
-            (each.name, (facts.now - each.as_of).total_seconds())
-            for each in facts.aggregates
-            if facts.now and each.as_of
-        ),
+        ((one.name, (facts.now - one.as_of).total_seconds()) for one in facts.aggregates if facts.now and one.as_of),
     )
     if facts.disk:
         Gauge("wattline_disk_free_bytes", "Free space under the data directory.", registry=registry).set(facts.disk[0])

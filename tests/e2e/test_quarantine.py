@@ -20,6 +20,8 @@ from app.ingest.quarantine.keep import keep_rejected
 from app.ingest.quarantine.redrive import PAGE_ROWS, Redriven, redrive
 from app.ingest.quarantine.rows import Filter
 from app.ingest.store.statements import prepare_connection
+from app.ingest.topics import Topics
+from app.settings import Settings
 from app.telemetry.reading import Stream
 from tests.e2e.test_cli import refusal
 from tests.fixtures.commands import command
@@ -30,6 +32,7 @@ from tests.fixtures.sending import meter, minutes_ago, stamp, vehicle
 from tests.fixtures.waiting import eventually
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+TOPICS = Topics(Settings())
 
 
 def codes(connection: Connection) -> list[str]:
@@ -46,7 +49,9 @@ async def keep(url: str, source: Source, *rejected: RejectedReading) -> None:
 async def drive(url: str) -> Redriven:
     async with await connect(url) as connection:
         oldest = datetime.now(UTC) - timedelta(days=29)
-        *_, done = [done async for done in redrive(connection, url, Filter(), oldest=oldest, refresh_day=print)]
+        *_, done = [
+            done async for done in redrive(connection, url, Filter(), oldest=oldest, topics=TOPICS, refresh_day=print)
+        ]
     return done
 
 

@@ -524,6 +524,18 @@ def test_rejected_readings_are_counted_and_nothing_wrong(database_url: str, conn
     ]
 
 
+def test_topics_that_name_no_device(database_url: str, connection: psycopg.Connection) -> None:
+    connection.execute(
+        "INSERT INTO quarantine (source, code, message, payload, hash) "
+        "VALUES ('mqtt', 'no_device_in_topic', '', '', '')"
+    )
+    (sentence,) = complaints(database_url)
+    assert sentence.startswith(
+        "1 readings over MQTT were rejected within a day, since neither they nor their topics name"
+    )
+    assert "{id}" in sentence
+
+
 @on_timescale
 async def test_aggregates_that_are_not_refreshed(database_url: str, connection: psycopg.Connection) -> None:
     await store(database_url, meter_reading(datetime.now(UTC)))

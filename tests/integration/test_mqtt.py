@@ -23,6 +23,7 @@ from app.main import create_writer, ingesting
 from app.ops.watch import Watch
 from app.settings import Settings
 from tests.fixtures.broker import Broker, await_published, publish, publishing
+from tests.fixtures.commands import command
 from tests.fixtures.flood import publish_all
 from tests.fixtures.sending import meter, minutes_ago, vehicle
 from tests.fixtures.waiting import eventually_here
@@ -81,7 +82,7 @@ async def test_each_form_is_stored_once(database_url: str, connection: psycopg.C
     messages: list[tuple[str, bytes, str | None]] = [
         ("telemetry/meter/M1", json.dumps(no_id).encode(), None),
         ("telemetry/meter/M1", json.dumps([meter(second), meter(third)]).encode(), "application/json; charset=utf-8"),
-        ("telemetry/meter/site/M2", msgspec.msgpack.encode(no_id), None),
+        ("telemetry/meter/M2", msgspec.msgpack.encode(no_id), None),
         ("telemetry/meter/M9", msgspec.msgpack.encode([meter(first, meter_id="M3")]), "application/msgpack"),
         ("telemetry/meter", b"\n".join(json.dumps(meter(at, meter_id="M4")).encode() for at in (first, second)),
          "application/x-ndjson"),
@@ -148,6 +149,38 @@ async def test_a_rejected_reading_stops_no_neighbour(
     assert [row[:3] for row in quarantined(connection)] == [
         (f"telemetry/meter/{device}", "energy_out_of_range", "kwhConsumedAc") for device in ("M1", "M2")
     ]
+
+
+async def test_a_topic_below_the_level_of_the_device_names_none_until_the_setting_says_which(
+    database_url: str, connection: psycopg.Connection, broker: Broker
+) -> None:
+    """Two chargers whose topics end alike were once one meter, and the readings of one vanished as duplicates."""
+    at = minutes_ago(2).isoformat()
+    messages = [
+        (f"telemetry/meter/site9/charger{n}/energy", json.dumps({"timestamp": at, "kwhConsumedAc": kwh}).encode())
+        for n, kwh in ((1, 0.11), (2, 0.17))
+    ]
+    chargers = "SELECT external_id, ac_milliwh FROM meter_reading JOIN meter ON id = meter_id ORDER BY 1"
+    async with consuming_here(database_url, mqtt_url=broker.url):
+        await asyncio.to_thread(publish_all, broker.port, messages)
+        await await_rows(connection, quarantine=2)
+    assert [row[:3] for row in quarantined(connection)] == [
+        (topic, "no_device_in_topic", "meterId") for topic, _ in messages
+    ]
+    assert connection.execute(chargers.encode()).fetchall() == []
+
+    telling = {"WATTLINE_MQTT_METER_TOPIC": "telemetry/meter/+/{id}/energy", "DATABASE_URL": database_url}
+    for still, environ in ((2, telling | {"WATTLINE_MQTT_METER_TOPIC": "telemetry/meter/#"}), (0, telling)):
+        driven = await asyncio.to_thread(command, "quarantine", "redrive", **environ)
+        assert f", {still} still rejected" in driven.stdout, driven
+    assert connection.execute(chargers.encode()).fetchall() == [("charger1", 110_000), ("charger2", 170_000)]
+
+    connection.execute("TRUNCATE meter_reading")
+    by_level = {"mqtt_client_id": "by-level", "mqtt_meter_topic": telling["WATTLINE_MQTT_METER_TOPIC"]}
+    async with consuming_here(database_url, mqtt_url=broker.url, **by_level):
+        await asyncio.to_thread(publish_all, broker.port, messages)
+        await await_rows(connection, meter_reading=2, quarantine=0)
+    assert connection.execute(chargers.encode()).fetchall() == [("charger1", 110_000), ("charger2", 170_000)]
 
 
 async def test_topics_of_former_settings_are_read_by_what_the_readings_say(

@@ -374,8 +374,8 @@ def test_every_code_can_happen() -> None:
         METER | {"kwhConsumedAc": None, "kwhRegisterAc": -1},
         without(METER, "meterId") | {"meter": "M1", "METER_ID": "M1"},
     ]
-    # The registry is asked only when the readings are stored.
-    assert {r.code for r in decode(bad).rejected} == set(REJECTIONS) - {"too_many_new_devices"}
+    # Only MQTT has topics, and the registry is asked only when the readings are stored.
+    assert {r.code for r in decode(bad).rejected} == set(REJECTIONS) - {"no_device_in_topic", "too_many_new_devices"}
     doubtful = [METER | {"voltage": -1}, VEHICLE | {"soc": -1}, VEHICLE | {"batteryTemp": -61}, VEHICLE | {"soc": "?"}]
     doubtful.append(without(METER, "voltage") | {"volt": 230, "volts": 230})
     assert {dropped.code for dropped in decode(doubtful).warnings} == set(WARNINGS)

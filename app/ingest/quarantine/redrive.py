@@ -18,6 +18,7 @@ from app.ingest.check import MAX_AGE_US
 from app.ingest.decode import MediaType, decode_batch
 from app.ingest.quarantine.rows import Filter, QuarantinedReading, fetch_after, settle
 from app.ingest.store.writer import Writer
+from app.ingest.topics import LONGEST_TOPIC, Topics, reject_unnamed
 from app.telemetry.instant import DAY_US, EPOCH, EPOCH_US, instant
 from app.telemetry.reading import Stream
 
@@ -40,13 +41,15 @@ async def redrive(
     matching: Filter,
     *,
     oldest: datetime,
+    topics: Topics,
     refresh_day: Callable[[datetime], None],
 ) -> AsyncIterator[Redriven]:
     """Drives the rows again, page by page in the order of their ids; yields the counts after each page.
 
     A reading is judged by today's rules and by the clock of its first arrival: one that was too old or in the future
-    then stays so, and one that was young enough is not too old now, unless it is older than `oldest`. New devices are
-    registered without a limit. `refresh_day`, called in a thread, refreshes a UTC day that the policies would not.
+    then stays so, and one that was young enough is not too old now, unless it is older than `oldest`. A reading over
+    MQTT whose device was not known is the device's that its topic names by `topics`. New devices are registered without
+    a limit. `refresh_day`, called in a thread, refreshes a UTC day that the policies would not.
     """
     writer = Writer(url, queue_max_readings=1, new_devices_per_hour=None)
     running = asyncio.create_task(writer.run())
@@ -55,7 +58,7 @@ async def redrive(
     try:
         while page := await fetch_after(connection, matching, last_id, limit=PAGE_ROWS):
             last_id = page[-1].id
-            judged = [decode_again(reading, oldest) for reading in page]
+            judged = [decode_again(reading, oldest, topics) for reading in page]
             await _store(writer, [batch for batch in judged if isinstance(batch, Batch)], refresh_day, done)
             stored = [reading.id for reading, outcome in zip(page, judged, strict=True) if isinstance(outcome, Batch)]
             rejected = [outcome for outcome in judged if isinstance(outcome, QuarantinedReading)]
@@ -80,26 +83,33 @@ async def _store(writer: Writer, batches: list[Batch], refresh_day: Callable[[da
     done.duplicates += receipt.duplicates
 
 
-def decode_again(reading: QuarantinedReading, oldest: datetime) -> Batch | QuarantinedReading:
+def decode_again(reading: QuarantinedReading, oldest: datetime, topics: Topics) -> Batch | QuarantinedReading:
     """Returns the batch that the row's payload makes, or the row with the reason for its rejection now."""
     first = reading.payload.lstrip()[:1]
     is_array = first == b"[" or first in _MSGPACK_ARRAYS
     if is_array and reading.source != Source.MQTT:
         # The rejected reading was an array. From MQTT, quarantine has the whole payload, which may be a batch.
         return reading
+    stream, device_id = Stream(reading.stream) if reading.stream else None, reading.device
+    if device_id is None and reading.topic and len(reading.topic) < LONGEST_TOPIC:
+        of_topic, named = topics.of(reading.topic)
+        if stream in (None, of_topic):
+            stream, device_id = of_topic, named
     now_us = (reading.first_at - EPOCH) // timedelta(microseconds=1) + EPOCH_US
     try:
         batch = decode_batch(
             reading.payload,
             MediaType.MSGPACK if first >= b"\x80" else MediaType.JSON,
             now_us=now_us,
-            stream=Stream(reading.stream) if reading.stream else None,
-            device_id=reading.device,
+            stream=stream,
+            device_id=device_id,
             # History may be as old as `oldest`, and so may what a broker has held while no consumer was connected.
             max_age_us=MAX_AGE_US if reading.source == Source.HTTP else now_us,
         )
     except ServiceError:
         return reading
+    if reading.source == Source.MQTT and stream is not None and device_id is None:
+        reject_unnamed(batch, stream)
     instants = [one.ts_us for one in batch.meter] + [one.ts_us for one in batch.vehicle]
     if instants and min(instants) < oldest.timestamp() * 1_000_000:
         batch.rejected.append(reject(0, "too_old", "timestamp", None))

@@ -181,6 +181,17 @@ def _registry(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _topics(facts: Facts) -> Iterator[Finding]:
+    if rejected := dict(facts.rejected_today).get("no_device_in_topic"):
+        yield Finding(
+            "no_device_in_topic",
+            f"{rejected} readings over MQTT were rejected within a day, since neither they nor their topics name a "
+            "device: `wattline quarantine list --reason no_device_in_topic` shows the readings. Write {id} in "
+            "WATTLINE_MQTT_METER_TOPIC or WATTLINE_MQTT_VEHICLE_TOPIC for the level that does; with this setting, "
+            "`redrive` stores them.",
+        )
+
+
 def _alike_ids(facts: Facts) -> Iterator[Finding]:
     if facts.alike_ids:
         named = "; ".join(f"{alike.stream}s {' and '.join(alike.ids)}" for alike in facts.alike_ids)
@@ -211,5 +222,6 @@ _CHECKS = (
     _broker,
     _silence,
     _registry,
+    _topics,
     _alike_ids,
 )
