@@ -155,7 +155,7 @@ class _Display:
             click.echo(f"{after.name}: ignored columns that are not fields of a reading: {names}")
         for field, count in sorted(dropped.items()):
             click.echo(f"{after.name}: dropped {counted(count, 'bad value')} of {field}; their readings are stored")
-        conflicts = f" ({after.conflicts:,} with other values)" if after.conflicts else ""
+        conflicts = f" ({after.conflicts:,} with other values: see quarantine)" if after.conflicts else ""
         click.echo(
             f"{after.name}: read {after.read:,} = inserted {after.inserted:,} + duplicates {after.duplicates:,}"
             f"{conflicts} + rejected {after.rejected:,}" + (f"; {self._rate(read)}" if read else "")

@@ -104,6 +104,14 @@ class Batch(msgspec.Struct):
     warnings: list[Dropped] = []
 
 
+def indices_of(batch: Batch) -> list[int]:
+    """Returns the index of each reading that is not rejected: those of meters, then those of vehicles."""
+    indices = sorted(set(range(batch.received)) - {reading.index for reading in batch.rejected})
+    if batch.of_vehicle:
+        indices.sort(key=batch.of_vehicle.__getitem__)
+    return indices
+
+
 def warnings_of(batch: Batch) -> list[Dropped]:
     """Returns the warnings about readings that were stored; of a stored batch, more may have been rejected since."""
     rejected = {reading.index for reading in batch.rejected}
@@ -125,12 +133,20 @@ class Rejection(msgspec.Struct, frozen=True):
     message: str
 
 
+class Conflict(msgspec.Struct, frozen=True):
+    """A duplicate whose values differ: its position in the batch, and the stored reading with its members."""
+
+    index: int
+    stored: dict[str, Any]
+
+
 class Receipt(msgspec.Struct, frozen=True, rename="camel"):
     """The outcome of a batch; received = inserted + duplicates + rejected.
 
-    `conflicts` counts duplicates whose values differ from the stored ones, `late` the inserted readings that are more
-    than 10 minutes old. `committed_at` is the database's clock at the end of the last transaction. `warnings` names the
-    optional members that were dropped; their readings are stored.
+    `conflicts` counts duplicates whose values differ from the stored ones, and `conflicting` names them; an answer over
+    HTTP has the first 100. `late` counts the inserted readings that are more than 10 minutes old. `committed_at` is the
+    database's clock at the end of the last transaction. `warnings` names the optional members that were dropped; their
+    readings are stored.
     """
 
     received: int
@@ -141,3 +157,4 @@ class Receipt(msgspec.Struct, frozen=True, rename="camel"):
     rejected: list[Rejection]
     committed_at: datetime
     warnings: list[Dropped] = []
+    conflicting: list[Conflict] = []

@@ -4,11 +4,14 @@ from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge
 
-from app.ingest.batch import Dropped, Receipt
+from app.ingest.batch import Dropped, Receipt, Source
 
 RECEIVED = Counter("wattline_readings_received", "Readings of batches that have a receipt.")
 INSERTED = Counter("wattline_readings_inserted", "Readings stored.")
 DUPLICATES = Counter("wattline_readings_duplicate", "Readings that were stored before.")
+CONFLICTING = Counter(
+    "wattline_readings_conflicting", "Duplicates that came with other values than are stored.", ["source"]
+)
 REJECTED = Counter("wattline_readings_rejected", "Readings rejected.", ["code"])
 DROPPED = Counter(
     "wattline_members_dropped", "Optional members dropped of readings that were stored.", ["field", "code"]
@@ -34,10 +37,12 @@ def count_warnings(warnings: Iterable[Dropped]) -> None:
         DROPPED.labels(dropped.field, dropped.code).inc()
 
 
-def count(receipt: Receipt) -> None:
+def count(receipt: Receipt, source: Source) -> None:
     """Adds a receipt's readings to the counts."""
     RECEIVED.inc(receipt.received)
     INSERTED.inc(receipt.inserted)
     DUPLICATES.inc(receipt.duplicates)
+    if receipt.conflicts:
+        CONFLICTING.labels(source).inc(receipt.conflicts)
     for rejection in receipt.rejected:
         REJECTED.labels(rejection.code).inc()

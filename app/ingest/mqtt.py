@@ -150,7 +150,8 @@ class Consumer:
     def _count(self, group: list[tuple[Message, Batch]], receipt: Receipt) -> None:
         ends = list(accumulate(batch.received for _, batch in group))
         self._stored.inc(len(group))
-        self._quarantined.inc(len({bisect_right(ends, rejection.index) for rejection in receipt.rejected}))
+        indices = [reading.index for reading in receipt.rejected] + [reading.index for reading in receipt.conflicting]
+        self._quarantined.inc(len({bisect_right(ends, index) for index in indices}))
 
     async def _pause(self, error: Exception) -> None:
         seconds = backoff_seconds(self._pauses, first=FIRST_PAUSE_SECONDS, longest=LONGEST_PAUSE_SECONDS)

@@ -30,7 +30,7 @@ _OPEN_ALERTS = text("""
     GROUP BY 1, 2
 """)
 _STATEMENTS = {
-    "wattline_quarantine_readings": ("Rejected readings in quarantine.", "SELECT count(*) FROM quarantine"),
+    "wattline_quarantine_readings": ("Readings in quarantine.", "SELECT count(*) FROM quarantine"),
     "wattline_quarantine_dropped_readings": (
         "Rejected readings that the bounds of the quarantine have dropped so far.",
         "SELECT quarantine_dropped FROM installation",

@@ -206,7 +206,7 @@ def test_a_file_that_has_grown_goes_on_and_one_that_differs_is_read_anew(
     file.write_bytes(as_ndjson([*readings[:-1], readings[-1] | {"soc": 0.5}]))
     status, printed, _ = run(database_url, file)
     assert (status, summary(printed)) == (0, (4_000, 0, 4_000, 0))
-    assert "(1 with other values)" in printed
+    assert "(1 with other values: see quarantine)" in printed
     assert stored(connection) == expected(readings)
 
 
@@ -243,7 +243,7 @@ def test_columns_are_known_by_synonyms_and_by_map(
     status, printed, errors = run(database_url, file, "--map", "Zähler=kwhConsumedAc", "--map", "a=meterId")
     assert (status, summary(printed)) == (0, (1, 0, 1, 0)), errors
     assert "ignored columns that are not fields of a reading: 'site'" in printed
-    assert "(1 with other values)" in printed
+    assert "(1 with other values: see quarantine)" in printed
 
     status, printed, errors = run(database_url, file, "--map", "Zaehler=kwhConsumedAc", "--map", "a=meterId")
     (line,) = errors.splitlines()

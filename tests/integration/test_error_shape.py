@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import msgspec
 import psycopg
 import pytest
 import structlog
 
 from app import database
+from app.ingest.batch import Receipt
 from app.settings import Settings
 from tests.fixtures.sending import map_vehicle, meter, minutes_ago, problem, vehicle
 from tests.fixtures.service import free_port, service
@@ -52,7 +54,7 @@ async def test_every_refusal_is_a_problem_document(client: httpx.AsyncClient) ->
         assert document["title"].endswith(".")
         assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
         assert document.keys() - {"type", "title", "status", "code", "detail"} == (
-            {"received", "inserted", "duplicates", "conflicts", "late", "rejected", "committedAt", "warnings"}
+            {field.encode_name for field in msgspec.structs.fields(Receipt)}
             if code == "all_rejected"
             else {"vehicleId", "asOf"}
             if code == "no_charging_data"

@@ -19,7 +19,7 @@ from tests.fixtures.broker import Broker, await_published, publish, publishing
 from tests.fixtures.engines import on_plain, on_timescale
 from tests.fixtures.files import as_csv, as_ndjson
 from tests.fixtures.readings import Reading, batch_of, meter_reading, midnight, random_readings, store, writing
-from tests.fixtures.sending import minutes_ago, performance, send, stamp
+from tests.fixtures.sending import meter, minutes_ago, performance, send, stamp, vehicle
 from tests.fixtures.waiting import eventually_here
 from tests.integration.test_aggregates import ago, invalidated
 from tests.integration.test_mqtt import consuming_here
@@ -131,17 +131,38 @@ async def test_another_register_or_form_of_a_stored_reading_is_a_conflict(
     changed = {"meterId": "M1", "timestamp": first[1]["timestamp"], **another}
     receipt = await send(client, [changed, register(at + timedelta(minutes=2), 6)])
     assert (receipt["inserted"], receipt["duplicates"], receipt["conflicts"]) == (1, 1, 1)
+    assert receipt["conflicting"] == [{"index": 0, "stored": first[1]}]
+    ((payload, message),) = connection.execute("SELECT payload, message FROM quarantine").fetchall()
+    assert (json.loads(payload), message[-18:]) == (changed, "kwhRegisterAc 5.0.")
     assert energies(connection) == [None, 0.5, 1]
+
+
+async def test_a_vehicles_register_that_conflicts_is_shown_as_it_was_sent(
+    client: httpx.AsyncClient, connection: psycopg.Connection
+) -> None:
+    at = minutes_ago(5)
+    first = [
+        {"vehicleId": "V1", "meterId": "M1", "timestamp": stamp(at + n * timedelta(minutes=1)), "kwhRegisterDc": 4 + n}
+        for n in (0, 1)
+    ]
+    other = {"vehicleId": "V1", "timestamp": first[1]["timestamp"], "kwhRegisterDc": 5.0}
+    await send(client, first)
+    receipt = await send(client, [other, vehicle(at, 1)])
+    assert receipt["conflicting"] == [{"index": n, "stored": stored} for n, stored in enumerate(first[::-1])]
+    payloads = [json.loads(payload) for (payload,) in connection.execute("SELECT payload FROM quarantine")]
+    assert sorted(payloads, key=lambda one: one["timestamp"]) == [vehicle(at, 1), other]
 
 
 async def test_a_register_in_place_of_a_stored_difference_changes_nothing(
     client: httpx.AsyncClient, connection: psycopg.Connection
 ) -> None:
     at = minutes_ago(9)
-    await send(client, [{"meterId": "M1", "timestamp": stamp(at + timedelta(minutes=2)), "kwhConsumedAc": 0.5}])
+    difference = meter(at + timedelta(minutes=2), 0.5)
+    await send(client, [difference])
     minutes = [register(at + n * timedelta(minutes=1), 4 + n) for n in range(5)]
     receipt = await send(client, minutes)
     assert (receipt["inserted"], receipt["conflicts"]) == (4, 1)
+    assert receipt["conflicting"] == [{"index": 2, "stored": difference}]
     assert energies(connection) == [None, 1, 0.5, None, 1]
 
 

@@ -15,9 +15,10 @@ from psycopg import sql
 
 from app.database import TRANSACTION_SECONDS, UNAVAILABLE
 from app.errors import StoreBusy
-from app.ingest.batch import Batch, Receipt, Source
+from app.ingest.batch import Batch, Conflict, Receipt, Source
 from app.ingest.store import statements, writer
 from app.ingest.store.writer import TRANSIENT_ATTEMPTS, Writer
+from app.ingest.written import members_of
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 from tests.fixtures.readings import Reading, batch_of, rejected, writing
 
@@ -200,16 +201,24 @@ async def test_a_conflict_is_a_duplicate_with_other_values(
     assert stored(connection) - {m("m0")} == {first for first, _, _ in cases}
 
 
+Outcome = tuple[tuple[int, int, int, int], list[Conflict]]
+
+
+def outcome(receipt: Receipt) -> Outcome:
+    return counts(receipt), receipt.conflicting
+
+
 class Model:
     """The expected receipts, computed one reading after another."""
 
     def __init__(self) -> None:
         self.stored: dict[tuple[type, str, int], Reading] = {}
 
-    def store(self, batch: Batch) -> tuple[int, int, int, int]:
-        inserted = duplicates = conflicts = late = 0
+    def store(self, batch: Batch) -> Outcome:
+        inserted = duplicates = late = 0
+        conflicts: list[Conflict] = []
         readings: list[Reading] = [*batch.meter, *batch.vehicle]
-        for reading in readings:
+        for index, reading in enumerate(readings):
             device = reading.meter_id if isinstance(reading, MeterReading) else reading.vehicle_id
             known = self.stored.setdefault((type(reading), device, reading.ts_us), reading)
             if known is reading:
@@ -217,8 +226,8 @@ class Model:
                 late += reading.ts_us < Clock.us - 3_000 * SECOND_US
             else:
                 duplicates += 1
-                conflicts += known != reading
-        return inserted, duplicates, conflicts, late
+                conflicts += [Conflict(index, members_of(known))] if known != reading else []
+        return (inserted, duplicates, len(conflicts), late), conflicts
 
 
 def random_batch(random: Random) -> Batch:
@@ -238,7 +247,7 @@ async def test_receipts_are_exact_direct_and_staged(database_url: str, connectio
             for _ in range(3):
                 group = [random_batch(random) for _ in range(random.randrange(1, 5))]
                 receipts = await store_together(fresh, group)
-                assert [counts(receipt) for receipt in receipts] == [model.store(one) for one in group]
+                assert [outcome(receipt) for receipt in receipts] == [model.store(one) for one in group]
     assert stored(connection) == set(model.stored.values())
 
 

@@ -29,6 +29,7 @@ from app.ingest.history.decoder import Decoded, Decoder, Opened
 from app.ingest.history.file import BLOCK_LINES
 from app.ingest.history.journal import Journal
 from app.ingest.quarantine.keep import keep_rejected
+from app.ingest.store.conflicts import Differing, to_quarantine
 from app.ingest.store.session import Session, Stored
 from app.ingest.store.statements import Connection, transaction
 from app.telemetry.instant import DAY_US, EPOCH_US
@@ -58,7 +59,7 @@ class Importer:
 
     `on_progress` is called after each block with its file, the number of bytes read, the journal, and the journal at
     the start; `on_pause` before each new attempt with the seconds until then. `on_rejected` takes the rejected
-    readings, each with its line and that line's number; without it they go to quarantine.
+    readings, each with its line and that line's number; without it they go to quarantine, as conflicts always do.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Importer:
         if now.position == decoded.end.position:
             return now  # It was committed, but the answer was lost with the connection.
         left = deque(split_days(decoded.rows(), self._transaction_rows))
-        conflicts = 0
+        conflicts: list[Differing] = []
 
         def following(stored: Stored) -> Journal:
             ahead = now.ahead + sum(map(len, stored.inserted.values()))
@@ -141,15 +142,19 @@ class Importer:
                 read=now.read + decoded.received,
                 inserted=now.inserted + ahead,
                 duplicates=now.duplicates + decoded.good - ahead,
-                conflicts=now.conflicts + conflicts + stored.conflicts(),
+                conflicts=now.conflicts + len(conflicts) + len(stored.conflicts()),
                 rejected=now.rejected + len(decoded.rejected),
                 ahead=0,
             )
 
         async def save(connection: Connection, stored: Stored) -> None:
-            room = max(0, QUARANTINED_ROWS - now.rejected)
-            if not left and not self._on_rejected and (rejected := decoded.rejected[:room]):
-                await keep_rejected(connection, Source.IMPORT, rejected)
+            if not left:
+                room = max(0, QUARANTINED_ROWS - now.rejected - now.conflicts)
+                rejected = [] if self._on_rejected else decoded.rejected[:room]
+                differing = (*conflicts, *stored.conflicts())[: room - len(rejected)]
+                if rejected or differing:
+                    rows = [*rejected, *map(to_quarantine, differing)]
+                    await keep_rejected(connection, Source.IMPORT, rows)
             changed = (*stored.inserted.values(), *map(sorted, stored.corrected.values()))
             days = {day for rows in changed for day in _days(rows)}
             await journal.save(connection, now, following(stored), days)
@@ -157,7 +162,8 @@ class Importer:
         while True:
             rows = left.popleft() if left else {}
             stored = await self._session.store(connection, rows, _run_of_days(rows), save)
-            now, conflicts = following(stored), conflicts + stored.conflicts()
+            now = following(stored)
+            conflicts += stored.conflicts()
             if not left:
                 return now
 

@@ -22,6 +22,9 @@ from app.telemetry.reading import Stream
 
 Incoming = Request[Any, Any, Any]
 
+# A gateway needs some to find the cause, and quarantine has all.
+MAX_CONFLICTING = 100
+
 RESPONSES = problems(
     {
         400: "The body cannot be decoded or holds no reading.",
@@ -87,9 +90,10 @@ async def receive_batch(request: Incoming, writer: Writer, stream: Stream | None
         batch = decode_batch(body, media_type, now_us=now_us, stream=stream)
     del body  # Its up to 16 MiB are not needed while the batch waits for its commit.
     receipt = await writer.store(batch, Source.HTTP)
-    if batch.warnings:
-        receipt = msgspec.structs.replace(receipt, warnings=warnings_of(batch))
-        count_warnings(receipt.warnings)
+    receipt = msgspec.structs.replace(
+        receipt, warnings=warnings_of(batch), conflicting=receipt.conflicting[:MAX_CONFLICTING]
+    )
+    count_warnings(receipt.warnings)
     if len(receipt.rejected) == receipt.received:
         first = receipt.rejected[0]
         raise AllRejected(

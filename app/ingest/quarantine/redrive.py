@@ -17,6 +17,7 @@ from app.ingest.batch import REJECTIONS, Batch, Source, reject
 from app.ingest.check import MAX_AGE_US
 from app.ingest.decode import MediaType, decode_batch
 from app.ingest.quarantine.rows import Filter, QuarantinedReading, fetch_after, settle
+from app.ingest.store import conflicts
 from app.ingest.store.writer import Writer
 from app.ingest.topics import LONGEST_TOPIC, Topics, reject_unnamed
 from app.telemetry.instant import DAY_US, EPOCH, EPOCH_US, instant
@@ -59,7 +60,13 @@ async def redrive(
         while page := await fetch_after(connection, matching, last_id, limit=PAGE_ROWS):
             last_id = page[-1].id
             judged = [decode_again(reading, oldest, topics) for reading in page]
-            await _store(writer, [batch for batch in judged if isinstance(batch, Batch)], refresh_day, done)
+            for source in Source:
+                batches = [
+                    outcome
+                    for reading, outcome in zip(page, judged, strict=True)
+                    if isinstance(outcome, Batch) and reading.source == source
+                ]
+                await _store(writer, batches, source, refresh_day, done)
             stored = [reading.id for reading, outcome in zip(page, judged, strict=True) if isinstance(outcome, Batch)]
             rejected = [outcome for outcome in judged if isinstance(outcome, QuarantinedReading)]
             await settle(connection, stored, rejected)
@@ -71,12 +78,14 @@ async def redrive(
         await running
 
 
-async def _store(writer: Writer, batches: list[Batch], refresh_day: Callable[[datetime], None], done: Redriven) -> None:
+async def _store(
+    writer: Writer, batches: list[Batch], source: Source, refresh_day: Callable[[datetime], None], done: Redriven
+) -> None:
     if not batches:
         return
     meter = [reading for batch in batches for reading in batch.meter]
     vehicle = [reading for batch in batches for reading in batch.vehicle]
-    receipt = await writer.store(Batch(len(meter) + len(vehicle), meter, vehicle, []), Source.HTTP)
+    receipt = await writer.store(Batch(len(meter) + len(vehicle), meter, vehicle, []), source)
     for day in sorted(_days_without_refresh([r.ts_us for r in meter] + [r.ts_us for r in vehicle])):
         await asyncio.to_thread(refresh_day, day)
     done.stored += receipt.inserted
@@ -84,7 +93,12 @@ async def _store(writer: Writer, batches: list[Batch], refresh_day: Callable[[da
 
 
 def decode_again(reading: QuarantinedReading, oldest: datetime, topics: Topics) -> Batch | QuarantinedReading:
-    """Returns the batch that the row's payload makes, or the row with the reason for its rejection now."""
+    """Returns the batch that the row's payload makes, or the row with the reason for its rejection now.
+
+    A conflict stays one: what is stored has not changed.
+    """
+    if reading.code == conflicts.CODE:
+        return reading
     first = reading.payload.lstrip()[:1]
     is_array = first == b"[" or first in _MSGPACK_ARRAYS
     if is_array and reading.source != Source.MQTT:

@@ -1,14 +1,12 @@
 """The writer's cache of device ids."""
 
-from datetime import datetime
-
 import msgspec
 import psycopg
 
 from app.fleet.registry import register
-from app.ingest.batch import Batch, RejectedReading, reject
+from app.ingest.batch import Batch, RejectedReading, indices_of, reject
 from app.ingest.store.statements import transaction
-from app.telemetry.instant import EPOCH_US, instant
+from app.ingest.written import device_of, members_of
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 
 
@@ -40,12 +38,9 @@ class DeviceIds:
         readings: list[MeterReading | VehicleReading] = [*batch.meter, *batch.vehicle]
         if not any(map(self._unknown, readings)):
             return
-        taken = sorted(set(range(batch.received)) - {reading.index for reading in batch.rejected})
-        if batch.of_vehicle:
-            taken.sort(key=batch.of_vehicle.__getitem__)
         rejected = [
             _rejected(index, reading, field, batch.topics[index] if batch.topics else None)
-            for index, reading in zip(taken, readings, strict=True)
+            for index, reading in zip(indices_of(batch), readings, strict=True)
             if (field := self._unknown(reading))
         ]
         batch.meter = [reading for reading in batch.meter if not self._unknown(reading)]
@@ -61,33 +56,7 @@ class DeviceIds:
 
 def _rejected(index: int, reading: MeterReading | VehicleReading, field: str, topic: str | None) -> RejectedReading:
     """Rejects a reading. Its payload is written anew: the body is gone when the writer comes to it."""
-    timestamp = instant(reading.ts_us - EPOCH_US)
-    values: dict[str, str | datetime | float | None] = {"meterId": reading.meter_id, "timestamp": timestamp}
-    if isinstance(reading, MeterReading):
-        stream, device = Stream.METER, reading.meter_id
-        values |= {
-            "kwhConsumedAc": _kwh(reading.ac_milliwh),
-            "kwhRegisterAc": _kwh(reading.register_milliwh),
-            "voltage": _whole(reading.voltage_centiv),
-        }
-    else:
-        stream, device = Stream.VEHICLE, reading.vehicle_id
-        values |= {
-            "vehicleId": reading.vehicle_id,
-            "kwhDeliveredDc": _kwh(reading.dc_milliwh),
-            "kwhRegisterDc": _kwh(reading.register_milliwh),
-            "soc": _whole(reading.soc_centipercent),
-            "batteryTemp": _whole(reading.battery_temp_centic),
-        }
-    rejected = reject(index, "too_many_new_devices", field, stream, device)
+    rejected = reject(index, "too_many_new_devices", field, *device_of(reading))
     rejected.topic = topic
-    rejected.payload = msgspec.json.encode({name: value for name, value in values.items() if value is not None})
+    rejected.payload = msgspec.json.encode(members_of(reading))
     return rejected
-
-
-def _kwh(milliwh: int | None) -> float | None:
-    return None if milliwh is None else milliwh / 1_000_000
-
-
-def _whole(hundredths: int | None) -> float | None:
-    return None if hundredths is None else hundredths / 100

@@ -16,6 +16,7 @@ import psycopg
 from app.database import connect
 from app.ingest.batch import StreamRows
 from app.ingest.store import register_statements, registers, statements
+from app.ingest.store.conflicts import Differing
 from app.ingest.store.late_registers import Asked, Recount, asked_of, recount
 from app.ingest.store.statements import SQL, Connection, Outcome, Touched
 from app.telemetry.instant import HOUR_US
@@ -41,9 +42,9 @@ class Stored(NamedTuple):
     is_due: bool
     at: int
 
-    def conflicts(self) -> int:
-        """Returns the number of rows whose keys are stored with other values."""
-        return sum(len(outcome.conflicting) for outcome in self.outcomes.values())
+    def conflicts(self) -> list[Differing]:
+        """Returns the rows whose keys are stored with other values, with these."""
+        return [conflict for outcome in self.outcomes.values() for conflict in outcome.conflicting.values()]
 
 
 Also = Callable[[Connection, Stored], Awaitable[None]]
@@ -172,7 +173,7 @@ class Session:
                     await statements.copy(connection, sql.copy, sql.copy_types, counting.steady())
                     if others := await counting.others(connection):
                         await statements.copy(connection, sql.copy, sql.copy_types, others)
-                    outcome = Outcome(range(len(of_stream)), ())
+                    outcome = Outcome(range(len(of_stream)), {})
                 outcomes[stream] = outcome
                 inserted[stream] = sorted(map(of_stream.__getitem__, outcome.inserted), key=itemgetter(0))
                 corrected[stream] = [*counting.recount.corrected]

@@ -5,7 +5,7 @@ COPY's columns, `ts` first and the device second.
 """
 
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from psycopg.types.numeric import Int8BinaryLoader
 
 from app.database import FIND_STORE_FAULTS, STORE_FAULTS, TRANSACTION_SECONDS, CannotStore
 from app.ingest.batch import Row
+from app.ingest.store.conflicts import Differing, differing
 from app.telemetry.instant import DAY_US, HOUR_US, LATE_US, instant
 from app.telemetry.reading import Stream
 
@@ -56,13 +57,18 @@ METER = StreamSql(
         ON CONFLICT DO NOTHING
         RETURNING ts, meter_id
     """,
-    # Staged readings that differ from the stored ones of the same key. The energy of a register's reading was not sent.
-    # The bounds exclude chunks at planning.
+    # Those of the `known` staged readings that differ from the stored ones of the same key, as differing() takes them.
+    # The energy of a register's reading was not sent. The bounds exclude chunks at planning.
     conflicting="""
-        SELECT staged.n
+        SELECT staged.n,
+               (SELECT external_id FROM meter WHERE id = meter_id),
+               CASE WHEN stored.register_milliwh IS NULL THEN stored.ac_milliwh END,
+               stored.voltage_centiv,
+               stored.register_milliwh
         FROM staged_meter_reading AS staged
         JOIN meter_reading AS stored USING (meter_id, ts)
-        WHERE stored.ts BETWEEN %(first)s::timestamptz AND %(last)s::timestamptz
+        WHERE staged.n = ANY (%(known)s::int[])
+            AND stored.ts BETWEEN %(first)s::timestamptz AND %(last)s::timestamptz
             AND ((staged.register_milliwh, staged.voltage_centiv)
                     IS DISTINCT FROM (stored.register_milliwh, stored.voltage_centiv)
                 OR staged.register_milliwh IS NULL AND staged.ac_milliwh <> stored.ac_milliwh)
@@ -107,10 +113,18 @@ VEHICLE = StreamSql(
         RETURNING ts, vehicle_id
     """,
     conflicting="""
-        SELECT staged.n
+        SELECT staged.n,
+               (SELECT external_id FROM vehicle WHERE id = vehicle_id),
+               (SELECT external_id FROM meter WHERE id = staged.meter_id),
+               CASE WHEN stored.register_milliwh IS NULL THEN stored.dc_milliwh END,
+               (SELECT external_id FROM meter WHERE id = stored.meter_id),
+               stored.soc_centipercent,
+               stored.battery_temp_centic,
+               stored.register_milliwh
         FROM staged_vehicle_reading AS staged
         JOIN vehicle_reading AS stored USING (vehicle_id, ts)
-        WHERE stored.ts BETWEEN %(first)s::timestamptz AND %(last)s::timestamptz
+        WHERE staged.n = ANY (%(known)s::int[])
+            AND stored.ts BETWEEN %(first)s::timestamptz AND %(last)s::timestamptz
             AND ((staged.meter_id, staged.register_milliwh, staged.soc_centipercent, staged.battery_temp_centic)
                     IS DISTINCT FROM
                     (stored.meter_id, stored.register_milliwh, stored.soc_centipercent, stored.battery_temp_centic)
@@ -206,10 +220,10 @@ async def prepare_days(connection: Connection, days: range) -> None:
 
 
 class Outcome(NamedTuple):
-    """The positions of the rows inserted, and of those whose key was stored already with other values."""
+    """The positions of the rows inserted, and of those whose key was stored already with other values, with these."""
 
     inserted: Collection[int]
-    conflicting: Collection[int]
+    conflicting: Mapping[int, Differing]
 
 
 async def insert_staged(connection: Connection, stream: Stream, rows: list[Row]) -> Outcome:
@@ -218,16 +232,17 @@ async def insert_staged(connection: Connection, stream: Stream, rows: list[Row])
     cursor = connection.cursor(binary=True)
     keys = set(await (await cursor.execute(statements.insert_staged.encode())).fetchall())
     if len(keys) == len(rows):
-        return Outcome(range(len(rows)), ())
+        return Outcome(range(len(rows)), {})
 
     first_of_key: dict[Row, int] = {}
     for n, row in enumerate(rows):
         first_of_key.setdefault(row[:2], n)
     inserted = frozenset(first_of_key[key] for key in keys)
-    instants = [row[0] for row in rows]
-    bounds = {"first": instant(min(instants)), "last": instant(max(instants))}
+    known = [n for n in range(len(rows)) if n not in inserted]
+    instants = [rows[n][0] for n in known]
+    bounds = {"known": known, "first": instant(min(instants)), "last": instant(max(instants))}
     await cursor.execute(statements.conflicting.encode(), bounds)
-    return Outcome(inserted, frozenset(n for (n,) in await cursor.fetchall()))
+    return Outcome(inserted, {n: differing(stream, rows[n], found) for n, *found in await cursor.fetchall()})
 
 
 async def merge_states(connection: Connection, stream: Stream, latest: Sequence[Row], *, is_live: bool) -> None:

@@ -4,10 +4,22 @@ import asyncio
 from collections import defaultdict
 from typing import NamedTuple
 
-from app.ingest.batch import Batch, Receipt, Rejection, Source, StreamRows
+from app.ingest.batch import (
+    Batch,
+    Conflict,
+    Receipt,
+    RejectedReading,
+    Rejection,
+    Row,
+    Source,
+    StreamRows,
+    indices_of,
+)
 from app.ingest.check import MAX_AHEAD_US
+from app.ingest.store.conflicts import Differing, to_quarantine
 from app.ingest.store.device_ids import DeviceIds
 from app.ingest.store.session import Stored
+from app.ingest.written import members_of
 from app.telemetry.instant import DAY_US, EPOCH_US, HOUR_US, LATE_US, instant
 from app.telemetry.reading import Stream
 
@@ -20,21 +32,40 @@ class Pending:
         self.source = source
         self.rows: StreamRows = {}
         self.answered: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        self.inserted = self.duplicates = self.conflicts = self.late = 0
+        self.inserted = self.duplicates = self.late = 0
+        self.conflicting: dict[Row, Differing] = {}
         self.committed_at = 0
 
     def receipt(self) -> Receipt:
         """Returns the receipt; all of the batch's rows must be committed."""
+        conflicting = [Conflict(index, members_of(conflict.stored)) for index, conflict in self.conflicts()]
         rejected = [Rejection(r.index, r.code, r.field, r.message) for r in self.batch.rejected]
         return Receipt(
             self.batch.received,
             self.inserted,
             self.duplicates,
-            self.conflicts,
+            len(conflicting),
             self.late,
             rejected,
             instant(self.committed_at),
+            conflicting=conflicting,
         )
+
+    def to_quarantine(self) -> list[RejectedReading]:
+        """Returns the rejected readings, and the conflicts."""
+        topics = self.batch.topics
+        conflicts = [
+            to_quarantine(conflict, index, topics[index] if topics else None) for index, conflict in self.conflicts()
+        ]
+        return self.batch.rejected + conflicts
+
+    def conflicts(self) -> list[tuple[int, Differing]]:
+        """Returns the conflicts with their indices in the batch, in order."""
+        if not self.conflicting:
+            return []
+        rows = [row for stream in Stream for row in self.rows[stream]]
+        indexed = zip(indices_of(self.batch), rows, strict=True)
+        return sorted((index, self.conflicting[row]) for index, row in indexed if row in self.conflicting)
 
 
 class Slice(NamedTuple):
@@ -73,7 +104,9 @@ class Transaction(NamedTuple):
                 pending.inserted += inserted
                 pending.late += inserted if self.late else 0
                 pending.duplicates += len(span) - inserted
-                pending.conflicts += sum(map(outcome.conflicting.__contains__, span)) if outcome.conflicting else 0
+                if found := outcome.conflicting:
+                    of_batch = rows[stream]
+                    pending.conflicting |= {of_batch[n - span.start]: found[n] for n in span if n in found}
 
 
 def split(group: list[Pending], now_us: int) -> list[Transaction]:

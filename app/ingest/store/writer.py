@@ -7,7 +7,7 @@ lone batch does not wait.
    new devices are rejected.
 2. Its readings are split into transactions (transactions.py), which are stored one after the other (session.py).
 3. When a transaction fails on its data, its batches are stored singly: one batch never fails another.
-4. Rejected readings go to quarantine, in a transaction of their own; then the receipts go out.
+4. Rejected readings and conflicts go to quarantine, in a transaction of their own; then the receipts go out.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ class Writer:
             for pending in group:
                 if not pending.answered.done():
                     receipt = pending.receipt()
-                    count(receipt)
+                    count(receipt, pending.source)
                     pending.answered.set_result(receipt)
         await self._session.close()
 
@@ -151,11 +151,12 @@ class Writer:
 
     async def _keep_rejected(self, group: list[Pending]) -> None:
         for source in Source:
-            with_rejected = [pending for pending in group if pending.source is source and pending.batch.rejected]
-            rejected = [reading for pending in with_rejected for reading in pending.batch.rejected]
-            if rejected:
-                committed_at = await self._session.run(keep_rejected, source, rejected)
-                for pending in with_rejected:
+            of_source = [pending for pending in group if pending.source is source]
+            concerned = [pending for pending in of_source if pending.batch.rejected or pending.conflicting]
+            if concerned:
+                readings = [reading for pending in concerned for reading in pending.to_quarantine()]
+                committed_at = await self._session.run(keep_rejected, source, readings)
+                for pending in concerned:
                     pending.committed_at = committed_at
 
 
