@@ -510,6 +510,35 @@ async def test_ids_that_differ_in_upper_and_lower_case_only(database_url: str, c
     assert named() == ["meters DE and De and dE"]
 
 
+def test_devices_whose_energy_is_implausible_are_named_by_what_it_looks_like(
+    database_url: str, connection: psycopg.Connection
+) -> None:
+    connection.execute("INSERT INTO meter (external_id) SELECT 'M' || n FROM generate_series(1, 9) AS n")
+    connection.execute("INSERT INTO vehicle (external_id) VALUES ('V1'), ('V2')")
+    connection.execute(
+        """
+        INSERT INTO alert (kind, stream, device_id, opened, closed, evidence)
+        SELECT 'implausible_energy', stream, id, '2026-02-10', CASE WHEN external_id = 'V2' THEN now() END,
+               jsonb_build_object('looksLike', CASE external_id WHEN 'M9' THEN 'step' WHEN 'V1' THEN 'wh'
+                                                                ELSE 'register' END)
+        FROM device
+        """
+    )
+    connection.execute(
+        "INSERT INTO alert (kind, stream, device_id, opened, evidence) "
+        "SELECT 'no_data', 'vehicle', id, '2026-02-10', '{}' FROM vehicle"
+    )
+    connection.execute("UPDATE meter SET retired_at = now() WHERE external_id = 'M2'")
+    said = [sentence for sentence in complaints(database_url) if sentence.startswith("Energy is more than")]
+    assert [sentence.split("it looks like ")[1].split(". `wattline alerts")[0] for sentence in said] == [
+        "a register, the total of a meter, sent as the energy since the previous reading: meter M1, meter M3, "
+        "meter M4, meter M5, meter M6 and 2 more. Send the energy since the previous reading",
+        "a step, which no charge explains: meter M9. See what the device sent. If it can take so much, "
+        "`wattline device limit` says so",
+        "Wh sent as kWh: vehicle V1. Divide it by 1,000",
+    ]
+
+
 def test_rejected_readings_are_counted_and_nothing_wrong(database_url: str, connection: psycopg.Connection) -> None:
     connection.execute(
         "INSERT INTO quarantine (source, code, message, payload, hash, last_at)"

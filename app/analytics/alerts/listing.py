@@ -169,7 +169,7 @@ def _text(
             counted = "1 reading" if evidence["readings"] == 1 else f"{evidence['readings']:,} readings"
             return (
                 f"{device} sent {counted} with {energy:,.2f} kWh, which would take more than its limit of "
-                f"{evidence['limitKw']:g} kW: {_LOOKS_LIKE[evidence['looksLike']]}."
+                f"{evidence['limitKw']:g} kW: {LOOKS_LIKE[evidence['looksLike']]}."
             )
         case Kind.NO_DATA:
             last_seen = _to_the_second(datetime.fromisoformat(evidence["lastSeen"]))
@@ -178,7 +178,7 @@ def _text(
             return f"The {stream} {device} was silent from {last_seen} to {_to_the_second(closed)}."
 
 
-_LOOKS_LIKE = {
+LOOKS_LIKE = {
     "register": "it looks like a register, the total of a meter, sent as the energy since the previous reading",
     "wh": "it looks like Wh sent as kWh",
     "step": "it looks like a step, which no charge explains",

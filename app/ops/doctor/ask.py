@@ -17,7 +17,18 @@ from app.errors import SetupError
 from app.fleet.states import DEVICES_IN_SERVICE
 from app.migrate import migrated, newest_revision
 from app.ops.doctor.broker import ask_broker
-from app.ops.doctor.facts import Aggregate, AlikeIds, Devices, Facts, Finding, Job, Scheduler, Server, Size
+from app.ops.doctor.facts import (
+    Aggregate,
+    AlikeIds,
+    Devices,
+    Facts,
+    Finding,
+    ImplausibleDevices,
+    Job,
+    Scheduler,
+    Server,
+    Size,
+)
 from app.policies.invariants import read_policies
 from app.policies.plan import plan_policies
 from app.settings import Settings
@@ -177,6 +188,21 @@ def _alike_ids(connection: Connection, facts: Facts) -> None:
     )
 
 
+def _implausible(connection: Connection, facts: Facts) -> None:
+    facts.implausible = _rows(
+        connection,
+        ImplausibleDevices,
+        """
+        SELECT evidence ->> 'looksLike' AS looks_like, count(*) AS count,
+               (array_agg(stream || ' ' || external_id ORDER BY stream, external_id))[1:5] AS names
+        FROM alert JOIN device USING (stream)
+        WHERE device.id = device_id AND kind = 'implausible_energy' AND closed IS NULL AND in_service
+        GROUP BY 1
+        ORDER BY 1
+        """,
+    )
+
+
 def _partitions(connection: Connection, facts: Facts) -> None:
     facts.prepared_until = connection.scalar(text("SELECT prepared_until()"))
 
@@ -209,6 +235,7 @@ _QUESTIONS: tuple[tuple[str, Callable[[Connection, Facts], None]], ...] = (
     ("freshness of the aggregates", _freshness),
     ("devices", _devices),
     ("ids of the devices", _alike_ids),
+    ("alerts", _implausible),
     ("partitions", _partitions),
     ("sizes", _sizes),
     ("quarantine", _quarantine),

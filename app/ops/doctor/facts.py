@@ -110,6 +110,14 @@ class AlikeIds(msgspec.Struct, frozen=True):
     groups: int
 
 
+class ImplausibleDevices(msgspec.Struct, frozen=True):
+    """Devices in service with an open alert about implausible energy that looks alike, the first of `count`."""
+
+    looks_like: str
+    names: list[str]
+    count: int
+
+
 class Grants(msgspec.Struct, frozen=True):
     """The limits in the broker's CONNACK; where it names none, only those of the protocol apply."""
 
@@ -148,6 +156,7 @@ class Facts(msgspec.Struct, kw_only=True):
     aggregates: list[Aggregate] = []
     devices: Devices | None = None
     alike_ids: list[AlikeIds] = []
+    implausible: list[ImplausibleDevices] = []
     prepared_until: datetime | None = None
     sizes: list[Size] = []
     quarantined: int = 0
