@@ -78,7 +78,8 @@ async def test_totals_look_like_a_register(database_url: str, client: httpx.Asyn
     assert (alerts["M"]["current"], alerts["M"]["lossToDateKwh"]) == (None, None)
     assert alerts["M"]["text"] == (
         "M sent 120 readings with 20,791.20 kWh, which would take more than its limit of 1000 kW: it looks like a "
-        "register, the total of a meter, sent as the energy since the previous reading."
+        "register, the total of a meter, sent as the energy since the previous reading. Send it as "
+        "kwhRegisterAc, of a vehicle as kwhRegisterDc."
     )
 
 
@@ -115,7 +116,7 @@ async def test_a_step_is_flagged_by_the_limit_of_the_service_or_of_the_device(
     assert await looks(client) == {"M1": ("step", 1)}
     assert (await told(client))["M1"]["text"] == (
         "M1 sent 1 reading with 999.00 kWh, which would take more than its limit of 1000 kW: it looks like a step, "
-        "which no charge explains."
+        "which no charge explains. See what the device sent. If it can take so much, `wattline device limit` says so."
     )
     # 36.9 kWh within 3 minutes are 738 kW.
     for kw, count in ("43", 2), ("739", 1), ("22", 2):

@@ -532,7 +532,7 @@ def test_devices_whose_energy_is_implausible_are_named_by_what_it_looks_like(
     said = [sentence for sentence in complaints(database_url) if sentence.startswith("Energy is more than")]
     assert [sentence.split("it looks like ")[1].split(". `wattline alerts")[0] for sentence in said] == [
         "a register, the total of a meter, sent as the energy since the previous reading: meter M1, meter M3, "
-        "meter M4, meter M5, meter M6 and 2 more. Send the energy since the previous reading",
+        "meter M4, meter M5, meter M6 and 2 more. Send it as kwhRegisterAc, of a vehicle as kwhRegisterDc",
         "a step, which no charge explains: meter M9. See what the device sent. If it can take so much, "
         "`wattline device limit` says so",
         "Wh sent as kWh: vehicle V1. Divide it by 1,000",

@@ -169,7 +169,8 @@ def _text(
             counted = "1 reading" if evidence["readings"] == 1 else f"{evidence['readings']:,} readings"
             return (
                 f"{device} sent {counted} with {energy:,.2f} kWh, which would take more than its limit of "
-                f"{evidence['limitKw']:g} kW: {LOOKS_LIKE[evidence['looksLike']]}."
+                f"{evidence['limitKw']:g} kW: {LOOKS_LIKE[evidence['looksLike']]}. "
+                f"{TO_DO[evidence['looksLike']]}"
             )
         case Kind.NO_DATA:
             last_seen = _to_the_second(datetime.fromisoformat(evidence["lastSeen"]))
@@ -182,6 +183,11 @@ LOOKS_LIKE = {
     "register": "it looks like a register, the total of a meter, sent as the energy since the previous reading",
     "wh": "it looks like Wh sent as kWh",
     "step": "it looks like a step, which no charge explains",
+}
+TO_DO = {
+    "register": "Send it as kwhRegisterAc, of a vehicle as kwhRegisterDc.",
+    "wh": "Divide it by 1,000.",
+    "step": "See what the device sent. If it can take so much, `wattline device limit` says so.",
 }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, timedelta
 
-from app.analytics.alerts.listing import LOOKS_LIKE
+from app.analytics.alerts.listing import LOOKS_LIKE, TO_DO
 from app.database import STORE_FAULTS, most_connections
 from app.fleet.states import REPORTING_MINUTES
 from app.migrate import OTHER_SQL
@@ -207,13 +207,6 @@ def _alike_ids(facts: Facts) -> Iterator[Finding]:
         )
 
 
-_IMPLAUSIBLE_ADVICE = {
-    "register": "Send the energy since the previous reading.",
-    "wh": "Divide it by 1,000.",
-    "step": "See what the device sent. If it can take so much, `wattline device limit` says so.",
-}
-
-
 def _implausible(facts: Facts) -> Iterator[Finding]:
     for devices in facts.implausible:
         more = devices.count - len(devices.names)
@@ -221,7 +214,7 @@ def _implausible(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "implausible_energy",
             f"Energy is more than a device can take, and {LOOKS_LIKE[devices.looks_like]}: {named}. "
-            f"{_IMPLAUSIBLE_ADVICE[devices.looks_like]} `wattline alerts list --open --kind implausible_energy` shows "
+            f"{TO_DO[devices.looks_like]} `wattline alerts list --open --kind implausible_energy` shows "
             "the readings.",
             devices.looks_like,
         )
