@@ -143,10 +143,10 @@ class Conflict(msgspec.Struct, frozen=True):
 class Receipt(msgspec.Struct, frozen=True, rename="camel"):
     """The outcome of a batch; received = inserted + duplicates + rejected.
 
-    `conflicts` counts duplicates whose values differ from the stored ones, and `conflicting` names them; an answer over
-    HTTP has the first 100. `late` counts the inserted readings that are more than 10 minutes old. `committed_at` is the
-    database's clock at the end of the last transaction. `warnings` names the optional members that were dropped; their
-    readings are stored.
+    `conflicts` counts duplicates whose values differ from the stored ones, and `conflicting` names those that go to
+    quarantine; an answer over HTTP has the first 100. `late` counts the inserted readings that are more than 10 minutes
+    old. `committed_at` is the database's clock at the end of the last transaction. `warnings` names the optional
+    members that were dropped; their readings are stored.
     """
 
     received: int

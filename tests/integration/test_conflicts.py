@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from app.ingest.batch import Source
 from app.ingest.history import importer
 from app.ingest.http.routes import MAX_CONFLICTING
 from app.ingest.quarantine.keep import keep_rejected
+from app.ingest.store.conflicts import MOST_KEPT
 from app.ingest.store.statements import prepare_connection
 from tests.fixtures.broker import Broker
 from tests.fixtures.commands import command
@@ -26,6 +27,7 @@ from tests.integration.test_metrics import metrics
 from tests.integration.test_mqtt import await_rows, consuming_here
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+MILLISECOND = timedelta(milliseconds=1)
 
 
 def quarantined(connection: Connection) -> list[tuple[Any, ...]]:
@@ -84,7 +86,7 @@ async def test_a_duplicate_of_the_same_value_is_no_conflict(client: httpx.AsyncC
     assert quarantined(connection) == []
 
 
-async def test_the_receipt_names_the_first_and_quarantine_holds_all(
+async def test_the_receipt_names_the_first_and_quarantine_holds_more(
     client: httpx.AsyncClient, connection: Connection
 ) -> None:
     at, many = minutes_ago(1), MAX_CONFLICTING + 50
@@ -95,6 +97,21 @@ async def test_the_receipt_names_the_first_and_quarantine_holds_all(
         assert [conflict["index"] for conflict in receipt["conflicting"]] == list(range(MAX_CONFLICTING))
         of_all = connection.execute("SELECT count(*), min(times), max(times) FROM quarantine").fetchall()
         assert of_all == [(many, times, times)]
+
+
+async def test_quarantine_takes_the_first_of_a_batch_and_all_are_counted(
+    client: httpx.AsyncClient, connection: Connection
+) -> None:
+    """All of a large batch would take nearly the time that a transaction has."""
+    start, many = minutes_ago(2), MOST_KEPT + 50
+    first, again = ([meter(start + n * MILLISECOND, kwh) for n in range(many)] for kwh in (0.1, 0.2))
+    await send(client, first)
+    before = (await metrics(client)).get("wattline_readings_conflicting_total,http", 0)
+    receipt = await send(client, again)
+    assert (receipt["duplicates"], receipt["conflicts"]) == (many, many)
+    assert (await metrics(client))["wattline_readings_conflicting_total,http"] - before == many
+    kept = sorted(datetime.fromisoformat(reading["timestamp"]) for reading in payloads(connection))
+    assert kept == [start + n * MILLISECOND for n in range(MOST_KEPT)]
 
 
 async def test_over_mqtt_a_conflict_is_in_quarantine_with_its_topic(

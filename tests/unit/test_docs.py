@@ -26,6 +26,7 @@ from app.ingest.decode import MAX_READINGS, MediaType
 from app.ingest.http.body import DRAIN_BYTES, DRAIN_SECONDS, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES
 from app.ingest.members import MAX_READING_BYTES
 from app.ingest.names import SYNONYMS
+from app.ingest.store.conflicts import MOST_KEPT
 from app.ingest.store.session import STAGED_SECONDS
 from app.ingest.store.writer import GROUP_READINGS
 from app.main import create_app
@@ -165,7 +166,8 @@ def test_limits_are_those_of_the_code() -> None:
         "readings that wait for the writer": f"{settings.queue_max_readings:,}",
         "one store transaction": f"{TRANSACTION_SECONDS} s",
         "bytes read of a request after its error is known": f"{DRAIN_BYTES // MIB} MiB or {DRAIN_SECONDS:g} s",
-        "rejected readings in quarantine": f"{QUARANTINE_ROWS:,}, for {RETENTION['quarantine']}",
+        "conflicts of a batch that go to quarantine": f"{MOST_KEPT:,}",
+        "readings in quarantine": f"{QUARANTINE_ROWS:,}, for {RETENTION['quarantine']}",
         "bytes of a rejected reading in quarantine": f"{PAYLOAD_LIMIT_BYTES // 1024} KiB",
     }
     assert "64" in REJECTIONS["invalid_id"]

@@ -22,7 +22,7 @@ from app.telemetry.reading import Stream
 
 Incoming = Request[Any, Any, Any]
 
-# A gateway needs some to find the cause, and quarantine has all.
+# A gateway needs some to find the cause, and quarantine has more.
 MAX_CONFLICTING = 100
 
 RESPONSES = problems(

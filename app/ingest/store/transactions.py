@@ -16,7 +16,7 @@ from app.ingest.batch import (
     indices_of,
 )
 from app.ingest.check import MAX_AHEAD_US
-from app.ingest.store.conflicts import Differing, to_quarantine
+from app.ingest.store.conflicts import MOST_KEPT, Differing, to_quarantine
 from app.ingest.store.device_ids import DeviceIds
 from app.ingest.store.session import Stored
 from app.ingest.written import members_of
@@ -38,13 +38,14 @@ class Pending:
 
     def receipt(self) -> Receipt:
         """Returns the receipt; all of the batch's rows must be committed."""
-        conflicting = [Conflict(index, members_of(conflict.stored)) for index, conflict in self.conflicts()]
+        conflicts = self.conflicts()
+        conflicting = [Conflict(index, members_of(conflict.stored)) for index, conflict in conflicts[:MOST_KEPT]]
         rejected = [Rejection(r.index, r.code, r.field, r.message) for r in self.batch.rejected]
         return Receipt(
             self.batch.received,
             self.inserted,
             self.duplicates,
-            len(conflicting),
+            len(conflicts),
             self.late,
             rejected,
             instant(self.committed_at),
@@ -52,10 +53,11 @@ class Pending:
         )
 
     def to_quarantine(self) -> list[RejectedReading]:
-        """Returns the rejected readings, and the conflicts."""
+        """Returns the rejected readings, and the first MOST_KEPT conflicts."""
         topics = self.batch.topics
         conflicts = [
-            to_quarantine(conflict, index, topics[index] if topics else None) for index, conflict in self.conflicts()
+            to_quarantine(conflict, index, topics[index] if topics else None)
+            for index, conflict in self.conflicts()[:MOST_KEPT]
         ]
         return self.batch.rejected + conflicts
 
