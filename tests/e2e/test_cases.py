@@ -175,6 +175,25 @@ async def test_a_catch_up_makes_no_peak(enter: Enter, database_url: str) -> None
                 assert 10 < max(powers) < 12.1, (path, bucket)
 
 
+async def test_totals_sent_as_differences_are_told_and_give_no_verdict(enter: Enter, judged: Judged) -> None:
+    await enter(moved("02-cumulative-register.ndjson"))
+    client = await judged()
+    assert await implausible(client) == {"reg-M": ("register", 120), "reg-V": ("register", 120)}
+    answer = await performance(client, "reg-V")
+    assert (answer["efficiencyRatio"], answer["status"]) == (None, "insufficient_data")
+
+
+async def test_totals_sent_as_registers_give_the_energy_and_the_efficiency(enter: Enter, judged: Judged) -> None:
+    names = {"kwhConsumedAc": "kwhRegisterAc", "kwhDeliveredDc": "kwhRegisterDc"}
+    totals = moved("02-cumulative-register.ndjson")
+    await enter([{names.get(name, name): value for name, value in total.items()} for total in totals])
+    client = await judged()
+    assert await implausible(client) == {}
+    answer = await performance(client, "reg-V")
+    assert (answer["totalAcConsumption"], answer["totalDcDelivery"]) == (pytest.approx(14.4), pytest.approx(12.96))
+    assert (answer["efficiencyRatio"], answer["status"]) == (pytest.approx(0.9), "ok")
+
+
 async def test_wh_as_kwh_are_told(enter: Enter, judged: Judged) -> None:
     await enter(moved("05-wh-as-kwh.ndjson"))
     assert await implausible(await judged()) == {"wh-M": ("wh", 120), "wh-V": ("wh", 120)}
