@@ -10,6 +10,10 @@ from typing import NamedTuple
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
 
+_ROSTER_DAYS = 28
+# So many rosters after 1970, at the end of 2019, all registers stood at 0.
+_ROSTERS_BEFORE = 652
+
 _TAPER_SOC = 80.0
 # Charging ends when the taper is down to this share of the full power.
 _LAST_SHARE = 0.05
@@ -64,7 +68,10 @@ class Stay:
 
 
 class Plan:
-    """A depot vehicle's days, each planned by itself: two or three stays for 70 to 85 % of the day, and drives."""
+    """A depot vehicle's roster of four weeks. Each day has two or three stays for 70 to 85 % of the day, and drives.
+
+    The roster is the same again and again, so that what a register shows follows from the day, without all days before.
+    """
 
     def __init__(self, seed: str, battery: Battery) -> None:
         self._seed = seed
@@ -72,6 +79,7 @@ class Plan:
         # The days of vehicles begin at any time of day, so that some vehicles charge at any hour.
         self._day_starts_us = Random(seed).randrange(DAY_US)
         self._day = lru_cache(maxsize=8)(self._stays_of_day)
+        self._roster = lru_cache(maxsize=2)(self._registered_in_roster)
 
     def stays(self, from_us: int, to_us: int) -> list[Stay]:
         """Returns the stays in order: at least all that touch the range, one before it and one after it."""
@@ -90,6 +98,14 @@ class Plan:
                 after += 1
             yield stays[first - 1 : after + 1]
 
+    def register(self, at_us: int, per_kwh: float) -> int:
+        """Returns what a register shows that counts whole units, so many for a kWh of each stay."""
+        day = (at_us - self._day_starts_us) // DAY_US
+        rosters, days = divmod(day, _ROSTER_DAYS)
+        of_days = self._roster(per_kwh)
+        today = sum(int(stay.dc_kwh(at_us) * per_kwh) for stay in self._day(day))
+        return (rosters - _ROSTERS_BEFORE) * sum(of_days) + sum(of_days[:days]) + today
+
     def has_charged(self, from_us: int, to_us: int) -> bool:
         """Returns True when power flowed at any time in [from_us, to_us]."""
         return any(stay.start_us <= to_us and stay.charged_us >= from_us for stay in self.stays(from_us, to_us))
@@ -98,8 +114,14 @@ class Plan:
         """Returns True when the vehicle was away from its charger at any time in [from_us, to_us]."""
         return not any(stay.start_us <= from_us and to_us < stay.end_us for stay in self.stays(from_us, to_us))
 
+    def _registered_in_roster(self, per_kwh: float) -> list[int]:
+        return [
+            sum(int(stay.dc_kwh(stay.end_us) * per_kwh) for stay in self._stays_of_day(day))
+            for day in range(_ROSTER_DAYS)
+        ]
+
     def _stays_of_day(self, day: int) -> list[Stay]:
-        random = Random(f"{self._seed}/{day}")
+        random = Random(f"{self._seed}/{day % _ROSTER_DAYS}")
         count = random.choice([2, 3])
         plugged_us = DAY_US * random.uniform(0.70, 0.85)
         lengths_us = _shares(random, count, plugged_us)

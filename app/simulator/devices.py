@@ -1,7 +1,7 @@
 """A fleet's chargers (each with a meter) and vehicles, and their readings in the form of the API."""
 
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import exp, pi, sin
 from random import Random
 from typing import Any
@@ -30,6 +30,7 @@ class Charger:
         random = Random(f"{seed}/charger/{number}")
         self.meter_id = f"meter-{number:04d}"
         self.is_failing = number % 25 == 5
+        self.sends_register = number % 4 == 1
         self.efficiency = random.uniform(0.70, 0.82) if self.is_failing else random.uniform(0.88, 0.92)
         self.ac_kw = random.choice([7.4, 11.0, 22.0])
         self.network = Outages(f"{seed}/network/{number}", NETWORK_OUTAGES)
@@ -39,18 +40,22 @@ class Charger:
         self.vehicles: list[Vehicle] = []
 
     def readings(self, moments: list[Moment]) -> list[Reading]:
-        """Returns a reading for each moment after the first, with the energy since the moment before."""
+        """Returns a reading for each moment after the first: its register, or the energy since the moment before."""
         times_us = [at_us for at_us, _ in moments]
         by_vehicle = [vehicle.drawn_milliwh(times_us) for vehicle in self.vehicles]
-        energies_milliwh = map(sum, zip(*by_vehicle, strict=True)) if by_vehicle else [0] * (len(moments) - 1)
+        energies_milliwh = [*map(sum, zip(*by_vehicle, strict=True))] if by_vehicle else [0] * (len(moments) - 1)
+        before = sum(vehicle.drawn_before(times_us[0]) for vehicle in self.vehicles) if self.sends_register else None
+        shown = _shown("kwhConsumedAc", "kwhRegisterAc", energies_milliwh, before)
         return [
             {
                 "meterId": self.meter_id,
                 "timestamp": _timestamp(at_us),
-                "kwhConsumedAc": ac_milliwh / 1_000_000,
+                **energy,
                 "voltage": self._voltage(ac_milliwh * 3600 / (at_us - previous_us), bits),
             }
-            for ((previous_us, _), (at_us, bits)), ac_milliwh in zip(pairwise(moments), energies_milliwh, strict=True)
+            for ((previous_us, _), (at_us, bits)), ac_milliwh, energy in zip(
+                pairwise(moments), energies_milliwh, shown, strict=True
+            )
         ]
 
     def _has_charged(self, from_us: int, to_us: int) -> bool:
@@ -69,6 +74,7 @@ class Vehicle:
         self.vehicle_id = f"vehicle-{number:04d}"
         self.charger = charger
         self.names_meter = number % 10 != 2
+        self.sends_register = number % 3 == 0
         power_kw = charger.ac_kw * charger.efficiency
         self.battery = Battery(capacity_kwh=power_kw * random.uniform(4, 6.5), power_kw=power_kw)
         self.plan = Plan(f"{seed}/plan/{number}", self.battery)
@@ -82,6 +88,10 @@ class Vehicle:
         """Returns the AC energy that flowed between each two consecutive times."""
         return self._milliwh(times_us, 1_000_000 / self.charger.efficiency)
 
+    def drawn_before(self, at_us: int) -> int:
+        """Returns how much of the AC register of its charger is this vehicle's, in the same unit."""
+        return self.plan.register(at_us, 1_000_000 / self.charger.efficiency)
+
     def _milliwh(self, times_us: list[int], per_kwh: float) -> list[int]:
         # These are differences of a counter in whole units: their sum is exact, however time is divided.
         return [
@@ -93,12 +103,15 @@ class Vehicle:
         return self.plan.drives(from_us, to_us) or self.plan.has_charged(from_us, to_us)
 
     def readings(self, moments: list[Moment]) -> list[Reading]:
-        """Returns a reading for each moment after the first, with the energy since the moment before."""
+        """Returns a reading for each moment after the first: its register, or the energy since the moment before."""
         times_us = [at_us for at_us, _ in moments]
-        spans = zip(pairwise(times_us), self._milliwh(times_us, 1_000_000), self.plan.along(times_us), strict=True)
-        return [self._reading(*times_us, dc_milliwh, stays) for times_us, dc_milliwh, stays in spans]
+        energies_milliwh = self._milliwh(times_us, 1_000_000)
+        before = self.plan.register(times_us[0], 1_000_000) if self.sends_register else None
+        shown = _shown("kwhDeliveredDc", "kwhRegisterDc", energies_milliwh, before)
+        spans = zip(pairwise(times_us), energies_milliwh, self.plan.along(times_us), shown, strict=True)
+        return [self._reading(*times_us, dc_milliwh, stays, energy) for times_us, dc_milliwh, stays, energy in spans]
 
-    def _reading(self, previous_us: int, at_us: int, dc_milliwh: int, stays: list[Stay]) -> Reading:
+    def _reading(self, previous_us: int, at_us: int, dc_milliwh: int, stays: list[Stay], energy: Reading) -> Reading:
         before, stay = stays[-2:]
         # Between two stays, an interval touches neither; a silence may reach from a stay far into a drive.
         is_driving = len(stays) == 2 or at_us - before.end_us > SELDOM_S[1] * SECOND_US
@@ -106,7 +119,7 @@ class Vehicle:
         reading = {
             "vehicleId": self.vehicle_id,
             "timestamp": _timestamp(at_us),
-            "kwhDeliveredDc": dc_milliwh / 1_000_000,
+            **energy,
             "soc": round(soc, 2),
             "batteryTemp": round(self._battery_temp(at_us, before, dc_milliwh * 3600 / (at_us - previous_us)), 1),
         }
@@ -120,6 +133,13 @@ class Vehicle:
         if dc_kw == 0:
             return ambient
         return ambient + 12 * dc_kw / self.battery.power_kw * (1 - exp((stay.start_us - at_us) / HOUR_US))
+
+
+def _shown(difference: str, register: str, energies_milliwh: list[int], before_milliwh: int | None) -> list[Reading]:
+    """Returns the energies as members: each for itself or, with the register before them, what it shows after each."""
+    if before_milliwh is None:
+        return [{difference: energy / 1_000_000} for energy in energies_milliwh]
+    return [{register: shown / 1_000_000} for shown in accumulate(energies_milliwh, initial=before_milliwh)][1:]
 
 
 def _driven_soc(at_us: int, before: Stay, after: Stay) -> float:

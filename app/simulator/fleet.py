@@ -36,7 +36,8 @@ class Fleet:
     Of ten chargers, one serves two vehicles, of which the second is often silent, and the next charger serves none. Of
     ten vehicles, one never names its meter, but is mapped to it. Of 25 chargers, one is failing, one reports each 6 to
     15 minutes, and one only while it charges. Of 25 vehicles, one reports each 6 to 15 minutes, one only while it
-    charges, and one only while it charges or drives. Times are microseconds since 1970 UTC.
+    charges, and one only while it charges or drives. Each fourth charger and each third vehicle sends its register.
+    Times are microseconds since 1970 UTC.
     """
 
     def __init__(self, chargers: int, *, seed: int = 1) -> None:

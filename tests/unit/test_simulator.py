@@ -39,6 +39,22 @@ def counted(readings: list[Reading]) -> Counter[bytes]:
     return Counter(map(msgspec.json.encode, readings))
 
 
+def without_registers(chargers: int) -> Fleet:
+    """Returns the fleet as if none of its devices counted up."""
+    fleet = Fleet(chargers)
+    for charger in fleet.chargers:
+        charger.sends_register = False
+    for vehicle in fleet.vehicles:
+        vehicle.sends_register = False
+    return fleet
+
+
+def energy(reading: Reading) -> float:
+    """Returns the energy that the reading tells, in kWh; that of a register is not known."""
+    kwh: float = reading.get("kwhDeliveredDc") or reading.get("kwhConsumedAc") or 0.0
+    return kwh
+
+
 def test_the_same_seed_gives_the_same_readings() -> None:
     first, again, other = (Fleet(5, seed=seed).deliveries(START_US, START_US + HOUR_US) for seed in (1, 1, 2))
     assert first == again
@@ -58,11 +74,11 @@ def test_a_range_cut_anywhere_gives_the_same_readings(start_us: int, cuts_us: li
 @settings(max_examples=25)
 @given(start_us=instants_us, hours=st.floats(0.1, 20))
 def test_the_measured_energy_is_the_true_energy(start_us: int, hours: float) -> None:
-    fleet = Fleet(8)
+    fleet = without_registers(8)
     end_us = start_us + round(hours * HOUR_US)
     measured = Counter[str]()
     for reading in fleet.measured(start_us, end_us):
-        measured[device(reading)] += round((reading.get("kwhConsumedAc") or reading.get("kwhDeliveredDc") or 0) * 1e6)
+        measured[device(reading)] += round(energy(reading) / MILLIWH)
     for charger in fleet.chargers:
         moments = [moment.at_us for moment in charger.clock.moments(start_us, end_us)] or [start_us]
         true_kwh = sum(fleet.truth(vehicle.vehicle_id, moments[0], moments[-1]).ac_kwh for vehicle in charger.vehicles)
@@ -71,6 +87,35 @@ def test_the_measured_energy_is_the_true_energy(start_us: int, hours: float) -> 
         moments = [moment.at_us for moment in vehicle.clock.moments(start_us, end_us)] or [start_us]
         true_kwh = fleet.truth(vehicle.vehicle_id, moments[0], moments[-1]).dc_kwh
         assert measured[vehicle.vehicle_id] * MILLIWH == pytest.approx(true_kwh, abs=20 * MILLIWH)
+
+
+@settings(max_examples=10)
+@given(start_us=instants_us, hours=st.floats(0.1, 30))
+def test_a_register_goes_up_by_the_energy_of_each_reading(start_us: int, hours: float) -> None:
+    end_us = start_us + round(hours * HOUR_US)
+    shown = dict[str, float]()
+    registers = 0
+    others = without_registers(8).measured(start_us, end_us)
+    for reading, other in zip(Fleet(8).measured(start_us, end_us), others, strict=True):
+        name = "kwhRegisterDc" if "vehicleId" in reading else "kwhRegisterAc"
+        if name not in reading:
+            assert reading == other
+            continue
+        registers += 1
+        kwh = reading[name]
+        assert kwh - shown.get(device(reading), kwh - energy(other)) == pytest.approx(energy(other), abs=MILLIWH / 2)
+        shown[device(reading)] = kwh
+    assert registers or hours < 1
+
+
+def test_a_register_counts_on_from_roster_to_roster() -> None:
+    fleet = Fleet(1)
+    (vehicle,) = fleet.vehicles
+    days_us = [START_US + day * DAY_US for day in range(60)]
+    first, *shown = (vehicle.plan.register(at_us, 1 / MILLIWH) * MILLIWH for at_us in days_us)
+    assert first > 1_000
+    true_kwh = [fleet.truth(vehicle.vehicle_id, START_US, at_us).dc_kwh for at_us in days_us[1:]]
+    assert [kwh - first for kwh in shown] == pytest.approx(true_kwh, abs=200 * MILLIWH)
 
 
 def test_truth_adds_up_and_has_the_efficiency_of_the_charger() -> None:
@@ -122,7 +167,7 @@ def test_a_battery_fills_at_constant_power_then_tapers(
 
 
 def test_charging_readings_rise_in_charge_and_taper() -> None:
-    fleet = Fleet(30)
+    fleet = without_registers(30)
     for vehicle in fleet.vehicles:
         moments = vehicle.clock.moments(START_US, START_US + 2 * DAY_US)
         readings = vehicle.readings(moments)
@@ -264,7 +309,7 @@ def test_some_devices_are_silent_for_a_while_and_their_energy_is_lost(
     silent = Counter(device(reading) for reading in lost)
     assert 2 <= len(silent) <= 15
     assert min(silent.values()) > 10 * 60 / 120 - 1
-    assert sum(reading.get("kwhDeliveredDc", 0) + reading.get("kwhConsumedAc", 0) for reading in lost) > 0
+    assert sum(map(energy, lost)) > 0
 
 
 def test_a_shared_meter_serves_two_vehicles_and_the_next_none(fleet: Fleet, measured: list[Reading]) -> None:
