@@ -144,12 +144,7 @@ async def test_the_efficiency_is_right_whatever_the_silences_and_cadences(
 @pytest.mark.parametrize(
     "file",
     [
-        pytest.param(
-            "04-catch-up-after-outage.ndjson",
-            marks=pytest.mark.xfail(
-                strict=True, reason="its meter says 0.2 each minute, which looks frozen: see docs/alerts.md"
-            ),
-        ),
+        "04-catch-up-after-outage.ndjson",
         "34-vehicle-offline-catch-up.ndjson",
         "35-vehicle-each-6min.ndjson",
     ],
