@@ -4,6 +4,7 @@ import re
 from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, Self, get_type_hints
 from urllib.parse import urlsplit
 
@@ -60,6 +61,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: The power in kW beyond which a reading's energy is implausible; `wattline device limit` sets one of a device's
     #: own. Chargers of cars have less than half of it, and a total in place of a difference soon has more.
     max_power_kw: float = 1000
+    #: What a kWh of AC costs, so that losses are told in money too. It is today's price, also for energy of last year.
+    price_per_kwh: float | None = None
+    #: The currency of `price_per_kwh`, as a code of ISO 4217.
+    currency: str | None = None
     #: Each transition of an alert is POSTed to this URL: `https://host/path`.
     webhook_url: str | None = None
     #: The key that signs these requests: `whsec_` and 24 to 64 bytes as Base64. Whoever has it can pose as Wattline.
@@ -85,17 +90,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("pairing_gap_minutes", 3, 60),
             ("low_efficiency", 0, 1),
             ("max_power_kw", 1, 1_000_000),
+            ("price_per_kwh", 0, 1_000_000),
         ):
-            if not low <= getattr(self, field) <= high:
-                raise SetupError(
-                    f"{variable_of(field)} is {getattr(self, field)}; it must lie between {low} and {high}."
-                )
+            value = getattr(self, field)
+            if value is not None and not low <= value <= high:
+                raise SetupError(f"{variable_of(field)} is {value}; it must lie between {low} and {high}.")
         for field, fits, expected in (
             ("mqtt_url", is_mqtt_url, MQTT_URL),
             ("mqtt_client_id", re.compile(r"\S{1,128}").fullmatch, "1 to 128 characters without spaces"),
             ("mqtt_share_group", re.compile(r"[^/+#\s\0]+").fullmatch, "a name without '/', '+', '#' and spaces"),
             ("mqtt_meter_topic", _TOPIC.fullmatch, f"{_TOPIC_FORM} telemetry/meter/# or telemetry/meter/+/{{id}}/#"),
             ("mqtt_vehicle_topic", _TOPIC.fullmatch, f"{_TOPIC_FORM} telemetry/vehicle/# or vehicles/{{id}}/energy"),
+            ("currency", re.compile("[A-Z]{3}").fullmatch, "a code of ISO 4217, such as EUR"),
             ("webhook_url", _is_http_url, "a URL such as https://host/path"),
             ("webhook_secret", _is_secret, "'whsec_' and 24 to 64 bytes as Base64"),
         ):
@@ -103,8 +109,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             if value is not None and not fits(value):
                 # The value is not shown, as a URL may hold a password.
                 raise SetupError(f"{variable_of(field)} cannot be used; it must be {expected}.")
-        if self.mqtt_key_file and not self.mqtt_cert_file:
-            raise SetupError("WATTLINE_MQTT_KEY_FILE is set without WATTLINE_MQTT_CERT_FILE, to which the key belongs.")
+        for field, other, why in (
+            ("mqtt_key_file", "mqtt_cert_file", "to which the key belongs"),
+            ("webhook_url", "webhook_secret", "which signs the requests"),
+            ("price_per_kwh", "currency", "in which the price is told"),
+            ("currency", "price_per_kwh", "which is told in it"),
+        ):
+            if getattr(self, field) is not None and getattr(self, other) is None:
+                raise SetupError(f"{variable_of(field)} is set without {variable_of(other)}, {why}.")
         broker = urlsplit(self.mqtt_url or "mqtts://user@any")
         for field in ("mqtt_ca_file", "mqtt_cert_file"):
             if getattr(self, field) and broker.scheme != "mqtts":
@@ -115,8 +127,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SetupError(
                 "WATTLINE_MQTT_PASSWORD is set, but the broker's URL names no user: mqtt://user@host:1883."
             )
-        if self.webhook_url and not self.webhook_secret:
-            raise SetupError("WATTLINE_WEBHOOK_URL is set without WATTLINE_WEBHOOK_SECRET, which signs the requests.")
 
 
 #: The form of a broker's URL, as messages state it.
@@ -173,6 +183,8 @@ _KINDS = {int: "a whole number", float: "a number", Path: "a path", str: "text"}
 
 
 def _parse(name: str, value: str, kind: object) -> object:
+    if isinstance(kind, UnionType):
+        kind = kind.__args__[0]  # the other one is None, which only the absence of the variable means
     try:
         return msgspec.convert(value, kind, strict=False, dec_hook=lambda to, text: to(text))
     except msgspec.ValidationError:

@@ -1,5 +1,7 @@
 """Commands for alerts."""
 
+import os
+
 import click
 import msgspec
 
@@ -10,6 +12,7 @@ from app.cli.common import counted, on_database, table
 from app.csv_rows import stamp
 from app.database import os_user
 from app.errors import SetupError
+from app.settings import Settings
 
 MOST = 10_000
 
@@ -27,25 +30,25 @@ def alerts() -> None:
 def list_(kind: str | None, device: str | None, *, is_open: bool, as_json: bool) -> None:
     """List the alerts of devices in service: open ones first, then those with the largest loss to date."""
     only = AlertFilter(is_open=is_open or None, kind=Kind(kind) if kind else None, device_id=device, limit=MOST)
-    found = on_database(lambda connection, _: fetch_alerts(connection, only))
+    settings = Settings.from_environ(os.environ)
+    found = on_database(lambda connection, _: fetch_alerts(connection, only, settings))
     if as_json:
         click.echo(msgspec.json.encode(found))
         return
     if found.alerts:
-        click.echo(
-            "\n".join(
-                table(("id", "closed", "kWh lost to date", "acknowledged", "what"), list(map(_row, found.alerts)))
-            )
-        )
+        lost = "kWh lost to date", *([f"in {found.currency}"] if found.currency else [])
+        headings = "id", "closed", *lost, "acknowledged", "what"
+        click.echo("\n".join(table(headings, [_row(one, *lost[1:]) for one in found.alerts])))
     judged = f"judged up to {stamp(found.as_of)}" if found.as_of else "no hour has been judged yet"
     first = "The first " if len(found.alerts) == MOST else ""
     click.echo(f"{first}{counted(len(found.alerts), 'alert')}; {judged}.")
 
 
-def _row(one: ListedAlert) -> list[str]:
+def _row(one: ListedAlert, *currency: str) -> list[str]:
     by = f"by {one.acknowledged.by}: {one.acknowledged.reason}" if one.acknowledged else "-"
-    loss = "-" if one.loss_to_date_kwh is None else f"{one.loss_to_date_kwh:.2f}"
-    return [one.id, stamp(one.closed_at) if one.closed_at else "-", loss, by, one.text]
+    lost = one.loss_to_date_kwh, *([one.loss_to_date_cost] if currency else [])
+    numbers = ["-" if number is None else f"{number:.2f}" for number in lost]
+    return [one.id, stamp(one.closed_at) if one.closed_at else "-", *numbers, by, one.text]
 
 
 @alerts.command()

@@ -323,8 +323,8 @@ async def test_alerts_come_in_pages_and_as_csv(
     assert header == (
         "id,kind,stream,deviceId,meterIds,vehicleIds,openedAt,closedAt,text,efficiencyRatio,uncertainty,acKwh,"
         "dcKwh,lossKwh,minutes,pairedMinutes,sharedMinutes,frozenMinutes,from,to,lastSeen,readings,limitKw,looksLike,"
-        "currentAcKwh,currentDcKwh,currentLossKwh,currentEfficiencyRatio,lossToDateKwh,acknowledgedAt,acknowledgedBy,"
-        "acknowledgedReason"
+        "currentAcKwh,currentDcKwh,currentLossKwh,currentLossCost,currentEfficiencyRatio,lossToDateKwh,lossToDateCost,"
+        "acknowledgedAt,acknowledgedBy,acknowledgedReason"
     )
     empty = await client.get("/v1/analytics/alerts?open=false", headers={"Accept": "text/csv"})
     assert empty.text.splitlines() == [header]
@@ -375,7 +375,7 @@ async def test_the_ranking_begins_with_the_worst_of_whom_enough_is_known(
     assert [one["id"] for one in worst["ranking"]] == ["retired"]
     csv = await client.get("/v1/analytics/efficiency", params=window, headers={"Accept": "text/csv"})
     assert csv.text.splitlines()[0] == (
-        "id,efficiencyRatio,uncertainty,acKwh,dcKwh,lossKwh,minutes,paired,shared,unpaired,doubtful,status"
+        "id,efficiencyRatio,uncertainty,acKwh,dcKwh,lossKwh,lossCost,minutes,paired,shared,unpaired,doubtful,status"
     )
     assert len(csv.text.splitlines()) == 6
     assert (csv.headers["Wattline-As-Of"], csv.headers["Wattline-Judged-To"]) == (answer["asOf"], answer["judgedTo"])

@@ -36,7 +36,7 @@ async def test_the_current_numbers_are_those_of_the_judged_hours_since_the_openi
     await store(database_url, *low)
     await judge_all(database_url)
     one = (await alerts(client))["low_efficiency", "V"]
-    assert one["current"] == {"acKwh": 0, "dcKwh": 0, "lossKwh": 0, "efficiencyRatio": None}
+    assert one["current"] == {"acKwh": 0, "dcKwh": 0, "lossKwh": 0, "lossCost": None, "efficiencyRatio": None}
     assert one["lossToDateKwh"] == pytest.approx(one["evidence"]["lossKwh"], abs=1e-6)
 
     evidence = one["evidence"]
@@ -45,7 +45,8 @@ async def test_the_current_numbers_are_those_of_the_judged_hours_since_the_openi
     one = (await alerts(client))["low_efficiency", "V"]
     of_ranking = await ranked(client, "V", opened, DAY + 40 * HOUR)
     assert one["evidence"] == evidence
-    assert one["current"] == {name: of_ranking[name] for name in ("acKwh", "dcKwh", "lossKwh", "efficiencyRatio")}
+    members = "acKwh", "dcKwh", "lossKwh", "lossCost", "efficiencyRatio"
+    assert one["current"] == {name: of_ranking[name] for name in members}
     assert one["current"]["efficiencyRatio"] == pytest.approx(0.7, abs=1e-4)
     to_date = await ranked(client, "V", opened - 24 * HOUR, DAY + 40 * HOUR)
     assert one["lossToDateKwh"] == to_date["lossKwh"]

@@ -61,6 +61,8 @@ def test_a_good_value_is_taken(variable: str, value: str, field: str, parsed: An
         ("WATTLINE_PAIRING_GAP_MINUTES", "5m", "a whole number"),
         ("WATTLINE_LOW_EFFICIENCY", "85%", "a number"),
         ("WATTLINE_LOW_EFFICIENCY", "0,85", "a number"),
+        ("WATTLINE_PRICE_PER_KWH", "0,30", "a number"),
+        ("WATTLINE_PRICE_PER_KWH", "null", "a number"),
     ],
 )
 def test_a_value_of_another_type_is_told_key_value_and_type(variable: str, value: str, expected: str) -> None:
@@ -82,6 +84,8 @@ def test_a_value_of_another_type_is_told_key_value_and_type(variable: str, value
         ("WATTLINE_LOW_EFFICIENCY", "1.1", "0 and 1"),
         ("WATTLINE_LOW_EFFICIENCY", "nan", "0 and 1"),
         ("WATTLINE_LOW_EFFICIENCY", "inf", "0 and 1"),
+        ("WATTLINE_PRICE_PER_KWH", "-0.1", "0 and 1000000"),
+        ("WATTLINE_PRICE_PER_KWH", "nan", "0 and 1000000"),
     ],
 )
 def test_a_value_out_of_range_is_told_the_range(variable: str, value: str, bounds: str) -> None:
@@ -97,6 +101,17 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
     assert sentence.startswith("WATTLINE_PORT is not a setting of Wattline. Known: ")
     assert all(variable_of(field) in sentence for field in Settings.__struct_fields__)
     assert "\n" not in sentence
+
+
+def test_a_price_and_its_currency_belong_together() -> None:
+    priced = Settings.from_environ({"WATTLINE_PRICE_PER_KWH": "0.3", "WATTLINE_CURRENCY": "EUR"})
+    assert (priced.price_per_kwh, priced.currency) == (0.3, "EUR")
+    for alone in {"WATTLINE_PRICE_PER_KWH": "0"}, {"WATTLINE_CURRENCY": "EUR"}:
+        with pytest.raises(SetupError, match="is set without"):
+            Settings.from_environ(alone)
+    for wrong in "eur", "€", "EURO":
+        with pytest.raises(SetupError, match="WATTLINE_CURRENCY cannot be used; it must be a code of ISO 4217"):
+            Settings.from_environ({"WATTLINE_PRICE_PER_KWH": "0.3", "WATTLINE_CURRENCY": wrong})
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -9,8 +9,11 @@ import msgspec
 from psycopg import AsyncConnection
 
 from app.analytics.alerts.judge import Kind
+from app.analytics.alerts.sentence import sentence_of
+from app.analytics.efficiency.cost import cost
 from app.csv_rows import stamp
 from app.errors import InvalidParameter, UnknownDevice
+from app.settings import Settings
 from app.telemetry.reading import Stream
 
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -42,34 +45,39 @@ class Acknowledged(msgspec.Struct, frozen=True):
 class Current(msgspec.Struct, frozen=True, rename="camel"):
     """The paired energies since an alert opened, until it closed or up to the last judged hour.
 
-    Those of a frozen device are of the hours in which it was frozen. The ratio is null without AC energy.
+    Those of a frozen device are of the hours in which it was frozen. The ratio is null without AC energy, the cost
+    where the settings name no price.
     """
 
     ac_kwh: float
     dc_kwh: float
     loss_kwh: float
+    loss_cost: float | None
     efficiency_ratio: float | None
 
 
 class ListedAlert(AlertAnswer, frozen=True, rename="camel"):
     """An alert as the listing answers it; `acknowledged` is null until somebody acknowledges it.
 
-    `loss_to_date_kwh` is the loss of `current` and of the 24 hours before the opening. Both are null for `no_data` and
-    `implausible_energy`.
+    `loss_to_date_kwh` is the loss of `current` and of the 24 hours before the opening, `loss_to_date_cost` what it
+    costs. All are null for `no_data` and `implausible_energy`.
     """
 
     current: Current | None
     loss_to_date_kwh: float | None
+    loss_to_date_cost: float | None
     acknowledged: Acknowledged | None
 
 
 class AlertPage(msgspec.Struct, frozen=True, rename="camel"):
     """Alerts: open ones first, then those with the largest loss to date.
 
-    Readings committed before `as_of` have been judged if their hour was over.
+    Readings committed before `as_of` have been judged if their hour was over. Costs are in `currency`; both are null
+    where the settings name no price.
     """
 
     as_of: datetime | None
+    currency: str | None
     alerts: list[ListedAlert]
 
 
@@ -91,24 +99,30 @@ class AlertFilter(NamedTuple):
     limit: int = 100
 
 
-async def fetch_alerts(connection: AsyncConnection[tuple[Any, ...]], only: AlertFilter) -> AlertPage:
+async def fetch_alerts(
+    connection: AsyncConnection[tuple[Any, ...]], only: AlertFilter, settings: Settings
+) -> AlertPage:
     """Returns alerts of devices in service. Raises UnknownDevice, and InvalidParameter when `after` is not an id."""
     parameters = {**only._asdict(), **_position(only.after)}
     for stream, name in await (await connection.execute(_UNKNOWN, parameters)).fetchall():
         raise UnknownDevice(f"There is no {stream} {name}.")
     ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
     rows = await (await connection.execute(_ALERTS, parameters)).fetchall()
-    return AlertPage(as_of, [_listed(*row) for row in rows])
+    return AlertPage(as_of, settings.currency, [_listed(settings.price_per_kwh, *row) for row in rows])
 
 
-def _listed(acknowledged: dict[str, str] | None, ac: int, dc: int, loss: int, *alert: Any) -> ListedAlert:
+def _listed(
+    price_per_kwh: float | None, acknowledged: dict[str, str] | None, ac: int, dc: int, loss: int, *alert: Any
+) -> ListedAlert:
     answer = answer_of(*alert)
-    current = Current(ac / 1_000_000, dc / 1_000_000, (ac - dc) / 1_000_000, dc / ac if ac else None)
+    since_cost = cost(ac - dc, price_per_kwh)
+    current = Current(ac / 1_000_000, dc / 1_000_000, (ac - dc) / 1_000_000, since_cost, dc / ac if ac else None)
     has_energy = answer.kind not in (Kind.NO_DATA, Kind.IMPLAUSIBLE_ENERGY)
     return ListedAlert(
         **msgspec.structs.asdict(answer),
         current=current if has_energy else None,
         loss_to_date_kwh=loss / 1_000_000 if has_energy else None,
+        loss_to_date_cost=cost(loss, price_per_kwh) if has_energy else None,
         acknowledged=msgspec.convert(acknowledged, Acknowledged | None),
     )
 
@@ -134,65 +148,9 @@ def answer_of(
         vehicle_ids=vehicles,
         opened_at=opened,
         closed_at=closed,
-        text=_text(Kind(kind), stream, device_id, ", ".join(others), closed, numbers),
+        text=sentence_of(Kind(kind), stream, device_id, ", ".join(others), closed, numbers),
         evidence=numbers,
     )
-
-
-def _text(
-    kind: Kind, stream: str, device: str, others: str, closed: datetime | None, evidence: Mapping[str, Any]
-) -> str:
-    match kind:
-        case Kind.LOW_EFFICIENCY:
-            return (
-                f"{evidence['lossKwh']:.2f} of {evidence['acKwh']:.2f} kWh AC from {others} did not reach {device} "
-                f"in the 24 hours before this alert: efficiency {100 * evidence['efficiencyRatio']:.1f} %."
-            )
-        case Kind.IMPOSSIBLE_EFFICIENCY:
-            return (
-                f"{device} took {evidence['dcKwh']:.2f} kWh DC of {evidence['acKwh']:.2f} kWh AC from {others} "
-                f"in the 24 hours before this alert: "
-                f"efficiency {100 * evidence['efficiencyRatio']:.1f} % is impossible."
-            )
-        case Kind.FROZEN_METER:
-            return (
-                f"{device} measured nothing, or one value again and again, for {evidence['frozenMinutes']} minutes "
-                f"or more, while {evidence['dcKwh']:.2f} kWh DC reached {others}."
-            )
-        case Kind.FROZEN_VEHICLE:
-            return (
-                f"{device} measured nothing, or one value again and again, for {evidence['frozenMinutes']} minutes "
-                f"or more, while it took {evidence['acKwh']:.2f} kWh AC from {others}."
-            )
-        case Kind.IMPLAUSIBLE_ENERGY:
-            energy = evidence["acKwh"] if stream == Stream.METER else evidence["dcKwh"]
-            counted = "1 reading" if evidence["readings"] == 1 else f"{evidence['readings']:,} readings"
-            return (
-                f"{device} sent {counted} with {energy:,.2f} kWh, which would take more than its limit of "
-                f"{evidence['limitKw']:g} kW: {LOOKS_LIKE[evidence['looksLike']]}. "
-                f"{TO_DO[evidence['looksLike']]}"
-            )
-        case Kind.NO_DATA:
-            last_seen = _to_the_second(datetime.fromisoformat(evidence["lastSeen"]))
-            if closed is None:
-                return f"The {stream} {device} has sent nothing since {last_seen}."
-            return f"The {stream} {device} was silent from {last_seen} to {_to_the_second(closed)}."
-
-
-LOOKS_LIKE = {
-    "register": "it looks like a register, the total of a meter, sent as the energy since the previous reading",
-    "wh": "it looks like Wh sent as kWh",
-    "step": "it looks like a step, which no charge explains",
-}
-TO_DO = {
-    "register": "Send it as kwhRegisterAc, of a vehicle as kwhRegisterDc.",
-    "wh": "Divide it by 1,000.",
-    "step": "See what the device sent. If it can take so much, `wattline device limit` says so.",
-}
-
-
-def _to_the_second(at: datetime) -> str:
-    return stamp(at.replace(microsecond=0))
 
 
 def key_of(alert_id: str) -> dict[str, Any] | None:

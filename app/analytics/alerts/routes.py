@@ -20,13 +20,17 @@ from app.csv_rows import CSV, csv_rows, prefers_csv, stamp
 from app.database import driver_connection
 from app.errors import InvalidTimeRange
 from app.problem_answers import AWAY, PARAMETER, problems
+from app.settings import Settings
 
 _PROBLEMS = problems({400: PARAMETER, 503: AWAY})
 _ALERT_COLUMNS = ("id", "kind", "stream", "deviceId", "meterIds", "vehicleIds", "openedAt", "closedAt", "text")
-_CURRENT = ("acKwh", "dcKwh", "lossKwh", "efficiencyRatio")
-_CURRENT_COLUMNS = ("currentAcKwh", "currentDcKwh", "currentLossKwh", "currentEfficiencyRatio", "lossToDateKwh")
+_CURRENT = ("acKwh", "dcKwh", "lossKwh", "lossCost", "efficiencyRatio")
+_CURRENT_COLUMNS = (
+    *("currentAcKwh", "currentDcKwh", "currentLossKwh", "currentLossCost", "currentEfficiencyRatio"),
+    *("lossToDateKwh", "lossToDateCost"),
+)
 _ACKNOWLEDGED_COLUMNS = ("acknowledgedAt", "acknowledgedBy", "acknowledgedReason")
-_RANKED_COLUMNS = ("id", "efficiencyRatio", "uncertainty", "acKwh", "dcKwh", "lossKwh")
+_RANKED_COLUMNS = ("id", "efficiencyRatio", "uncertainty", "acKwh", "dcKwh", "lossKwh", "lossCost")
 
 
 @get(
@@ -37,6 +41,7 @@ _RANKED_COLUMNS = ("id", "efficiencyRatio", "uncertainty", "acKwh", "dcKwh", "lo
 async def get_alerts(
     request: Request[Any, Any, Any],
     pool: NamedDependency[AsyncEngine],
+    settings: NamedDependency[Settings],
     is_open: Annotated[bool | None, QueryParameter(name="open", description="Only open or only closed alerts.")] = None,
     kind: Annotated[Kind | None, QueryParameter(description="Only alerts of this kind.")] = None,
     vehicle_id: Annotated[
@@ -61,7 +66,7 @@ async def get_alerts(
         raise InvalidTimeRange("`from` and `to` need a time zone.")
     only = AlertFilter(is_open, kind, vehicle_id, meter_id, None, start, end, after, limit)
     async with driver_connection(pool) as connection:
-        answer = await fetch_alerts(connection, only)
+        answer = await fetch_alerts(connection, only, settings)
     headers = {"Vary": "Accept"}
     if len(answer.alerts) == limit:
         query = {**dict(request.query_params), "after": position_of(answer.alerts[-1])}
@@ -72,13 +77,12 @@ async def get_alerts(
     rows = (
         [" ".join(one[name]) if name.endswith("Ids") else one[name] for name in _ALERT_COLUMNS]
         + [one["evidence"].get(name) for name in EVIDENCE]
-        + [*((one["current"] or {}).get(name) for name in _CURRENT), one["lossToDateKwh"]]
+        + [*((one["current"] or {}).get(name) for name in _CURRENT), one["lossToDateKwh"], one["lossToDateCost"]]
         + [*(one["acknowledged"] or dict.fromkeys(("at", "by", "reason"))).values()]
         for one in documents
     )
-    return _csv_answer(
-        "alerts", [*_ALERT_COLUMNS, *EVIDENCE, *_CURRENT_COLUMNS, *_ACKNOWLEDGED_COLUMNS], rows, headers, answer.as_of
-    )
+    columns = [*_ALERT_COLUMNS, *EVIDENCE, *_CURRENT_COLUMNS, *_ACKNOWLEDGED_COLUMNS]
+    return _csv_answer("alerts", columns, rows, headers, answer)
 
 
 @get("/v1/analytics/efficiency", tags=["analytics"], responses=_PROBLEMS)
@@ -105,12 +109,17 @@ async def get_efficiency(
         [*(one[name] for name in _RANKED_COLUMNS), *(one["coverage"][name] for name in coverage), one["status"]]
         for one in msgspec.to_builtins(answer.ranking)
     )
-    return _csv_answer(f"efficiency-{by}", [*_RANKED_COLUMNS, *coverage, "status"], rows, headers, answer.as_of)
+    return _csv_answer(f"efficiency-{by}", [*_RANKED_COLUMNS, *coverage, "status"], rows, headers, answer)
 
 
 def _csv_answer(
-    name: str, header: list[str], rows: Iterator[list[Any]], headers: dict[str, str], as_of: datetime | None
+    name: str,
+    header: list[str],
+    rows: Iterator[list[Any]],
+    headers: dict[str, str],
+    answer: AlertPage | EfficiencyRanking,
 ) -> Response[Any]:
     headers["Content-Disposition"] = f'attachment; filename="{name}.csv"'
-    headers["Wattline-As-Of"] = "" if as_of is None else stamp(as_of)
+    headers["Wattline-As-Of"] = "" if answer.as_of is None else stamp(answer.as_of)
+    headers["Wattline-Currency"] = answer.currency or ""
     return Stream(csv_rows(header, rows), headers=headers, media_type=CSV)

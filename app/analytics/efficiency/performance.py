@@ -7,6 +7,7 @@ import msgspec
 from sqlalchemy import BigInteger, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.analytics.efficiency.cost import cost
 from app.analytics.efficiency.evidence import fetch_sides, pair_one, us
 from app.analytics.efficiency.pairs import evidence_between, total
 from app.analytics.efficiency.verdict import Coverage, Status, coverage_of, efficiency_ratio, uncertainty, verdict
@@ -24,6 +25,7 @@ class Performance(msgspec.Struct, frozen=True, rename="camel"):
 
     `total_dc_delivery` is all DC of the window; `total_ac_consumption`, `paired_dc_delivery`, `energy_loss_kwh` and
     `efficiency_ratio` are of the paired time, and the ratio may be off by `uncertainty` in either direction.
+    `loss_cost` is the price of the loss in `currency`; both are null where the settings name no price.
     `data_points` counts the vehicle's readings. All readings committed before `as_of` are included, but minutes before
     `kept_from` are no longer kept; null means that all are kept.
     """
@@ -41,6 +43,8 @@ class Performance(msgspec.Struct, frozen=True, rename="camel"):
     avg_battery_temp: float | None
     data_points: int
     energy_loss_kwh: float
+    loss_cost: float | None
+    currency: str | None
     coverage: Coverage
     status: Status
     alert: str | None
@@ -71,6 +75,7 @@ async def fetch_performance(pool: AsyncEngine, vehicle_id: str, window: Window, 
     pairs = await pair_one(sides, device, settings)
     by_meter = evidence_between(pairs, us(bounds[0]), us(bounds[1]))
     evidence = total(by_meter.values())
+    loss = evidence.paired_ac_milliwh - evidence.paired_dc_milliwh
     status, alert = verdict(evidence, has_meter=bool(by_meter.keys() - {None}), low_efficiency=settings.low_efficiency)
     return Performance(
         vehicle_id=vehicle_id,
@@ -85,7 +90,9 @@ async def fetch_performance(pool: AsyncEngine, vehicle_id: str, window: Window, 
         avg_soc=_average(*sums[:2]),
         avg_battery_temp=_average(*sums[2:]),
         data_points=readings,
-        energy_loss_kwh=(evidence.paired_ac_milliwh - evidence.paired_dc_milliwh) / 1_000_000,
+        energy_loss_kwh=loss / 1_000_000,
+        loss_cost=cost(loss, settings.price_per_kwh),
+        currency=settings.currency,
         coverage=coverage_of(evidence),
         status=status,
         alert=alert,

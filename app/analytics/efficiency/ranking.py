@@ -9,6 +9,7 @@ import msgspec
 from psycopg import AsyncConnection, sql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.analytics.efficiency.cost import cost
 from app.analytics.efficiency.pairs import Evidence
 from app.analytics.efficiency.verdict import (
     ENOUGH_AC_MILLIWH,
@@ -39,6 +40,7 @@ class Ranked(msgspec.Struct, frozen=True, rename="camel"):
     ac_kwh: float
     dc_kwh: float
     loss_kwh: float
+    loss_cost: float | None
     coverage: Coverage
     status: Status
 
@@ -49,13 +51,15 @@ class Totals(msgspec.Struct, frozen=True, rename="camel"):
     ac_kwh: float
     dc_kwh: float
     loss_kwh: float
+    loss_cost: float | None
     efficiency_ratio: float | None
 
 
 class EfficiencyRanking(msgspec.Struct, frozen=True, rename="camel"):
     """Whole hours in [from, to). Readings committed before `as_of` are included if they lie before `judged_to`.
 
-    Later hours have not been judged, so nothing is known of them; null means that no hour has been judged.
+    Later hours have not been judged, so nothing is known of them; null means that no hour has been judged. Costs are
+    in `currency`; both are null where the settings name no price.
     """
 
     by: By
@@ -63,6 +67,7 @@ class EfficiencyRanking(msgspec.Struct, frozen=True, rename="camel"):
     to: datetime
     as_of: datetime | None
     judged_to: datetime | None
+    currency: str | None
     totals: Totals
     ranking: list[Ranked]
 
@@ -116,8 +121,9 @@ class Rankings:
         )
         bounds = {"by": by, "from": window.start, "to": window.end, "worst": worst, "enough": ENOUGH_AC_MILLIWH}
         (_, _, *totals), *rows = await (await connection.execute(statement, bounds)).fetchall()
-        ranked = [_ranked(self._settings.low_efficiency, *row) for row in rows]
-        return EfficiencyRanking(by, *window, as_of, judged_to, _totals(*totals[:2]), ranked)
+        ranked = [_ranked(self._settings, *row) for row in rows]
+        totalled = _totals(self._settings.price_per_kwh, *totals[:2])
+        return EfficiencyRanking(by, *window, as_of, judged_to, self._settings.currency, totalled, ranked)
 
 
 async def _judged_as_of(connection: Connection) -> datetime | None:
@@ -130,14 +136,15 @@ def _floor(at: datetime) -> datetime:
     return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
-def _totals(ac: int, dc: int) -> Totals:
-    return Totals(ac / 1_000_000, dc / 1_000_000, (ac - dc) / 1_000_000, dc / ac if ac else None)
+def _totals(price_per_kwh: float | None, ac: int, dc: int) -> Totals:
+    loss_cost = cost(ac - dc, price_per_kwh)
+    return Totals(ac / 1_000_000, dc / 1_000_000, (ac - dc) / 1_000_000, loss_cost, dc / ac if ac else None)
 
 
-def _ranked(low_efficiency: float, name: str, has_meter: bool, *sums: int) -> Ranked:
+def _ranked(settings: Settings, name: str, has_meter: bool, *sums: int) -> Ranked:
     evidence = Evidence(*sums)
     ac, dc = evidence.paired_ac_milliwh, evidence.paired_dc_milliwh
-    status, _ = verdict(evidence, has_meter=has_meter, low_efficiency=low_efficiency)
+    status, _ = verdict(evidence, has_meter=has_meter, low_efficiency=settings.low_efficiency)
     return Ranked(
         name,
         efficiency_ratio(evidence),
@@ -145,6 +152,7 @@ def _ranked(low_efficiency: float, name: str, has_meter: bool, *sums: int) -> Ra
         ac / 1_000_000,
         dc / 1_000_000,
         (ac - dc) / 1_000_000,
+        cost(ac - dc, settings.price_per_kwh),
         coverage_of(evidence),
         status,
     )

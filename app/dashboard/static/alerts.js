@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { el } from "./dom.js";
-import { age, count, fixed, moment, percent } from "./format.js";
+import { age, costing, count, fixed, moment, percent } from "./format.js";
 import { live } from "./live.js";
 import { change, link, read } from "./state.js";
 
@@ -44,9 +44,9 @@ function ordered({ from, to, efficiencyRatio, looksLike, ...evidence }) {
 }
 
 // The efficiency is in the sentence of an alert only as of its opening.
-function since({ acKwh, dcKwh, lossKwh, efficiencyRatio }, lossToDateKwh) {
+function since({ acKwh, dcKwh, lossKwh, efficiencyRatio }, lossToDateKwh, lossToDateCost, currency) {
   const energies = Object.entries({ acKwh, dcKwh, lossKwh }).map(evidenceOf);
-  const together = ["Loss to date, with that before it opened", `${fixed(lossToDateKwh, 3)} kWh`];
+  const together = ["Loss to date, with that before it opened", `${fixed(lossToDateKwh, 3)} kWh${costing(lossToDateCost, currency)}`];
   return [...energies, ["Efficiency", efficiencyRatio == null ? "–" : `${percent(efficiencyRatio)} %`], together];
 }
 
@@ -58,7 +58,7 @@ function numbered(heading, numbers) {
   ];
 }
 
-function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt, text, evidence, current, lossToDateKwh, acknowledged }) {
+function item(currency, { kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt, text, evidence, current, lossToDateKwh, lossToDateCost, acknowledged }) {
   const [state, shape, name] = KINDS[kind] ?? ["warn", "●", kind];
   const when = closedAt ? el("span", {}, "closed ", age(closedAt)) : "open";
   const opening = `When it opened${evidence.from ? `, since ${moment(evidence.from)}` : ""}`;
@@ -72,7 +72,7 @@ function item({ kind, stream, deviceId, meterIds, vehicleIds, openedAt, closedAt
     acknowledged ? el("p", { class: "acknowledged" }, "✓ Acknowledged by ", el("strong", {}, acknowledged.by), " ", age(acknowledged.at), `: ${acknowledged.reason}`) : null,
     el("p", { class: "text" }, text.replace(INSTANT, moment)),
     numbered(`${opening}:`, ordered(evidence).map(evidenceOf)),
-    numbered(`Since it opened, ${closedAt ? "until it closed" : "up to the last judged hour"}:`, current ? since(current, lossToDateKwh) : []),
+    numbered(`Since it opened, ${closedAt ? "until it closed" : "up to the last judged hour"}:`, current ? since(current, lossToDateKwh, lossToDateCost, currency) : []),
   );
 }
 
@@ -108,10 +108,10 @@ export function alertsPanel(parameters = {}) {
     try {
       withClosed = box.checked = wantsClosed();
       const open = withClosed ? null : true;
-      const { asOf, alerts } = await ask("analytics/alerts", { ...parameters, open, limit: SHOWN }, mine.signal);
+      const { asOf, currency, alerts } = await ask("analytics/alerts", { ...parameters, open, limit: SHOWN }, mine.signal);
       if (!asOf) wait = UNJUDGED_MS;
       const next = JSON.stringify(alerts);
-      if (shown !== next) list.replaceChildren(...alerts.map(item));
+      if (shown !== next) list.replaceChildren(...alerts.map((one) => item(currency, one)));
       shown = next;
       const closed = withClosed ? "" : " open";
       const still = alerts.filter(({ closedAt }) => !closedAt).length;

@@ -7,7 +7,7 @@ import { rangeControls } from "./controls.js";
 import { el } from "./dom.js";
 import { figures } from "./figures.js";
 import { beyondAxis, efficiencyAxis, highest, peak } from "./fleet.js";
-import { age, count, fixed, kwh, moment, percent } from "./format.js";
+import { age, costing, count, fixed, kwh, moment, percent } from "./format.js";
 import { connection, live } from "./live.js";
 import { PER, SECONDS, energyMinutes, line, sum, trim } from "./series.js";
 import { link, range } from "./state.js";
@@ -134,11 +134,11 @@ export function showDevice(main, kind, id) {
   async function showPerformance(now, bounds, signal) {
     try {
       if (now.to - now.from > PAIRED_SECONDS) throw new Error(TOO_LONG);
-      const { totalDcDelivery, efficiencyRatio, uncertainty, energyLossKwh, totalAcConsumption, avgSoc, avgBatteryTemp, status, coverage } = await ask(`analytics/performance/${encodeURIComponent(id)}`, bounds, signal);
+      const { totalDcDelivery, efficiencyRatio, uncertainty, energyLossKwh, lossCost, currency, totalAcConsumption, avgSoc, avgBatteryTemp, status, coverage } = await ask(`analytics/performance/${encodeURIComponent(id)}`, bounds, signal);
       const [state, , word] = VERDICTS[status];
       numbers.set("dc", kwh(totalDcDelivery), "kWh");
       numbers.set("efficiency", percent(efficiencyRatio), "%", `${uncertainty ? `± ${fixed(100 * uncertainty, 1)}; ` : ""}${word}; ${count(coverage.paired)} minutes paired`, state);
-      numbers.set("loss", coverage.paired ? kwh(energyLossKwh) : "–", "kWh", coverage.paired ? `of ${kwh(totalAcConsumption)} kWh AC, paired` : "");
+      numbers.set("loss", coverage.paired ? kwh(energyLossKwh) : "–", "kWh", coverage.paired ? `of ${kwh(totalAcConsumption)} kWh AC, paired${costing(lossCost, currency)}` : "");
       numbers.set("soc", fixed(avgSoc, 1), "%", avgSoc == null ? "" : "of the range");
       numbers.set("temperature", fixed(avgBatteryTemp, 1), "°C", avgBatteryTemp == null ? "" : "of the range");
     } catch (error) {

@@ -47,6 +47,11 @@ export function size(bytes) {
   return `${number(bytes / unit, name === "kB" ? 0 : 1)} ${name}`;
 }
 
+// What a loss costs, behind its energy; nothing where the settings name no price.
+export function costing(cost, currency) {
+  return cost == null ? "" : `, ${fixed(cost, 2)} ${currency}`;
+}
+
 export function duration(seconds) {
   if (seconds < 100) return `${Math.round(seconds)} s`;
   if (seconds < 100 * 60) return `${Math.round(seconds / 60)} min`;

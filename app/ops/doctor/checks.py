@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, timedelta
 
-from app.analytics.alerts.listing import LOOKS_LIKE, TO_DO
+from app.analytics.alerts.sentence import LOOKS_LIKE, TO_DO
 from app.database import STORE_FAULTS, most_connections
 from app.fleet.states import REPORTING_MINUTES
 from app.migrate import OTHER_SQL
