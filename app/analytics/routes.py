@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.efficiency.coverage import VehicleCoverage, fetch_coverage
 from app.analytics.efficiency.performance import Performance, fetch_performance
+from app.analytics.efficiency.visits import DeviceVisits, fetch_meter_vehicles, fetch_vehicle_meters
 from app.analytics.export import MAX_EXPORT_DAYS, METER_READINGS, VEHICLE_READINGS, export_readings
 from app.analytics.fleet_series import FleetSeries, fetch_fleet_series
 from app.analytics.freshness import Freshness, fetch_freshness
@@ -83,6 +84,34 @@ async def get_vehicle_coverage(
     """Returns the stretches of a vehicle's paired, shared and unpaired time."""
     window = window_of(start, end, hours, now=datetime.now(UTC))
     return await fetch_coverage(pool, vehicle_id, window, settings)
+
+
+@get("/v1/analytics/meters/{meter_id:str}/vehicles", tags=["analytics"], responses=_SERIES)
+async def get_meter_vehicles(
+    meter_id: FromPath[str],
+    pool: NamedDependency[AsyncEngine],
+    settings: NamedDependency[Settings],
+    start: Start = None,
+    end: End = None,
+    hours: Hours = None,
+) -> DeviceVisits:
+    """Returns the vehicles that took energy at a meter, and with whom they shared it."""
+    window = window_of(start, end, hours, now=datetime.now(UTC))
+    return await fetch_meter_vehicles(pool, meter_id, window, settings)
+
+
+@get("/v1/analytics/vehicles/{vehicle_id:str}/meters", tags=["analytics"], responses=_SERIES)
+async def get_vehicle_meters(
+    vehicle_id: FromPath[str],
+    pool: NamedDependency[AsyncEngine],
+    settings: NamedDependency[Settings],
+    start: Start = None,
+    end: End = None,
+    hours: Hours = None,
+) -> DeviceVisits:
+    """Returns the meters at which a vehicle took energy, and with whom it shared them."""
+    window = window_of(start, end, hours, now=datetime.now(UTC))
+    return await fetch_vehicle_meters(pool, vehicle_id, window, settings)
 
 
 def get_series_window(start: Start = None, end: End = None, hours: Hours = None) -> Window:

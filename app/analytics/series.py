@@ -12,7 +12,7 @@ import numpy as np
 from sqlalchemy import Dialect, Select, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.analytics.efficiency.evidence import fetch_sides, pair_one, us
+from app.analytics.efficiency.evidence import fetch_sides, pair_in_thread, us
 from app.analytics.efficiency.pairs import Flow, Flows, Pairs
 from app.analytics.efficiency.rhythm import MINUTE_US
 from app.analytics.efficiency.rows import NO_ROWS
@@ -208,7 +208,7 @@ async def fetch_vehicle_series(
 
     efficiency: tuple[list[Any], list[Any]] = [None] * len(sums[0]), [None] * len(sums[0])
     if sides is not None:
-        pairs = await pair_one(sides, device, settings)
+        pairs = (await pair_in_thread(sides, [device], settings))[device]
         efficiency = _efficiency(sums[0], buckets, pairs, bounds[0])
     powers, peak = await power_columns(rows, limits[device], sums[0], sums[1], *buckets)
     columns = VehicleColumns(*[*sums, powers, *efficiency])

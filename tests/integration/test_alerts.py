@@ -123,7 +123,10 @@ async def test_what_each_fault_is_called(
     assert (alert["openedAt"], alert["closedAt"]) == (opened, None)
     assert alert["evidence"]["efficiencyRatio"] == pytest.approx(0.8, abs=1e-4)
     assert (alert["evidence"]["minutes"], alert["evidence"]["pairedMinutes"]) == (61, 61)
-    assert alert["text"].endswith("in the 24 hours before this alert: efficiency 80.0 %.")
+    assert alert["text"].endswith(
+        "in the 24 hours before this alert: efficiency 80.0 %. "
+        "Who else charges there: /v1/analytics/meters/low/vehicles?hours=168"
+    )
     about = (await client.get("/v1/analytics/alerts", params={"vehicleId": "still-meter", "open": True})).json()
     assert [one["kind"] for one in about["alerts"]] == ["frozen_meter", "impossible_efficiency", "no_data"]
     everything = (await client.get("/v1/analytics/alerts", params={"limit": 1000})).json()["alerts"]

@@ -127,7 +127,8 @@ async def test_each_transition_is_told_once_signed_and_as_the_alert_is_answered(
         "openedAt": "2026-02-10T14:00:00Z",
         "closedAt": "2026-02-10T17:00:00Z",
         "text": "8.00 of 40.00 kWh AC from M1, M2 did not reach V1 in the 24 hours before this alert: "
-        "efficiency 80.0 %.",
+        "efficiency 80.0 %. Who else charges there: "
+        "/v1/analytics/meters/M1/vehicles?hours=168, /v1/analytics/meters/M2/vehicles?hours=168",
         "evidence": {"efficiencyRatio": 0.8, "acKwh": 40.0, "dcKwh": 32.0, "lossKwh": 8.0},
     }
 

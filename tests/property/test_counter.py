@@ -86,7 +86,7 @@ def counters(fleet: Fleet, random: Random | None = None) -> tuple[dict[int, Coun
 def pairs_of(fleet: Fleet, random: Random | None = None) -> dict[int | None, Pair]:
     """Returns the pairs of the first vehicle."""
     meters, (vehicle, *others) = counters(fleet, random)[0], counters(fleet, random)[1].values()
-    return pair_counters(vehicle, meters, others)
+    return pair_counters(vehicle, meters, enumerate(others))
 
 
 def twins_of(fleet: Fleet) -> dict[int | None, Twin]:

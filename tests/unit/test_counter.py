@@ -22,7 +22,9 @@ def judged(
     meter: Sequence[Reading], vehicle: Sequence[Rows], others: Sequence[Sequence[Rows]] = ()
 ) -> tuple[Evidence, Status]:
     """Returns the evidence and the status over all time."""
-    pairs = pair_counters(counter(*vehicle), {METER: counter(rows_of(meter))}, [counter(*other) for other in others])
+    pairs = pair_counters(
+        counter(*vehicle), {METER: counter(rows_of(meter))}, enumerate(counter(*other) for other in others)
+    )
     by_meter = evidence_between(pairs, 0, 2 * START)
     evidence = total(by_meter.values())
     return evidence, verdict(evidence, has_meter=METER in by_meter, low_efficiency=0.85)[0]
@@ -155,7 +157,7 @@ def test_the_worked_example(is_mapped: bool) -> None:
         (v1, v2, 2_720_200, 0.900963164473201),
         (v2, v1, 2_857_500, 0.892178477690289),
     ):
-        by_meter = evidence_between(pair_counters(vehicle, meters, [other]), START - HOUR_US, START + HOUR_US)
+        by_meter = evidence_between(pair_counters(vehicle, meters, [(2, other)]), START - HOUR_US, START + HOUR_US)
         evidence = total(by_meter.values())
         assert evidence.paired_ac_milliwh == ac
         assert ratio(evidence) == pytest.approx(ratio_of, rel=1e-12)

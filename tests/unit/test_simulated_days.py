@@ -31,7 +31,9 @@ def answers(stations: list[Station]) -> Iterator[Answer | None]:
         for vehicle, own in zip(station.vehicles, counters, strict=True):
             if not has_enough(vehicle):
                 continue
-            pairs = pair_counters(own, meters, [other for other in counters if other is not own])
+            pairs = pair_counters(
+                own, meters, ((number, other) for number, other in enumerate(counters) if other is not own)
+            )
             by_meter = evidence_between(pairs, START, START + DAY_US)
             evidence = total(by_meter.values())
             status, _ = verdict(evidence, has_meter=METER in by_meter, low_efficiency=0.85)

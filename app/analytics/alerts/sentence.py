@@ -17,7 +17,8 @@ def sentence_of(
         case Kind.LOW_EFFICIENCY:
             return (
                 f"{evidence['lossKwh']:.2f} of {evidence['acKwh']:.2f} kWh AC from {others} did not reach {device} "
-                f"in the 24 hours before this alert: efficiency {100 * evidence['efficiencyRatio']:.1f} %."
+                f"in the 24 hours before this alert: efficiency {100 * evidence['efficiencyRatio']:.1f} %. "
+                f"Who else charges there: {', '.join(map(_VEHICLES.format, others.split(', ')))}"
             )
         case Kind.IMPOSSIBLE_EFFICIENCY:
             return (
@@ -50,6 +51,8 @@ def sentence_of(
             return f"The {stream} {device} was silent from {last_seen} to {_to_the_second(closed)}."
 
 
+# A neighbour that is silent now may have been seen earlier in the week.
+_VEHICLES = "/v1/analytics/meters/{}/vehicles?hours=168"
 LOOKS_LIKE = {
     "register": "it looks like a register, the total of a meter, sent as the energy since the previous reading",
     "wh": "it looks like Wh sent as kWh",

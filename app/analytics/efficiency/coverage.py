@@ -6,7 +6,7 @@ from datetime import datetime
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.analytics.efficiency.evidence import fetch_sides, pair_one, us
+from app.analytics.efficiency.evidence import fetch_sides, pair_in_thread, us
 from app.analytics.efficiency.pairs import Kind
 from app.analytics.freshness import fetch_instants
 from app.analytics.window import Window
@@ -58,7 +58,7 @@ async def fetch_coverage(pool: AsyncEngine, vehicle_id: str, window: Window, set
                 device = await device_id_of(connection, vehicle, vehicle_id)
                 sides = await fetch_sides(connection, [device], *bounds, settings)
     if sides is not None:
-        pairs = await pair_one(sides, device, settings)
+        pairs = (await pair_in_thread(sides, [device], settings))[device]
         for run in sorted(run for pair in pairs.values() for run in pair.runs(us(bounds[0]), us(bounds[1]))):
             columns.t.append(run.from_us / 1_000_000)
             columns.seconds.append((run.to_us - run.from_us) / 1_000_000)

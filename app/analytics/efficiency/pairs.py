@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from operator import sub
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -14,7 +14,7 @@ from app.analytics.efficiency.counter import Counter, Numbers
 from app.analytics.efficiency.doubt import doubtful_beside
 from app.analytics.efficiency.edges import find_edges
 from app.analytics.efficiency.silences import fits, silences, spread
-from app.analytics.efficiency.stretches import Stretches, common, touches, union, without
+from app.analytics.efficiency.stretches import Stretch, Stretches, common, touches, union, without
 
 Kind: TypeAlias = Literal["paired", "shared", "unpaired"]
 
@@ -93,7 +93,8 @@ class Flows(NamedTuple):
 class Pair(msgspec.Struct, frozen=True, dict=True):
     """A vehicle at one meter. Both counters count in `paired`, only the meter's in `edges`; `unsure` is by instant.
 
-    In `alone` both cover the vehicle's time at the meter, whether it takes energy or not, and no other takes any.
+    In `alone` both cover the vehicle's time at the meter, whether it takes energy or not, and no other takes any;
+    `others` is when each of them does, or may.
     """
 
     vehicle: Counter
@@ -106,6 +107,7 @@ class Pair(msgspec.Struct, frozen=True, dict=True):
     unpaired: Stretches
     doubtful: Stretches
     unsure: list[tuple[int, int]]
+    others: Mapping[int, Sequence[Stretch]]
 
     @cached_property
     def flows(self) -> Flows:
@@ -143,6 +145,11 @@ class Pair(msgspec.Struct, frozen=True, dict=True):
         """Returns True when the vehicle was at the meter in [start, end)."""
         return bool(common(self.present, [(start, end)]))
 
+    def shared_with(self, start: int, end: int) -> set[int]:
+        """Returns the vehicles with which the vehicle shared the meter in [start, end)."""
+        shared = common(self.shared, [(start, end)])
+        return {other for other, taking in self.others.items() if common(shared, union(taking))}
+
     def runs(self, start: int, end: int) -> list[Run]:
         """Returns the runs in [start, end), in order."""
         window = [(start, end)]
@@ -160,10 +167,10 @@ Pairs: TypeAlias = dict[int | None, Pair]
 """A vehicle's pairs by meter; None stands for no meter."""
 
 
-def pair_counters(vehicle: Counter, meters: Mapping[int, Counter], others: Iterable[Counter] = ()) -> Pairs:
+def pair_counters(vehicle: Counter, meters: Mapping[int, Counter], others: Iterable[tuple[int, Counter]] = ()) -> Pairs:
     """Pairs a vehicle with each meter that its spans are at; under None stands the rest of its time.
 
-    `others` are all other vehicles that are at these meters, at whatever else.
+    `others` are all other vehicles that are at these meters, at whatever else, with their ids.
     """
     others = [*others]
     empty = Counter([], [], [], [], set(), set())
@@ -171,7 +178,10 @@ def pair_counters(vehicle: Counter, meters: Mapping[int, Counter], others: Itera
         meter_id: _at_no_meter(vehicle, empty)
         if meter_id is None
         else _pair(
-            vehicle, meter_id, meters.get(meter_id, empty), [other for other in others if meter_id in other.meters()]
+            vehicle,
+            meter_id,
+            meters.get(meter_id, empty),
+            {other: counter for other, counter in others if meter_id in counter.meters()},
         )
         for meter_id in vehicle.meters()
     }
@@ -192,12 +202,13 @@ def total(summed: Iterable[Evidence]) -> Evidence:
 
 
 def _at_no_meter(vehicle: Counter, empty: Counter) -> Pair:
-    return Pair(vehicle, empty, [], [], [], [], [], unpaired=vehicle.taking(None), doubtful=[], unsure=[])
+    return Pair(vehicle, empty, [], [], [], [], [], unpaired=vehicle.taking(None), doubtful=[], unsure=[], others={})
 
 
-def _pair(vehicle: Counter, meter_id: int, meter: Counter, others: Sequence[Counter]) -> Pair:
+def _pair(vehicle: Counter, meter_id: int, meter: Counter, others: Mapping[int, Counter]) -> Pair:
     here = vehicle.charging(meter_id)
-    cuts = union(stretch for other in others for stretch in (*other.charging(meter_id), *other.catch_ups(meter_id)))
+    taking = {one: [*other.charging(meter_id), *other.catch_ups(meter_id)] for one, other in others.items()}
+    cuts = union(chain.from_iterable(taking.values()))
     alone = without(common(vehicle.known_at(meter_id), meter.cover()), cuts)
     plain = common(here, alone)
     # However long the energy of two lone readings flowed, it flowed in the same time if they came in the same.
@@ -217,6 +228,7 @@ def _pair(vehicle: Counter, meter_id: int, meter: Counter, others: Sequence[Coun
         edges=without(union(edges), paired),
         shared=shared,
         unpaired=without(vehicle.taking(meter_id), union((*paired, *shared))),
-        doubtful=union(stretch for other in others for stretch in doubtful_beside(other, meter, meter_id)),
+        doubtful=union(stretch for other in others.values() for stretch in doubtful_beside(other, meter, meter_id)),
         unsure=unsure,
+        others=taking,
     )

@@ -8,7 +8,7 @@ from sqlalchemy import BigInteger, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.efficiency.cost import cost
-from app.analytics.efficiency.evidence import fetch_sides, pair_one, us
+from app.analytics.efficiency.evidence import fetch_sides, pair_in_thread, us
 from app.analytics.efficiency.pairs import evidence_between, total
 from app.analytics.efficiency.verdict import Coverage, Status, coverage_of, efficiency_ratio, uncertainty, verdict
 from app.analytics.freshness import fetch_instants
@@ -72,7 +72,7 @@ async def fetch_performance(pool: AsyncEngine, vehicle_id: str, window: Window, 
                 )
             sides = await fetch_sides(connection, [device], *bounds, settings)
 
-    pairs = await pair_one(sides, device, settings)
+    pairs = (await pair_in_thread(sides, [device], settings))[device]
     by_meter = evidence_between(pairs, us(bounds[0]), us(bounds[1]))
     evidence = total(by_meter.values())
     loss = evidence.paired_ac_milliwh - evidence.paired_dc_milliwh
