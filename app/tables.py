@@ -57,11 +57,12 @@ def _device_table(name: str) -> Table:
         Column("external_id", Text, nullable=False, unique=True),
         Column("registered_at", Moment, nullable=False, server_default=func.now()),
         Column("retired_at", Moment),
-        Column("expectation", Text),
+        *(Column(name, Text) for name in ("expectation", "site")),
         Column("max_milliwatt", BigInteger),
         Index(None, "registered_at"),
         CheckConstraint("expectation IN ('always', 'charging', 'never')", name="expectation"),
         CheckConstraint("max_milliwatt > 0", name="max_milliwatt"),
+        CheckConstraint("length(site) BETWEEN 1 AND 64", name="site"),
         CheckConstraint(f"external_id ~ '^{ID_FORM}$'", name="external_id"),
     )
 
@@ -132,7 +133,6 @@ vehicle_state = Table(
     Column("in_time", Boolean, nullable=False, server_default=false()),
     Index("vehicle_state_register_idx", "vehicle_id", postgresql_where=text("registers_since IS NOT NULL")),
 )
-
 
 vehicle_meter = Table(
     "vehicle_meter",

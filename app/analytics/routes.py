@@ -28,6 +28,7 @@ from app.analytics.series import (
 from app.analytics.series_source import FLEET, METER, VEHICLE, WidthOrAuto
 from app.analytics.window import CALENDAR_HOURS, Window, window_of
 from app.csv_rows import CSV, csv_of_columns, prefers_csv, stamp
+from app.errors import InvalidParameter
 from app.problem_answers import AWAY, PARAMETER, problems
 from app.settings import Settings
 
@@ -164,8 +165,14 @@ async def get_fleet_series(
     window: NamedDependency[Window],
     bucket: BucketParameter = "auto",
     max_points: MaxPoints = 1_500,
+    site: Annotated[str | None, QueryParameter(description="There is no series of a site.")] = None,
 ) -> Response[FleetSeries]:
     """Returns all meters and vehicles over time, as columns; as CSV where `Accept` prefers text/csv."""
+    if site is not None:
+        raise InvalidParameter(
+            "site: The sums of the fleet are not kept by device, and vehicles also charge at other sites, so there is "
+            "no series of a site. Ask for the series of its meters, or for the efficiency of its devices."
+        )
     buckets = choose_bucket(FLEET, window, bucket, max_points, await fetch_retained(pool, window, bucket))
     return _as_accepted(request, await fetch_fleet_series(pool, buckets))
 

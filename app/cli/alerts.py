@@ -26,10 +26,12 @@ def alerts() -> None:
 @click.option("--open", "is_open", is_flag=True, help="Show only open alerts.")
 @click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Show only one kind.")
 @click.option("--device", help="Show only alerts of this meter or vehicle, and alerts that name it at the other end.")
+@click.option("--site", help="Show only alerts that concern a device of this site.")
 @click.option("--json", "as_json", is_flag=True, help="Print the API's answer.")
-def list_(kind: str | None, device: str | None, *, is_open: bool, as_json: bool) -> None:
+def list_(kind: str | None, device: str | None, site: str | None, *, is_open: bool, as_json: bool) -> None:
     """List the alerts of devices in service: open ones first, then those with the largest loss to date."""
-    only = AlertFilter(is_open=is_open or None, kind=Kind(kind) if kind else None, device_id=device, limit=MOST)
+    of_kind = Kind(kind) if kind else None
+    only = AlertFilter(is_open=is_open or None, kind=of_kind, device_id=device, site=site, limit=MOST)
     settings = Settings.from_environ(os.environ)
     found = on_database(lambda connection, _: fetch_alerts(connection, only, settings))
     if as_json:

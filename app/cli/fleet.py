@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from math import isnan
+from pathlib import Path
 
 import click
 import msgspec
@@ -14,6 +15,8 @@ from app.fleet.devices import limit as limit_device
 from app.fleet.devices import rename as rename_device
 from app.fleet.devices import retire as retire_device
 from app.fleet.devices import seed as seed_fleet
+from app.fleet.sites import Label, read_labels
+from app.fleet.sites import label as label_devices
 from app.telemetry.reading import Stream
 
 STREAM = click.Choice([stream.value for stream in Stream])
@@ -41,17 +44,20 @@ def device() -> None:
 
 @device.command("list")
 @click.option("--stream", type=STREAM, help="List only meters, or only vehicles.")
+@click.option("--site", help="List only devices of this site.")
 @click.option("--retired", is_flag=True, help="List only retired devices.")
 @click.option(
     "--silent", metavar="MINUTES", type=click.IntRange(1, 10_000_000), help="List only silent devices in service."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the devices as JSON.")
-def list_(stream: str | None, silent: int | None, *, retired: bool, as_json: bool) -> None:
+def list_(stream: str | None, site: str | None, silent: int | None, *, retired: bool, as_json: bool) -> None:
     """List devices with their newest readings, by stream and id."""
     if retired and silent is not None:
         raise SetupError("--retired and --silent cannot be combined, because a retired device may be silent.")
     devices = on_database(
-        lambda connection, _: fetch_devices(connection, stream=stream, retired=retired, silent_minutes=silent)
+        lambda connection, _: fetch_devices(
+            connection, stream=stream, site=site, retired=retired, silent_minutes=silent
+        )
     )
     if as_json:
         click.echo(msgspec.json.encode(devices))
@@ -67,12 +73,12 @@ def list_(stream: str | None, silent: int | None, *, retired: bool, as_json: boo
             _utc(one.retired_at),
             one.expectation or "-",
             _number(one.max_power_kw),
+            one.site or "-",
         ]
         for one in devices
     ]
     if rows:
-        headings = "stream", "device", "registered", "last reading", "kWh", "register", "retired", "expected", "max. kW"
-        click.echo("\n".join(table(headings, rows)))
+        click.echo("\n".join(table(_HEADINGS, rows)))
     click.echo(f"{counted(len(rows), 'device')}.")
 
 
@@ -133,6 +139,38 @@ def limit(name: str, kw: float | None, stream: str, *, undo: bool) -> None:
     click.echo(f"The limit of the {stream} {name} is {f'{kw:g} kW' if kw else 'WATTLINE_MAX_POWER_KW'} now.")
 
 
+@device.command()
+@click.argument("name", metavar="DEVICE")
+@click.argument("site", required=False)
+@OF_STREAM
+@click.option("--undo", is_flag=True, help="Remove the device's label.")
+def label(name: str, site: str | None, stream: str, *, undo: bool) -> None:
+    """Label the device with its SITE, by which lists, rankings and alerts can be asked for."""
+    if undo == (site is not None):
+        raise SetupError("Give either a site or --undo.")
+    on_database(lambda connection, _: label_devices(connection, [Label(Stream(stream), name, site)]))
+    click.echo(f"The {stream} {name} is {f'at {site}' if site else 'at no site'} now.")
+
+
+@device.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def labels(file: Path) -> None:
+    """Label the devices of a CSV FILE with the columns stream, device and site: all of them, or none.
+
+    Where the site is empty, the label is removed.
+    """
+    try:
+        given = [*read_labels(file.read_text("utf-8-sig"))]
+    except UnicodeDecodeError:
+        raise SetupError(f"{file} is not UTF-8.") from None
+    on_database(lambda connection, _: label_devices(connection, given))
+    click.echo(f"{counted(len(given), 'device')} labelled.")
+
+
+_HEADINGS = (
+    *("stream", "device", "registered", "last reading", "kWh", "register", "retired", "expected", "max. kW"),
+    "site",
+)
 _EXPECTED = {
     None: "by its own rhythm",
     Expectation.ALWAYS: "always",

@@ -31,8 +31,8 @@ class Expectation(StrEnum):
 class Device(msgspec.Struct, frozen=True, rename="camel"):
     """A device, with its newest reading; `retired_at` is None while it is in service.
 
-    Of the newest reading, either the energy or the register was sent; the other is None. `expectation` and
-    `max_power_kw` are those of an operator, and None without.
+    Of the newest reading, either the energy or the register was sent; the other is None. `expectation`,
+    `max_power_kw` and `site` are those of an operator, and None without.
     """
 
     stream: str
@@ -44,6 +44,7 @@ class Device(msgspec.Struct, frozen=True, rename="camel"):
     retired_at: datetime | None
     expectation: str | None
     max_power_kw: float | None
+    site: str | None
 
 
 class Seeded(msgspec.Struct, frozen=True):
@@ -90,24 +91,33 @@ async def _seed_slice(connection: psycopg.AsyncConnection, names: dict[Stream, l
 
 
 async def fetch_devices(
-    connection: psycopg.AsyncConnection, *, stream: str | None, retired: bool, silent_minutes: int | None
+    connection: psycopg.AsyncConnection,
+    *,
+    stream: str | None,
+    site: str | None,
+    retired: bool,
+    silent_minutes: int | None,
 ) -> list[Device]:
-    """Returns devices by stream and name: all, retired ones, or ones in service but silent for `silent_minutes`."""
+    """Returns devices by stream and name: all, retired ones, or ones in service but silent for `silent_minutes`.
+
+    With `site`, they are only those of this site.
+    """
     cursor = connection.cursor(row_factory=class_row(Device))
     await cursor.execute(
         """
         SELECT stream, external_id AS id, registered_at, ts AS latest_at, milliwh / 1e6::float8 AS latest_kwh,
                register_milliwh / 1e6::float8 AS latest_register_kwh,
                CASE WHEN NOT in_service THEN retired_at END AS retired_at, expectation,
-               max_milliwatt / %(kw)s::float8 AS max_power_kw
+               max_milliwatt / %(kw)s::float8 AS max_power_kw, site
         FROM device
         WHERE stream = coalesce(%(stream)s, stream)
+            AND (%(site)s::text IS NULL OR site = %(site)s)
             AND NOT (in_service AND %(retired)s)
             AND (%(silent)s::integer IS NULL OR in_service
                  AND coalesce(ts < now() - make_interval(mins => %(silent)s), true))
         ORDER BY stream, external_id
         """,
-        {"stream": stream, "retired": retired, "silent": silent_minutes, "kw": MILLIWATT_PER_KW},
+        {"stream": stream, "site": site, "retired": retired, "silent": silent_minutes, "kw": MILLIWATT_PER_KW},
     )
     return await cursor.fetchall()
 
@@ -131,7 +141,7 @@ async def retire(connection: psycopg.AsyncConnection, stream: Stream, name: str,
     async with connection.transaction():
         # Transitions of alerts are made under this lock: webhooks rely on their order.
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext('wattline alerts'))")
-        device = await _named(connection, stream, name)
+        device = await device_named(connection, stream, name)
         await connection.execute(_LOG_ALERTS, {"stream": stream, "device": device, "undo": undo})
         await connection.execute(update, [device])
 
@@ -162,7 +172,7 @@ async def rename(connection: psycopg.AsyncConnection, stream: Stream, old: str, 
     """
     async with connection.transaction():
         await connection.execute(LOCK)
-        device = await _named(connection, stream, old)
+        device = await device_named(connection, stream, old)
         if (await find_devices(connection, stream, [new])).get(new, device) != device or new == old:
             raise SetupError(f"There is a {stream} {new} already, or there was.")
         try:
@@ -182,7 +192,7 @@ async def expect(
 
     The next round of the evaluator opens or retracts the alerts that follow from it.
     """
-    device = await _named(connection, stream, name)
+    device = await device_named(connection, stream, name)
     update = sql.SQL("UPDATE {} SET expectation = %s WHERE id = %s").format(sql.Identifier(stream))
     await connection.execute(update, [expectation, device])
 
@@ -193,7 +203,7 @@ async def limit(connection: psycopg.AsyncConnection, stream: Stream, name: str, 
     All hours of which the device's minutes are retained are noted as touched, so that they are judged again.
     """
     async with connection.transaction():
-        device = await _named(connection, stream, name)
+        device = await device_named(connection, stream, name)
         update = sql.SQL("UPDATE {} SET max_milliwatt = %s WHERE id = %s").format(sql.Identifier(stream))
         await connection.execute(update, [None if kw is None else limit_of(kw), device])
         ((now, retained),) = await (await connection.execute(NOW_AND_RETAINED)).fetchall()
@@ -219,8 +229,8 @@ _TOUCH = """
 """
 
 
-async def _named(connection: psycopg.AsyncConnection, stream: Stream, name: str) -> int:
-    """Returns the id of the device that has this name today."""
+async def device_named(connection: psycopg.AsyncConnection, stream: Stream, name: str) -> int:
+    """Returns the id of the device that has this name today. Raises SetupError when there is none."""
     table = sql.Identifier(stream)
     today = await connection.execute(sql.SQL("SELECT id FROM {} WHERE external_id = %s").format(table), [name])
     if row := await today.fetchone():

@@ -28,6 +28,7 @@ from app.telemetry.device_id import ID_PATTERN, ID_SCHEMA_PATTERN
 ExternalId = Annotated[str, Meta(pattern=ID_PATTERN)]
 Moment = Annotated[datetime, Meta(tz=True)]
 Limit = Annotated[int | None, QueryParameter(ge=1, le=100_000, description="The most states to return; default: all.")]
+Site = Annotated[str | None, QueryParameter(description="Only devices with this label.")]
 After = Annotated[str | None, QueryParameter(description="Only devices whose ids follow this one.")]
 
 
@@ -111,31 +112,39 @@ async def get_mappings(
 
 @get("/v1/analytics/meters/states", tags=["analytics"], responses=problems({400: PARAMETER, 503: AWAY}))
 async def get_meter_states(
-    request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
+    request: Request[Any, Any, Any],
+    pool: NamedDependency[AsyncEngine],
+    limit: Limit = None,
+    after: After = None,
+    site: Site = None,
 ) -> Response[list[MeterState]]:
     """Returns the latest state of every meter, by id; as CSV where `Accept` prefers text/csv."""
     async with pool.connect() as connection:
-        states = await meter_states(connection, limit=limit, after=after)
+        states = await meter_states(connection, limit=limit, after=after, site=site)
     last = [state.meter_id for state in states[-1:]]
-    return _as_accepted(request, MeterState, states, _next_page("meters", limit, last, len(states)))
+    return _as_accepted(request, MeterState, states, _next_page("meters", limit, last, site, len(states)))
 
 
 @get("/v1/analytics/vehicles/states", tags=["analytics"], responses=problems({400: PARAMETER, 503: AWAY}))
 async def get_vehicle_states(
-    request: Request[Any, Any, Any], pool: NamedDependency[AsyncEngine], limit: Limit = None, after: After = None
+    request: Request[Any, Any, Any],
+    pool: NamedDependency[AsyncEngine],
+    limit: Limit = None,
+    after: After = None,
+    site: Site = None,
 ) -> Response[list[VehicleState]]:
     """Returns the latest state of every vehicle, by id; as CSV where `Accept` prefers text/csv."""
     async with pool.connect() as connection:
-        states = await vehicle_states(connection, limit=limit, after=after)
+        states = await vehicle_states(connection, limit=limit, after=after, site=site)
     last = [state.vehicle_id for state in states[-1:]]
-    return _as_accepted(request, VehicleState, states, _next_page("vehicles", limit, last, len(states)))
+    return _as_accepted(request, VehicleState, states, _next_page("vehicles", limit, last, site, len(states)))
 
 
-def _next_page(kind: str, limit: int | None, last: list[str], count: int) -> dict[str, Any]:
+def _next_page(kind: str, limit: int | None, last: list[str], site: str | None, count: int) -> dict[str, Any]:
     """Returns the Link to the next page, when this one is full."""
     if limit is None or count < limit:
         return {}
-    query = urlencode({"limit": limit, "after": last[0]})
+    query = urlencode({"limit": limit, "after": last[0]} | ({} if site is None else {"site": site}))
     return {"Link": f'</v1/analytics/{kind}/states?{query}>; rel="next"'}
 
 

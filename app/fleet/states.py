@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.tables import meter, meter_state, vehicle, vehicle_state
@@ -30,6 +30,7 @@ class MeterState(msgspec.Struct, frozen=True, rename="camel"):
     kwh_register_ac: float | None
     voltage: float | None
     last_updated: datetime
+    site: str | None
 
 
 class VehicleState(msgspec.Struct, frozen=True, rename="camel"):
@@ -41,10 +42,13 @@ class VehicleState(msgspec.Struct, frozen=True, rename="camel"):
     kwh_register_dc: float | None
     battery_temp: float | None
     last_updated: datetime
+    site: str | None
 
 
-async def meter_states(connection: AsyncConnection, *, limit: int | None, after: str | None) -> list[MeterState]:
-    """Returns meters in service that have reported, by id: all, or at most `limit` that follow the id `after`."""
+async def meter_states(
+    connection: AsyncConnection, *, limit: int | None, after: str | None, site: str | None = None
+) -> list[MeterState]:
+    """Returns meters in service that have reported, by id: all, or at most `limit` that follow `after`."""
     statement = (
         select(
             meter.c.external_id,
@@ -52,19 +56,22 @@ async def meter_states(connection: AsyncConnection, *, limit: int | None, after:
             meter_state.c.register_milliwh,
             meter_state.c.voltage_centiv,
             meter_state.c.ts,
+            meter.c.site,
         )
         .join_from(meter_state, meter)
         .where(func.in_service(meter.c.retired_at, meter_state.c.ts))
     )
-    rows = await connection.execute(_page(statement, meter.c.external_id, limit, after))
+    rows = await connection.execute(_page(statement, meter, limit, after, site))
     return [
-        MeterState(name, _kwh(energy), _kwh(register), _hundredth(voltage), ts)
-        for name, energy, register, voltage, ts in rows
+        MeterState(name, _kwh(energy), _kwh(register), _hundredth(voltage), ts, where)
+        for name, energy, register, voltage, ts, where in rows
     ]
 
 
-async def vehicle_states(connection: AsyncConnection, *, limit: int | None, after: str | None) -> list[VehicleState]:
-    """Returns vehicles in service that have reported, by id: all, or at most `limit` that follow the id `after`."""
+async def vehicle_states(
+    connection: AsyncConnection, *, limit: int | None, after: str | None, site: str | None = None
+) -> list[VehicleState]:
+    """Returns vehicles in service that have reported, by id: all, or at most `limit` that follow `after`."""
     statement = (
         select(
             vehicle.c.external_id,
@@ -73,21 +80,24 @@ async def vehicle_states(connection: AsyncConnection, *, limit: int | None, afte
             vehicle_state.c.register_milliwh,
             vehicle_state.c.battery_temp_centic,
             vehicle_state.c.ts,
+            vehicle.c.site,
         )
         .join_from(vehicle_state, vehicle)
         .where(func.in_service(vehicle.c.retired_at, vehicle_state.c.ts))
     )
-    rows = await connection.execute(_page(statement, vehicle.c.external_id, limit, after))
+    rows = await connection.execute(_page(statement, vehicle, limit, after, site))
     return [
-        VehicleState(name, _hundredth(soc), _kwh(energy), _kwh(register), _hundredth(temperature), ts)
-        for name, soc, energy, register, temperature, ts in rows
+        VehicleState(name, _hundredth(soc), _kwh(energy), _kwh(register), _hundredth(temperature), ts, where)
+        for name, soc, energy, register, temperature, ts, where in rows
     ]
 
 
-def _page(statement: Select[Any], external_id: Any, limit: int | None, after: str | None) -> Select[Any]:
+def _page(statement: Select[Any], device: Table, limit: int | None, after: str | None, site: str | None) -> Select[Any]:
     if after is not None:
-        statement = statement.where(external_id > after)
-    return statement.order_by(external_id).limit(limit)
+        statement = statement.where(device.c.external_id > after)
+    if site is not None:
+        statement = statement.where(device.c.site == site)
+    return statement.order_by(device.c.external_id).limit(limit)
 
 
 def _kwh(milliwh: int | None) -> float | None:

@@ -50,8 +50,11 @@ def upgrade() -> None:
             sa.Column("expectation", sa.Text),
             # Energy that takes more power than this is implausible; NULL: the service's setting is the limit.
             sa.Column("max_milliwatt", sa.BigInteger),
+            # The operator's label; NULL without one.
+            sa.Column("site", sa.Text),
             sa.CheckConstraint("expectation IN ('always', 'charging', 'never')", name="expectation"),
             sa.CheckConstraint("max_milliwatt > 0", name="max_milliwatt"),
+            sa.CheckConstraint("length(site) BETWEEN 1 AND 64", name="site"),
             sa.CheckConstraint("external_id ~ '^[A-Za-z0-9][A-Za-z0-9._:*+@~-]{0,63}$'", name="external_id"),
         )
 
@@ -129,13 +132,13 @@ def upgrade() -> None:
     # Every device with its newest reading, and what is expected of it.
     op.execute("""
         CREATE VIEW device (stream, id, external_id, registered_at, ts, milliwh, register_milliwh, retired_at,
-                            in_service, in_time, expectation, max_milliwatt) AS
+                            in_service, in_time, expectation, max_milliwatt, site) AS
         SELECT 'meter'::text, id, external_id, registered_at, ts, ac_milliwh, register_milliwh, retired_at,
-               in_service(retired_at, ts), in_time, expectation, max_milliwatt
+               in_service(retired_at, ts), in_time, expectation, max_milliwatt, site
         FROM meter LEFT JOIN meter_state ON meter_id = id
         UNION ALL
         SELECT 'vehicle', id, external_id, registered_at, ts, dc_milliwh, register_milliwh, retired_at,
-               in_service(retired_at, ts), in_time, expectation, max_milliwatt
+               in_service(retired_at, ts), in_time, expectation, max_milliwatt, site
         FROM vehicle LEFT JOIN vehicle_state ON vehicle_id = id
     """)
 

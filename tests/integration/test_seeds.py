@@ -142,6 +142,7 @@ async def test_vehicle_performance_and_states_of_the_smart_ev_analytics_engine(c
         "kwhRegisterDc": None,
         "batteryTemp": 24.07,
         "lastUpdated": last,
+        "site": None,
     }
 
 

@@ -45,8 +45,8 @@ async def test_the_newest_reading_counts_whenever_it_arrives(client: httpx.Async
     (of_vehicle,) = await states(client, VEHICLES)
     assert datetime.fromisoformat(of_meter.pop("lastUpdated")) == newest
     assert datetime.fromisoformat(of_vehicle.pop("lastUpdated")) == newest
-    assert of_meter == {"meterId": "M1", "kwhConsumedAc": 0.5, "kwhRegisterAc": None, "voltage": 230.12}
-    sent = {"kwhDeliveredDc": 0.4, "kwhRegisterDc": None, "soc": 80.72, "batteryTemp": -1.5}
+    assert of_meter == {"meterId": "M1", "kwhConsumedAc": 0.5, "kwhRegisterAc": None, "voltage": 230.12, "site": None}
+    sent = {"kwhDeliveredDc": 0.4, "kwhRegisterDc": None, "soc": 80.72, "batteryTemp": -1.5, "site": None}
     assert of_vehicle == {"vehicleId": "V1", **sent}
 
     await send(client, [meter(newest + timedelta(seconds=1)), vehicle(newest + timedelta(seconds=1))])

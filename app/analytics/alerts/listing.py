@@ -84,8 +84,8 @@ class AlertPage(msgspec.Struct, frozen=True, rename="camel"):
 class AlertFilter(NamedTuple):
     """The choice of alerts; a member that is None excludes none.
 
-    The alerts were open at some time in [start, end). Devices named in an alert's evidence count as its devices;
-    `device_id` is the id of a vehicle or a meter.
+    The alerts were open at some time in [start, end). Devices named in an alert's evidence count as its devices, also
+    for `site`; `device_id` is the id of a vehicle or a meter.
     """
 
     is_open: bool | None = None
@@ -93,6 +93,7 @@ class AlertFilter(NamedTuple):
     vehicle_id: str | None = None
     meter_id: str | None = None
     device_id: str | None = None
+    site: str | None = None
     start: datetime | None = None
     end: datetime | None = None
     after: str | None = None
@@ -209,6 +210,11 @@ _ALERTS = """
                  OR alert.evidence -> 'others' @> to_jsonb(
                      (SELECT id FROM device AS other
                       WHERE other.stream <> alert.stream AND external_id = %(device_id)s)))
+            AND (%(site)s::text IS NULL
+                 OR device.site = %(site)s
+                 OR EXISTS (SELECT FROM device AS other
+                            WHERE other.stream <> alert.stream AND other.site = %(site)s
+                                AND alert.evidence -> 'others' @> to_jsonb(other.id)))
             AND (%(vehicle_id)s::text IS NULL
                  OR (alert.stream = 'vehicle' AND device.external_id = %(vehicle_id)s)
                  OR (alert.stream = 'meter' AND alert.evidence -> 'others' @> to_jsonb(

@@ -50,6 +50,7 @@ async def get_alerts(
     meter_id: Annotated[
         str | None, QueryParameter(name="meterId", description="Only alerts that concern this meter.")
     ] = None,
+    site: Annotated[str | None, QueryParameter(description="Only alerts that concern a device of this site.")] = None,
     start: Annotated[
         datetime | None, QueryParameter(name="from", description="Only alerts that were open at this time or later.")
     ] = None,
@@ -64,7 +65,7 @@ async def get_alerts(
     """Returns alerts of devices in service: open ones first, then by loss to date; CSV if `Accept` prefers text/csv."""
     if any(at is not None and at.tzinfo is None for at in (start, end)):
         raise InvalidTimeRange("`from` and `to` need a time zone.")
-    only = AlertFilter(is_open, kind, vehicle_id, meter_id, None, start, end, after, limit)
+    only = AlertFilter(is_open, kind, vehicle_id, meter_id, None, site, start, end, after, limit)
     async with driver_connection(pool) as connection:
         answer = await fetch_alerts(connection, only, settings)
     headers = {"Vary": "Accept"}
@@ -97,9 +98,10 @@ async def get_efficiency(
     end: Annotated[
         datetime | None, QueryParameter(name="to", description="End of the hours; default: end of the last judged one.")
     ] = None,
+    site: Annotated[str | None, QueryParameter(description="Only devices of this site, also in the totals.")] = None,
 ) -> Response[EfficiencyRanking]:
     """Returns the efficiency of the fleet and its worst devices over whole hours; CSV if `Accept` prefers text/csv."""
-    answer = await rankings.fetch(by, start, end, worst=worst)
+    answer = await rankings.fetch(by, start, end, site, worst=worst)
     headers = {"Vary": "Accept"}
     if not prefers_csv(request):
         return Response(answer, headers=headers)

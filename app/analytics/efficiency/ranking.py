@@ -84,19 +84,22 @@ class Rankings:
         self._cached: dict[By, tuple[float, EfficiencyRanking]] = {}
         self._one_at_a_time = asyncio.Lock()
 
-    async def fetch(self, by: By, start: datetime | None, end: datetime | None, *, worst: int) -> EfficiencyRanking:
+    async def fetch(
+        self, by: By, start: datetime | None, end: datetime | None, site: str | None, *, worst: int
+    ) -> EfficiencyRanking:
         """Returns the worst devices in service over the hours that the range touches; default: the last 24 judged.
 
-        Devices with enough evidence for a verdict come first. Raises InvalidTimeRange.
+        With `site`, all numbers are of its devices only. Devices with enough evidence for a verdict come first. Raises
+        InvalidTimeRange.
         """
-        if start or end:
+        if start or end or site is not None:
             async with driver_connection(self._pool) as connection:
-                return await self._rank(connection, await _judged_as_of(connection), by, start, end, worst)
+                return await self._rank(connection, await _judged_as_of(connection), by, start, end, site, worst)
         async with self._one_at_a_time, driver_connection(self._pool) as connection:
             as_of = await _judged_as_of(connection)
             until, ranking = self._cached.get(by, (0.0, None))
             if ranking is None or ranking.as_of != as_of or time.monotonic() > until:
-                ranking = await self._rank(connection, as_of, by, None, None, None)
+                ranking = await self._rank(connection, as_of, by, None, None, None, None)
                 self._cached[by] = time.monotonic() + _CACHE_SECONDS, ranking
         return msgspec.structs.replace(ranking, ranking=ranking.ranking[:worst])
 
@@ -107,6 +110,7 @@ class Rankings:
         by: By,
         start: datetime | None,
         end: datetime | None,
+        site: str | None,
         worst: int | None,
     ) -> EfficiencyRanking:
         now = datetime.now(UTC)
@@ -119,8 +123,9 @@ class Rankings:
             totals=_each("coalesce(sum({column}), 0)::bigint"),
             columns=_each("{column}"),
         )
-        bounds = {"by": by, "from": window.start, "to": window.end, "worst": worst, "enough": ENOUGH_AC_MILLIWH}
-        (_, _, *totals), *rows = await (await connection.execute(statement, bounds)).fetchall()
+        bounds = {"from": window.start, "to": window.end, "worst": worst, "enough": ENOUGH_AC_MILLIWH}
+        parameters = {"by": by, "site": site, **bounds}
+        (_, _, *totals), *rows = await (await connection.execute(statement, parameters)).fetchall()
         ranked = [_ranked(self._settings, *row) for row in rows]
         totalled = _totals(self._settings.price_per_kwh, *totals[:2])
         return EfficiencyRanking(by, *window, as_of, judged_to, self._settings.currency, totalled, ranked)
@@ -174,7 +179,7 @@ _RANKING = sql.SQL("""
             GROUP BY {id}
         ) AS summed
         JOIN device USING (id)
-        WHERE stream = %(by)s AND in_service
+        WHERE stream = %(by)s AND in_service AND (%(site)s::text IS NULL OR site = %(site)s)
     )
     SELECT NULL, false, {totals} FROM known
     UNION ALL

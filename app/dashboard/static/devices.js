@@ -85,7 +85,7 @@ export function devicesPanel(kind) {
     const { by, descending } = sorting();
     const { value } = columns.find(({ key }) => key === by);
     const onlySilent = read().parameters.has("silent");
-    const found = [...rows.values()].filter((row) => row.id.toLowerCase().includes(search) && !(onlySilent && !isSilent(row)));
+    const found = [...rows.values()].filter((row) => [row.id, row.site ?? ""].some((text) => text.toLowerCase().includes(search)) && !(onlySilent && !isSilent(row)));
     found.sort((a, b) => {
       const [x, y] = [value(a), value(b)];
       if (missing(x) !== missing(y)) return missing(x) ? 1 : -1; // missing values come last in either order

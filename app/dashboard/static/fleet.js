@@ -200,7 +200,7 @@ export function beyondAxis(percents) {
 }
 
 function deviceList() {
-  const search = el("input", { type: "search", placeholder: "Search", "aria-label": "Search by name", spellcheck: "false", autocomplete: "off" });
+  const search = el("input", { type: "search", placeholder: "Search", "aria-label": "Search by name or site", spellcheck: "false", autocomplete: "off" });
   const tabs = ["vehicle", "meter"].map((kind) =>
     el("button", { type: "button", "data-kind": kind, onclick: () => change({ list: kind === "meter" ? "meters" : null, sort: null }) }, kind === "vehicle" ? "Vehicles" : "Meters"),
   );
