@@ -65,6 +65,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     price_per_kwh: float | None = None
     #: The currency of `price_per_kwh`, as a code of ISO 4217.
     currency: str | None = None
+    #: A vehicle that takes this power in kW or more charges: with less, it only keeps warm.
+    session_min_kw: float = 0.2
+    #: A longer pause divides a charge into two sessions: a limited grid makes pauses of some minutes.
+    session_pause_minutes: int = 15
     #: Each transition of an alert is POSTed to this URL: `https://host/path`.
     webhook_url: str | None = None
     #: The key that signs these requests: `whsec_` and 24 to 64 bytes as Base64. Whoever has it can pose as Wattline.
@@ -91,6 +95,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("low_efficiency", 0, 1),
             ("max_power_kw", 1, 1_000_000),
             ("price_per_kwh", 0, 1_000_000),
+            ("session_min_kw", 0.05, 100),
+            ("session_pause_minutes", 1, 60),
         ):
             value = getattr(self, field)
             if value is not None and not low <= value <= high:

@@ -171,7 +171,7 @@ class Counter(msgspec.Struct, frozen=True):
             if self.energy(span) <= _NOTHING_MILLIWH or not self._is_near(meter_id, span, start, end):
                 continue
             if self.kind(span - 1)[2:] != (True, True, meter_id) and self.kind(span + 1).is_covered:
-                energy, duration = self._highest_power(start - NEAR_US, start, end, end + NEAR_US)
+                energy, duration = self.highest_power(start - NEAR_US, start, end, end + NEAR_US)
                 needed = 3 * self.energy(span) * duration // (2 * energy) if energy else LONGEST_SILENCE_US
                 if needed <= 2 * (self.points[span + 2] - end):
                     start = max(start, end - needed)
@@ -183,7 +183,7 @@ class Counter(msgspec.Struct, frozen=True):
         near = (span, *self.spans(start - NEAR_US, start), *self.spans(end, end + NEAR_US))
         return any(self.kind(one).meter_id == meter_id for one in near)
 
-    def _highest_power(self, before: int, start: int, end: int, after: int) -> tuple[int, int]:
+    def highest_power(self, before: int, start: int, end: int, after: int) -> tuple[int, int]:
         """Returns energy and duration of the span with the highest power in [before, start] or [end, after]."""
         best = 0, 1
         for span in (*self.spans(before, start), *self.spans(end, after)):
