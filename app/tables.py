@@ -246,6 +246,7 @@ installation = Table(
     Column("installed_at", Moment, nullable=False, server_default=func.now()),
     Column("quarantine_dropped", BigInteger, nullable=False, server_default="0"),
     Column("judged_as_of", Moment),
+    Column("sessions_as_of", Moment),
     Column("webhooks_queued", BigInteger),
     Column("webhooks_given_up", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),

@@ -12,7 +12,8 @@ from alembic import context
 from alembic.runtime.migration import MigrationContext, MigrationInfo
 from sqlalchemy import Connection, text
 
-from app.analytics.alerts import schema  # noqa: F401 - its tables belong to the metadata
+from app.analytics.alerts import schema as alerts_schema  # noqa: F401 - its tables belong to the metadata
+from app.analytics.sessions import schema as sessions_schema  # noqa: F401 - likewise
 from app.database import create_sync_engine
 from app.migrate import sql_checksum
 from app.policies.record import policy_change

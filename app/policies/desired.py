@@ -27,7 +27,14 @@ Aggregate = Literal[
     "vehicle_day",
 ]
 Table = Literal[
-    "fleet_spread", "import_journal", "quarantine", "efficiency_hour", "alert", "alert_transition", "storage_size"
+    "fleet_spread",
+    "import_journal",
+    "quarantine",
+    "efficiency_hour",
+    "charging_session",
+    "alert",
+    "alert_transition",
+    "storage_size",
 ]
 """The tables that are alike on both engines."""
 

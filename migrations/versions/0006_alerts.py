@@ -91,8 +91,8 @@ def upgrade() -> None:
     )
     op.create_index(None, "alert", ["opened"])
 
-    # The log has every transition of an alert in the order in which it was found. No webhook has a quiet one, for
-    # somebody had acknowledged the alert.
+    # The log has every transition of an alert in the order in which it was found, and what is told of sessions, whose
+    # start is in `opened`. No webhook has a quiet one, for somebody had acknowledged the alert.
     op.create_table(
         "alert_transition",
         sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
@@ -105,8 +105,14 @@ def upgrade() -> None:
         sa.Column("closed", sa.DateTime(timezone=True)),
         sa.Column("evidence", JSONB, nullable=False),
         sa.Column("quiet", sa.Boolean, nullable=False, server_default=sa.false()),
-        sa.CheckConstraint("transition IN ('opened', 'closed', 'retracted')", name="transition"),
-        sa.CheckConstraint(_KINDS, name="kind"),
+        sa.CheckConstraint(
+            """
+            CASE WHEN kind = 'session' THEN transition IN ('ended', 'changed')
+                 ELSE transition IN ('opened', 'closed', 'retracted') END
+            """,
+            name="transition",
+        ),
+        sa.CheckConstraint(f"kind = 'session' OR {_KINDS}", name="kind"),
         sa.CheckConstraint(_STREAMS, name="stream"),
     )
     op.create_index(None, "alert_transition", ["at"])

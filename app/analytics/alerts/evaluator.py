@@ -23,6 +23,8 @@ from app.analytics.alerts.silence import replace_silent
 from app.analytics.efficiency.evidence import Sides, fetch_near, pair_each, settled, settled_margin
 from app.analytics.efficiency.neighbours import REACH, fetch_sharers
 from app.analytics.freshness import fetch_instants
+from app.analytics.sessions.make import make_running, make_sessions
+from app.analytics.sessions.tables import fetch_charged
 from app.database import ALERTS_POOL_SIZE, create_pool, driver_connection, snapshot
 from app.fleet.states import REPORTING_MINUTES
 from app.loops import repeat
@@ -127,6 +129,11 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
                     kept = range(first, over)
                     judged = await _judge_hours(reading, touched, between, kept, settings)
                     await _judge_devices(writing, judged, settings)
+                    for one in judged:
+                        kept_from = tables.start_of_hour(first)
+                        charged = {vehicle_id for (vehicle_id, *_), row in one.rows.items() if any(row.evidence)}
+                        charged |= await fetch_charged(writing, one.vehicles, one.hours)
+                        await make_sessions(reading, writing, charged, one.hours, kept_from, as_of, settings)
                     await judge_reported(reading, writing, touched, kept, max_power_kw=settings.max_power_kw)
                 # The other notes may stand for readings that are not visible yet.
                 await tables.forget_touched(writing, [note for note in touched if note[3] < as_of])
@@ -135,6 +142,7 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
         async with writing.transaction():
             if await tables.try_lock(writing):
                 await close_alerts(writing, over)
+                await make_running(reading, writing, over, tables.start_of_hour(first), as_of, settings)
         await tables.note_judged(writing, as_of)
     return False
 
@@ -155,7 +163,7 @@ class Judged(NamedTuple):
     """The rows of some vehicles in some hours, all of them."""
 
     vehicles: set[int]
-    hours: Sequence[int]
+    hours: range
     rows: Hours
 
 

@@ -41,7 +41,7 @@ alert = Table(
     CheckConstraint(_STREAMS, name="stream"),
 )
 
-# The log of what happened to alerts is in the order of arrival.
+# The log of what happened to alerts, and of what is told of sessions, is in the order of arrival.
 alert_transition = Table(
     "alert_transition",
     metadata,
@@ -55,8 +55,14 @@ alert_transition = Table(
     Column("closed", Moment),
     Column("evidence", JSONB, nullable=False),
     Column("quiet", Boolean, nullable=False, server_default=false()),
-    CheckConstraint("transition IN ('opened', 'closed', 'retracted')", name="transition"),
-    CheckConstraint(_KINDS, name="kind"),
+    CheckConstraint(
+        """
+        CASE WHEN kind = 'session' THEN transition IN ('ended', 'changed')
+             ELSE transition IN ('opened', 'closed', 'retracted') END
+        """,
+        name="transition",
+    ),
+    CheckConstraint(f"kind = 'session' OR {_KINDS}", name="kind"),
     CheckConstraint(_STREAMS, name="stream"),
     Index(None, "at"),
 )

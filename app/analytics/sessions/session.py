@@ -97,7 +97,9 @@ def _taken(meter_id: int | None, vehicle: Counter, rule: Rule) -> Iterator[_Take
     """Yields the time at the meter in which the vehicle charges."""
     points = vehicle.points
     for alike in vehicle.alike:
-        if alike.meter_id != meter_id or (alike.is_covered and not alike.takes_energy):
+        # The end of a silence at no meter says too little with so little energy.
+        may_charge = alike.takes_energy or (meter_id is not None and not alike.is_covered)
+        if alike.meter_id != meter_id or not may_charge:
             continue
         for span in range(alike.first, alike.after):
             start, end, milliwh = points[span], points[span + 1], vehicle.energy(span)
