@@ -180,7 +180,7 @@ def judged(station: Station) -> list[tuple[Simulated, list[Session], Evidence]]:
     counters = [counter(*one.rows, mappings=one.mappings) for one in station.vehicles]
     found = []
     for vehicle, own in zip(station.vehicles, counters, strict=True):
-        pairs = pair_counters(own, meters, [other for other in counters if other is not own])
+        pairs = pair_counters(own, meters, [other for other in enumerate(counters) if other[1] is not own])
         whole = total(pair.between(0, 2 * START) for pair in pairs.values())
         whole = whole._replace(dc_milliwh=own.sums[-1])
         found.append((vehicle, sessions_of(pairs, RULE), whole))
