@@ -10,10 +10,12 @@ import msgspec
 from sqlalchemy import BigInteger, bindparam, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.analytics.buckets import Buckets, of_zone
 from app.analytics.freshness import fetch_instants
 from app.analytics.power import DEMAND_MINUTES, SETTLED_SECONDS, kilowatts
-from app.analytics.series import Buckets, Series, fetch_columns
+from app.analytics.series import Series, fetch_columns
 from app.analytics.series_source import FLEET
+from app.analytics.window import Window
 from app.database import snapshot
 from app.tables import fleet_spread
 
@@ -63,24 +65,29 @@ async def fetch_fleet_series(pool: AsyncEngine, buckets: Buckets) -> FleetSeries
     """Returns the series of all meters and vehicles together."""
     wider = _wider(buckets)
     async with pool.connect() as connection:
-        instants = await fetch_instants(connection, *FLEET.aggregates[buckets.width])
+        instants = await fetch_instants(connection, *FLEET.aggregates[wider.source])
+        buckets.refuse_dropped(instants.kept_from)
         async with snapshot(connection):
             sums = await fetch_columns(connection, FLEET, wider)
             spread = await _fetch_spread(connection, wider)
     now = datetime.now(UTC).timestamp()
-    power = _power(sums, spread, wider, now)
+    power = _power(sums, spread, wider, now) if buckets.zone is None else _power_of_zone(sums, wider, now)
     peak = FleetPeak(*(_peak(side, buckets) for side in power))
-    step = max(buckets.seconds, _FIVE_MINUTES)
+    # Of a zone, each bucket has a power of its own.
+    step = max(buckets.seconds, _FIVE_MINUTES) if buckets.zone is None else 1
     first, after = (bisect_left(sums[0], instant.timestamp()) for instant in (buckets.start, buckets.end))
     ratios = _ratios(sums, buckets.seconds, now)[first:after]
     t, ac, dc, meter_readings, vehicle_readings = (column[first:after] for column in sums)
     powers = [[side.get(start // step * step) for start in t] for side in power]
     columns = FleetColumns(t, _kwh(ac), _kwh(dc), meter_readings, vehicle_readings, ratios, *powers)
-    return FleetSeries("fleet", *buckets, *instants, peak, columns)
+    return FleetSeries("fleet", *buckets[:3], *instants, peak, columns)
 
 
 def _wider(buckets: Buckets) -> Buckets:
     """Returns the buckets with one on either side; minutes in whole fives, and with the hour before."""
+    if buckets.zone is not None:
+        tick = timedelta(microseconds=1)
+        return of_zone(Window(buckets.start - tick, buckets.end + tick), buckets.width, buckets.zone)
     step, before = timedelta(seconds=max(buckets.seconds, _FIVE_MINUTES)), timedelta(0)
     if buckets.width == "1m":
         before = timedelta(minutes=_EFFICIENCY_MINUTES)
@@ -100,7 +107,7 @@ class _Moved(NamedTuple):
 
 async def _fetch_spread(connection: AsyncConnection, buckets: Buckets) -> dict[int, _Moved] | None:
     """Returns what to move, by the start of five minutes or hours; None for days, in which a silence is little."""
-    if buckets.width == "1d":
+    if buckets.width in ("1d", "1mo"):
         return None
     step = timedelta(seconds=max(buckets.seconds, _FIVE_MINUTES))
     values = {"step": step, "range_from": buckets.start, "range_to": buckets.end}
@@ -146,6 +153,25 @@ def _power(
         {at: kilowatts(energy, step) if is_known(at, side) else None for at, energy in side.items()}
         for side in energies
     )
+    return ac, dc
+
+
+def _power_of_zone(sums: list[list[Any]], buckets: Buckets, now: float) -> tuple[Power, Power]:
+    """Returns the power of AC and of DC in full days or months that are over, all but the first and the last one."""
+    starts, *energies, _, _ = sums
+    bounds = [int(bound.timestamp()) for bound in buckets.bounds]
+
+    def powers(of_side: list[int | None]) -> Power:
+        known = {start: energy for start, energy in zip(starts, of_side, strict=True) if energy is not None}
+        return {
+            start: kilowatts(known[start], end - start)
+            if before in known and end in known and end + SETTLED_SECONDS <= now
+            else None
+            for before, start, end in zip(bounds, bounds[1:], bounds[2:], strict=False)
+            if start in known
+        }
+
+    ac, dc = map(powers, energies)
     return ac, dc
 
 

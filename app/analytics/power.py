@@ -7,12 +7,12 @@ from operator import sub
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.analytics.buckets import Buckets
 from app.analytics.efficiency.counter import Counter
 from app.analytics.efficiency.evidence import fetch_rows
 from app.analytics.efficiency.rhythm import HOUR_US, LONGEST_SILENCE_US, MINUTE_US
 from app.analytics.efficiency.rows import NO_ROWS, Rows, counter_of
 from app.analytics.efficiency.stretches import Stretches, common, union
-from app.analytics.series_source import Width
 from app.telemetry.instant import MAX_AHEAD
 from app.telemetry.reading import Stream
 
@@ -35,14 +35,13 @@ def kilowatts(milliwh: int, seconds: float) -> float:
     return milliwh * 3_600 / seconds / 1_000_000
 
 
-async def fetch_power_rows(
-    connection: AsyncConnection, stream: Stream, device: int, width: Width, start: datetime, end: datetime
-) -> Rows:
-    """Returns the rows behind a device's power in the last 31 days of [start, end); none for days."""
-    if width == "1d":
+async def fetch_power_rows(connection: AsyncConnection, stream: Stream, device: int, buckets: Buckets) -> Rows:
+    """Returns the rows behind a device's power in the last 31 days of the buckets; none for days and months."""
+    if buckets.width in ("1d", "1mo"):
         return NO_ROWS
-    end = min(end, datetime.now(UTC) + MAX_AHEAD)
-    found = await fetch_rows(connection, stream, [device], max(start, end - _REACH) - _MARGIN, end + _MARGIN)
+    end = min(buckets.end, datetime.now(UTC) + MAX_AHEAD)
+    start = max(buckets.start, end - _REACH)
+    found = await fetch_rows(connection, stream, [device], start - _MARGIN, end + _MARGIN)
     return found.get(device, NO_ROWS)
 
 
@@ -51,23 +50,23 @@ async def power_columns(
     limit_milliwatt: int,
     t: list[int],
     kwh: list[float],
-    width: Width,
-    start: datetime,
-    end: datetime,
+    buckets: Buckets,
 ) -> tuple[list[float | None], float | None]:
     """Returns the power in each bucket, and the peak, which only minutes tell. Runs in a thread: a month takes 0.25 s.
 
-    For days, power is energy by time: a silence is little in a day.
+    For days and months, power is energy by time: a silence is little in a day.
     """
-    if width == "1d":
-        over = datetime.now(UTC).timestamp() - 86_400
-        return [energy / 24 if at <= over else None for at, energy in zip(t, kwh, strict=True)], None
+    if buckets.width in ("1d", "1mo"):
+        now, ends = datetime.now(UTC).timestamp(), buckets.ends(t)
+        known = zip(t, ends, kwh, strict=True)
+        return [energy / ((end - at) / 3_600) if end <= now else None for at, end, energy in known], None
 
     def compute() -> tuple[list[float | None], float | None]:
         counter = counter_of(rows, gap_us=_GAP_US, limit_milliwatt=limit_milliwatt)
-        if width == "1h":
+        if buckets.width == "1h":
             return hour_powers(counter, t), None
-        return minute_powers(counter, t, range(int(start.timestamp()) // 60, int(end.timestamp()) // 60))
+        first, after = (int(instant.timestamp()) // 60 for instant in (buckets.start, buckets.end))
+        return minute_powers(counter, t, range(first, after))
 
     return await asyncio.to_thread(compute)
 

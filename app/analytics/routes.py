@@ -10,22 +10,15 @@ from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.analytics.buckets import MAX_POINTS, choose_bucket, fetch_retained
 from app.analytics.efficiency.coverage import VehicleCoverage, fetch_coverage
 from app.analytics.efficiency.performance import Performance, fetch_performance
 from app.analytics.efficiency.visits import DeviceVisits, fetch_meter_vehicles, fetch_vehicle_meters
 from app.analytics.export import MAX_EXPORT_DAYS, METER_READINGS, VEHICLE_READINGS, export_readings
 from app.analytics.fleet_series import FleetSeries, fetch_fleet_series
 from app.analytics.freshness import Freshness, fetch_freshness
-from app.analytics.series import (
-    MAX_POINTS,
-    MeterSeries,
-    VehicleSeries,
-    choose_bucket,
-    fetch_meter_series,
-    fetch_retained,
-    fetch_vehicle_series,
-)
-from app.analytics.series_source import FLEET, METER, VEHICLE, WidthOrAuto
+from app.analytics.series import MeterSeries, VehicleSeries, fetch_meter_series, fetch_vehicle_series
+from app.analytics.series_source import FLEET, METER, VEHICLE, BucketOrAuto
 from app.analytics.window import CALENDAR_HOURS, Window, window_of
 from app.csv_rows import CSV, csv_of_columns, prefers_csv, stamp
 from app.errors import InvalidParameter
@@ -36,7 +29,7 @@ Start = Annotated[datetime | None, QueryParameter(name="from", description="Star
 End = Annotated[datetime | None, QueryParameter(name="to", description="End of the window; default: in 5 minutes.")]
 Hours = Annotated[int | None, QueryParameter(description="Length of the window instead of `from`; default: 24.")]
 BucketParameter = Annotated[
-    WidthOrAuto,
+    BucketOrAuto,
     QueryParameter(
         name="bucket",
         description="Width of the buckets; `auto`: the narrowest width still kept that gives at most `maxPoints`.",
@@ -44,6 +37,9 @@ BucketParameter = Annotated[
 ]
 MaxPoints = Annotated[
     int, QueryParameter(name="maxPoints", ge=1, le=MAX_POINTS, description="The most buckets that `auto` may choose.")
+]
+Zone = Annotated[
+    str | None, QueryParameter(description="The time zone of days and months, such as Europe/Berlin; default: UTC.")
 ]
 Incoming = Request[Any, Any, Any]
 _SERIES = problems({400: PARAMETER, 404: "The device is not known.", 503: AWAY})
@@ -132,9 +128,10 @@ async def get_meter_series(
     window: NamedDependency[Window],
     bucket: BucketParameter = "auto",
     max_points: MaxPoints = 1_500,
+    tz: Zone = None,
 ) -> Response[MeterSeries]:
     """Returns a meter over time, as columns; as CSV where `Accept` prefers text/csv."""
-    buckets = choose_bucket(METER, window, bucket, max_points, await fetch_retained(pool, window, bucket))
+    buckets = choose_bucket(METER, window, bucket, max_points, await fetch_retained(pool, window, bucket), tz)
     return _as_accepted(request, await fetch_meter_series(pool, meter_id, buckets, settings))
 
 
@@ -147,9 +144,10 @@ async def get_vehicle_series(
     window: NamedDependency[Window],
     bucket: BucketParameter = "auto",
     max_points: MaxPoints = 1_500,
+    tz: Zone = None,
 ) -> Response[VehicleSeries]:
     """Returns a vehicle over time, with its efficiency, as columns; as CSV where `Accept` prefers text/csv."""
-    buckets = choose_bucket(VEHICLE, window, bucket, max_points, await fetch_retained(pool, window, bucket))
+    buckets = choose_bucket(VEHICLE, window, bucket, max_points, await fetch_retained(pool, window, bucket), tz)
     return _as_accepted(request, await fetch_vehicle_series(pool, vehicle_id, buckets, settings))
 
 
@@ -165,6 +163,7 @@ async def get_fleet_series(
     window: NamedDependency[Window],
     bucket: BucketParameter = "auto",
     max_points: MaxPoints = 1_500,
+    tz: Zone = None,
     site: Annotated[str | None, QueryParameter(description="There is no series of a site.")] = None,
 ) -> Response[FleetSeries]:
     """Returns all meters and vehicles over time, as columns; as CSV where `Accept` prefers text/csv."""
@@ -173,7 +172,7 @@ async def get_fleet_series(
             "site: The sums of the fleet are not kept by device, and vehicles also charge at other sites, so there is "
             "no series of a site. Ask for the series of its meters, or for the efficiency of its devices."
         )
-    buckets = choose_bucket(FLEET, window, bucket, max_points, await fetch_retained(pool, window, bucket))
+    buckets = choose_bucket(FLEET, window, bucket, max_points, await fetch_retained(pool, window, bucket), tz)
     return _as_accepted(request, await fetch_fleet_series(pool, buckets))
 
 

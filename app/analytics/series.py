@@ -5,41 +5,30 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import Dialect, Select, bindparam, or_, select
+from sqlalchemy import Dialect, Select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.analytics.buckets import Buckets
 from app.analytics.efficiency.evidence import fetch_sides, pair_in_thread, us
 from app.analytics.efficiency.pairs import Flow, Flows, Pairs
 from app.analytics.efficiency.rhythm import MINUTE_US
 from app.analytics.efficiency.rows import NO_ROWS
 from app.analytics.freshness import fetch_instants
 from app.analytics.power import fetch_power_rows, power_columns
-from app.analytics.series_source import (
-    METER,
-    VEHICLE,
-    Source,
-    Width,
-    WidthOrAuto,
-)
-from app.analytics.window import Window
+from app.analytics.series_source import METER, VEHICLE, Bucket, Source
 from app.database import binary_cursor, snapshot
 from app.errors import InvalidTimeRange
 from app.fleet.limits import fetch_limits
 from app.fleet.registry import device_id_of
 from app.settings import Settings
-from app.tables import aggregate_retention, meter, vehicle
+from app.tables import meter, vehicle
 from app.telemetry.instant import MAX_AHEAD
 from app.telemetry.reading import Stream
 
-MAX_POINTS = 100_000
-"""A series of this many buckets is a few megabytes; a longer one is requested in pieces, or in wider buckets."""
-
-_SECONDS: dict[Width, int] = {"1m": 60, "1h": 3_600, "1d": 86_400}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Over less time, the efficiency depends on the two clocks: ten minutes give 0.77 to 1.11 for a truth of 0.9.
 _EFFICIENCY_MINUTES = 60
 # A chart of a year must not pair all minutes kept. Pairing a month takes 0.1 s, and fetching it comes on top.
@@ -88,7 +77,7 @@ class Series(msgspec.Struct, frozen=True, rename="camel"):
     """The members that every series has; `id` is the device's name, or `fleet`."""
 
     id: str
-    bucket: Width
+    bucket: Bucket
     from_: datetime = msgspec.field(name="from")
     to: datetime
     as_of: datetime | None
@@ -118,69 +107,18 @@ class VehicleSeries(Series, frozen=True, rename="camel"):
     columns: VehicleColumns
 
 
-class Buckets(NamedTuple):
-    """The whole buckets in [start, end)."""
-
-    width: Width
-    start: datetime
-    end: datetime
-
-    @property
-    def seconds(self) -> int:
-        """The width in seconds."""
-        return _SECONDS[self.width]
-
-    @property
-    def number(self) -> int:
-        """The number of buckets."""
-        return (self.end - self.start) // timedelta(seconds=self.seconds)
-
-
-async def fetch_retained(pool: AsyncEngine, window: Window, bucket: WidthOrAuto) -> set[str]:
-    """Returns the names of aggregates that still hold whole buckets at the window's start; only `auto` needs them."""
-    if bucket != "auto":
-        return set()
-    async with pool.connect() as connection:
-        return set(await connection.scalars(_RETAINED, {"start": window.start}))
-
-
-def choose_bucket(source: Source, window: Window, bucket: WidthOrAuto, max_points: int, retained: set[str]) -> Buckets:
-    """Returns the buckets of a width that the window touches.
-
-    `auto` chooses the narrowest width whose aggregates are `retained` and which gives at most `max_points`.
-    Raises InvalidTimeRange when there are too many buckets.
-    """
-    if bucket != "auto":
-        buckets = _touched(window, bucket)
-        if buckets.number > MAX_POINTS:
-            raise InvalidTimeRange(
-                f"There are {buckets.number:,} buckets of {bucket} in that range; an answer has at most {MAX_POINTS:,}."
-            )
-        return buckets
-    for width in _SECONDS:
-        buckets = _touched(window, width)
-        if buckets.number <= max_points and retained.issuperset(source.aggregates[width]):
-            return buckets
-    raise InvalidTimeRange(f"There are {buckets.number:,} days in that range, but `maxPoints` is {max_points:,}.")
-
-
-def _touched(window: Window, width: Width) -> Buckets:
-    step = timedelta(seconds=_SECONDS[width])
-    first, after = (window.start - _EPOCH) // step, -((_EPOCH - window.end) // step)
-    return Buckets(width, _EPOCH + first * step, _EPOCH + after * step)
-
-
 async def fetch_meter_series(pool: AsyncEngine, meter_id: str, buckets: Buckets, settings: Settings) -> MeterSeries:
     """Returns a meter's series. Raises UnknownDevice."""
     async with pool.connect() as connection:
         device = await device_id_of(connection, meter, meter_id)
-        instants = await fetch_instants(connection, *METER.aggregates[buckets.width])
+        instants = await fetch_instants(connection, *METER.aggregates[buckets.source])
+        buckets.refuse_dropped(instants.kept_from)
         async with snapshot(connection):
             sums = await fetch_columns(connection, METER, buckets, [device])
-            rows = await fetch_power_rows(connection, Stream.METER, device, *buckets)
+            rows = await fetch_power_rows(connection, Stream.METER, device, buckets)
             limits = await fetch_limits(connection, Stream.METER, [device], max_power_kw=settings.max_power_kw)
-    powers, peak = await power_columns(rows, limits[device], sums[0], sums[1], *buckets)
-    return MeterSeries(meter_id, *buckets, *instants, peak, MeterColumns(*[*sums, powers]))
+    powers, peak = await power_columns(rows, limits[device], sums[0], sums[1], buckets)
+    return MeterSeries(meter_id, *buckets[:3], *instants, peak, MeterColumns(*[*sums, powers]))
 
 
 async def fetch_vehicle_series(
@@ -193,7 +131,8 @@ async def fetch_vehicle_series(
         minutes = await fetch_instants(connection, "vehicle_minute", "meter_minute")
         instants = minutes
         if buckets.width != "1m":
-            instants = await fetch_instants(connection, *VEHICLE.aggregates[buckets.width])
+            instants = await fetch_instants(connection, *VEHICLE.aggregates[buckets.source])
+        buckets.refuse_dropped(instants.kept_from)
         bounds = efficiency_bounds(buckets, minutes.kept_from, datetime.now(UTC))
         async with snapshot(connection):
             sums = await fetch_columns(connection, VEHICLE, buckets, [device])
@@ -201,7 +140,7 @@ async def fetch_vehicle_series(
                 with suppress(InvalidTimeRange):  # too many vehicles share its meters, so there is no efficiency
                     sides = await fetch_sides(connection, [device], *bounds, settings)
             if sides is None:
-                rows = await fetch_power_rows(connection, Stream.VEHICLE, device, *buckets)
+                rows = await fetch_power_rows(connection, Stream.VEHICLE, device, buckets)
                 limits = await fetch_limits(connection, Stream.VEHICLE, [device], max_power_kw=settings.max_power_kw)
             else:
                 rows, limits = sides.vehicles.get(device, NO_ROWS), sides.vehicle_limits
@@ -210,11 +149,11 @@ async def fetch_vehicle_series(
     if sides is not None:
         pairs = (await pair_in_thread(sides, [device], settings))[device]
         efficiency = _efficiency(sums[0], buckets, pairs, bounds[0])
-    powers, peak = await power_columns(rows, limits[device], sums[0], sums[1], *buckets)
+    powers, peak = await power_columns(rows, limits[device], sums[0], sums[1], buckets)
     columns = VehicleColumns(*[*sums, powers, *efficiency])
     both = [instant for instant in (instants.as_of, minutes.as_of) if instant is not None]
     as_of = min(both) if len(both) == 2 else None
-    return VehicleSeries(vehicle_id, *buckets, *instants._replace(as_of=as_of), peak, columns)
+    return VehicleSeries(vehicle_id, *buckets[:3], *instants._replace(as_of=as_of), peak, columns)
 
 
 def efficiency_bounds(buckets: Buckets, kept_from: datetime | None, now: datetime) -> tuple[datetime, datetime]:
@@ -230,11 +169,14 @@ async def fetch_columns(
     connection: AsyncConnection, source: Source, buckets: Buckets, devices: list[int] | None = None
 ) -> list[list[Any]]:
     """Fetches each column as one array: no object per point is made between the database and the encoder."""
-    statement, constants = _compiled(source.statements[buckets.width], connection.dialect)
-    bounds = {"range_from": buckets.start, "range_to": buckets.end}
+    statements = source.statements if buckets.zone is None else source.statements_of_zone
+    statement, constants = _compiled(statements[buckets.source], connection.dialect)
+    bounds = buckets.bounds
+    parameters = {"range_from": buckets.start, "range_to": buckets.end, "devices": devices, "bounds": [*bounds]}
     async with binary_cursor(connection) as cursor:
-        (columns,) = await (await cursor.execute(statement, {**constants, **bounds, "devices": devices})).fetchall()
-    return [column or [] for column in columns]
+        (columns,) = await (await cursor.execute(statement, {**constants, **parameters})).fetchall()
+    starts, *values = [column or [] for column in columns]
+    return [[int(bounds[number - 1].timestamp()) for number in starts] if bounds else starts, *values]
 
 
 @cache
@@ -248,10 +190,10 @@ def _efficiency(
     starts: list[int], buckets: Buckets, pairs: Pairs, kept_from: datetime
 ) -> tuple[list[int | None], list[float | None]]:
     """Returns each bucket's paired minutes and efficiency; None where not all of its minutes are kept."""
-    span_us = max(1_000_000 * buckets.seconds, _EFFICIENCY_MINUTES * MINUTE_US)
-    ends = 1_000_000 * (np.array(starts, np.int64) + buckets.seconds)
+    ends = 1_000_000 * np.array(buckets.ends(starts), np.int64)
+    begins = np.minimum(1_000_000 * np.array(starts, np.int64), ends - _EFFICIENCY_MINUTES * MINUTE_US)
     # Most of the instants at which spans begin are those at which others end.
-    instants, places = np.unique(np.concatenate([ends - span_us, ends]), return_inverse=True)
+    instants, places = np.unique(np.concatenate([begins, ends]), return_inverse=True)
     flows = [pair.flows for meter_id, pair in pairs.items() if meter_id is not None]
 
     def flowed(of_pair: Callable[[Flows], Flow]) -> list[int]:
@@ -261,16 +203,10 @@ def _efficiency(
         return in_buckets
 
     columns = (flowed(attrgetter(name)) for name in ("paired_us", "paired_ac_milliwh", "paired_dc_milliwh"))
-    is_whole = (ends - span_us >= us(kept_from)).tolist()
+    is_whole = (begins >= us(kept_from)).tolist()
     paired: list[int | None] = []
     ratios: list[float | None] = []
     for whole, time_us, ac, dc in zip(is_whole, *columns, strict=True):
         paired.append(round(time_us / MINUTE_US) if whole else None)
         ratios.append(dc / ac if whole and ac else None)
     return paired, ratios
-
-
-# The aggregates that still hold whole buckets from an instant on.
-_RETAINED = select(aggregate_retention.c.name).where(
-    or_(aggregate_retention.c.kept_from.is_(None), aggregate_retention.c.kept_from <= bindparam("start"))
-)

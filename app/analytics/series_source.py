@@ -4,13 +4,16 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     ColumnElement,
+    DateTime,
     Double,
     FromClause,
     Select,
     Subquery,
     TableValuedAlias,
+    bindparam,
     cast,
     func,
     select,
@@ -29,15 +32,22 @@ from app.tables import (
 )
 
 Width: TypeAlias = Literal["1m", "1h", "1d"]
-"""The width of a bucket."""
-WidthOrAuto: TypeAlias = Literal["1m", "1h", "1d", "auto"]
+"""The width of an aggregate's buckets."""
+Bucket: TypeAlias = Literal["1m", "1h", "1d", "1mo"]
+"""The width of a series' buckets."""
+BucketOrAuto: TypeAlias = Literal["1m", "1h", "1d", "1mo", "auto"]
 
 
 class Source(NamedTuple):
-    """The aggregates to read, and the statement, by the width of the buckets."""
+    """The aggregates to read, and the statement, by the width of their buckets.
+
+    `statements_of_zone` make days or months from these buckets: those between each two of :bounds, and `t` is their
+    number, from 1 on.
+    """
 
     aggregates: dict[Width, tuple[str, ...]]
     statements: dict[Width, Select[Any]]
+    statements_of_zone: dict[Width, Select[Any]]
 
 
 # The statements: arrays over the buckets in [:range_from, :range_to) of :devices, in order. A device has one row in a
@@ -65,7 +75,7 @@ def _hundredths(source: FromClause, quantity: str, readings: str) -> Iterator[Co
     yield cast(column[f"{quantity}_max"], Double) / hundred
 
 
-def _meter_arrays(source: TableValuedAlias) -> Select[Any]:
+def _meter_arrays(source: FromClause) -> Select[Any]:
     voltage = _hundredths(source, "voltage_centiv", "voltage_readings")
     return _arrays(source, _kwh(source.c.ac_milliwh), source.c.readings, *voltage)
 
@@ -76,8 +86,8 @@ def _vehicle_arrays(source: FromClause) -> Select[Any]:
     return _arrays(source, _kwh(source.c.dc_milliwh), source.c.readings, *soc, *temperature)
 
 
-def _merged(source: TableValuedAlias) -> Subquery:
-    """Selects one row for each bucket, where a vehicle has one for each meter."""
+def _merged(source: TableValuedAlias, bucket: ColumnElement[Any] | None = None) -> Subquery:
+    """Selects one row for each bucket, where a vehicle has one for each meter, or for each of the given buckets."""
     columns = {column.name: column for column in source.c if column.name.endswith(("_milliwh", "_sum", "readings"))}
     sums = (cast(func.sum(column), BigInteger).label(name) for name, column in columns.items())
     bounds = (
@@ -86,10 +96,17 @@ def _merged(source: TableValuedAlias) -> Subquery:
         for column in source.c
         if column.name.endswith(suffix)
     )
-    return select(source.c.bucket, *sums, *bounds).group_by(source.c.bucket).subquery()
+    bucket = source.c.bucket if bucket is None else bucket
+    return select(bucket.label("bucket"), *sums, *bounds).group_by(bucket).subquery()
 
 
-def _fleet_arrays(source: TableValuedAlias) -> Select[Any]:
+def _of_zone(source: TableValuedAlias) -> Subquery:
+    """Selects one row for each two of :bounds; the bucket is as many seconds after 1970 as its number says."""
+    number = func.width_bucket(source.c.bucket, bindparam("bounds", type_=ARRAY(DateTime(timezone=True))))
+    return _merged(source, func.to_timestamp(number))
+
+
+def _fleet_arrays(source: FromClause) -> Select[Any]:
     """Energies stay in whole units, since ratios are computed from them."""
     column = source.c
     return _arrays(source, column.ac_milliwh, column.dc_milliwh, column.meter_readings, column.vehicle_readings)
@@ -98,6 +115,11 @@ def _fleet_arrays(source: TableValuedAlias) -> Select[Any]:
 METER = Source(
     {"1m": ("meter_minute",), "1h": ("meter_hour",), "1d": ("meter_day",)},
     {"1m": _meter_arrays(meter_minute), "1h": _meter_arrays(meter_hour), "1d": _meter_arrays(meter_day)},
+    {
+        "1m": _meter_arrays(_of_zone(meter_minute)),
+        "1h": _meter_arrays(_of_zone(meter_hour)),
+        "1d": _meter_arrays(_of_zone(meter_day)),
+    },
 )
 VEHICLE = Source(
     {"1m": ("vehicle_minute",), "1h": ("vehicle_hour",), "1d": ("vehicle_day",)},
@@ -105,6 +127,11 @@ VEHICLE = Source(
         "1m": _vehicle_arrays(_merged(vehicle_minute)),
         "1h": _vehicle_arrays(vehicle_hour),
         "1d": _vehicle_arrays(vehicle_day),
+    },
+    {
+        "1m": _vehicle_arrays(_of_zone(vehicle_minute)),
+        "1h": _vehicle_arrays(_of_zone(vehicle_hour)),
+        "1d": _vehicle_arrays(_of_zone(vehicle_day)),
     },
 )
 # The fleet's days are computed from its hours.
@@ -115,4 +142,9 @@ FLEET = Source(
         "1d": ("fleet_meter_hour", "fleet_vehicle_hour"),
     },
     {"1m": _fleet_arrays(fleet_minute), "1h": _fleet_arrays(fleet_hour), "1d": _fleet_arrays(fleet_day)},
+    {
+        "1m": _fleet_arrays(_of_zone(fleet_minute)),
+        "1h": _fleet_arrays(_of_zone(fleet_hour)),
+        "1d": _fleet_arrays(_of_zone(fleet_day)),
+    },
 )

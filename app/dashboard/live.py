@@ -14,9 +14,9 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.analytics.alerts.schema import alert_transition
+from app.analytics.buckets import Buckets
 from app.analytics.fleet_series import FleetColumns, fetch_fleet_series
 from app.analytics.freshness import fetch_freshness
-from app.analytics.series import Buckets
 from app.errors import StoreBusy
 from app.fleet.states import VehicleState, vehicle_states
 from app.ops.server import cut_off

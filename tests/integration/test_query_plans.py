@@ -14,11 +14,12 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import tables
+from app.analytics.buckets import Buckets
 from app.analytics.efficiency.evidence import settled_margin
 from app.analytics.efficiency.neighbours import REACH
 from app.analytics.efficiency.performance import fetch_performance
 from app.analytics.fleet_series import fetch_fleet_series
-from app.analytics.series import Buckets, fetch_meter_series, fetch_vehicle_series
+from app.analytics.series import fetch_meter_series, fetch_vehicle_series
 from app.analytics.series_source import Width
 from app.analytics.window import Window, window_of
 from app.database import create_pool

@@ -7,7 +7,8 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from app.analytics.series import Buckets, fetch_meter_series
+from app.analytics.buckets import Buckets
+from app.analytics.series import fetch_meter_series
 from app.database import connect, create_pool, snapshot
 from app.settings import Settings
 from tests.fixtures.database import lock_waits

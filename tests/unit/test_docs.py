@@ -11,10 +11,11 @@ from click import Context, Group
 from msgspec.structs import replace
 
 from app.analytics.alerts.silence import LONGEST_GAP_MINUTES, RHYTHM_DAYS
+from app.analytics.buckets import MAX_POINTS
 from app.analytics.efficiency.evidence import MAX_SHARED_MINUTES
 from app.analytics.efficiency.verdict import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO, Status
 from app.analytics.export import MAX_EXPORT_DAYS
-from app.analytics.series import EFFICIENCY_REACH, MAX_POINTS
+from app.analytics.series import EFFICIENCY_REACH
 from app.analytics.window import MAX_HOURS
 from app.broker import RECEIVE_MAXIMUM
 from app.cli import cli

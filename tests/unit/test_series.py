@@ -9,15 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.analytics.buckets import MAX_POINTS, Buckets, choose_bucket
 from app.analytics.fleet_series import FleetColumns
-from app.analytics.series import (
-    EFFICIENCY_REACH,
-    MAX_POINTS,
-    Buckets,
-    MeterColumns,
-    choose_bucket,
-    efficiency_bounds,
-)
+from app.analytics.series import EFFICIENCY_REACH, MeterColumns, efficiency_bounds
 from app.analytics.series_source import FLEET, METER, VEHICLE, Source, Width
 from app.analytics.window import Window
 from app.csv_rows import csv_of_columns
