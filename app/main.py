@@ -29,6 +29,7 @@ from app.analytics.routes import (
     get_vehicle_readings,
     get_vehicle_series,
 )
+from app.analytics.sessions.routes import get_sessions
 from app.dashboard.live import Hub, get_fleet_live
 from app.dashboard.routes import get_asset, get_page
 from app.database import create_pool
@@ -66,6 +67,7 @@ ROUTES = [
     get_fleet_series,
     get_alerts,
     get_efficiency,
+    get_sessions,
     get_meter_readings,
     get_vehicle_readings,
     get_vehicle_coverage,

@@ -21,6 +21,7 @@ _COMMANDS = {
     "seed": "app.cli.fleet:seed",
     "device": "app.cli.fleet:device",
     "alerts": "app.cli.alerts:alerts",
+    "sessions": "app.cli.sessions:sessions",
     "policy": "app.cli.policy:policy",
 }
 

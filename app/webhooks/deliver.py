@@ -1,4 +1,4 @@
-"""Delivers each transition of an alert to a receiver: one POST, signed as https://www.standardwebhooks.com says."""
+"""Delivers what happened to alerts and sessions: one POST each, signed as https://www.standardwebhooks.com says."""
 
 import asyncio
 import base64
@@ -15,6 +15,7 @@ import structlog
 
 from app import __version__
 from app.analytics.alerts.listing import AlertAnswer
+from app.analytics.sessions.answer import SessionAnswer
 from app.database import connected
 from app.loops import backoff_seconds, repeat
 from app.settings import Settings
@@ -30,11 +31,11 @@ _log = structlog.get_logger()
 
 
 class Event(msgspec.Struct, frozen=True):
-    """The body: what happened to the alert, when this was noticed, and the alert as it was then."""
+    """The body: what happened to the alert or session, when this was noticed, and what it was then."""
 
     type: str
     timestamp: datetime
-    data: AlertAnswer
+    data: AlertAnswer | SessionAnswer
 
 
 async def deliver_forever(database_url: str, settings: Settings) -> None:
@@ -64,7 +65,7 @@ async def deliver_due(connection: psycopg.AsyncConnection, client: httpx.AsyncCl
                 await remove(connection, each)
                 continue
             pause = pause_seconds(each.attempts)
-            about = {"alert": each.alert.id, "transition": each.transition, "attempts": each.attempts, "fault": fault}
+            about = {"transition": each.transition, "id": each.id, "attempts": each.attempts, "fault": fault}
             if await postpone(connection, each, pause):
                 _log.warning("webhook_failed", **about, again_in_seconds=round(pause))
             else:
@@ -85,7 +86,7 @@ def signature(key: bytes, name: str, timestamp: str, body: bytes) -> str:
 
 async def _post(client: httpx.AsyncClient, url: str, key: bytes, taken: Taken) -> str | None:
     """Sends a transition; returns the fault, if any, without the URL, which may hold a password."""
-    event = Event(f"alert.{taken.transition}", datetime.fromtimestamp(taken.seconds, UTC), taken.alert)
+    event = Event(taken.transition, datetime.fromtimestamp(taken.seconds, UTC), taken.data)
     body = msgspec.json.encode(event)
     # The name holds the time, because ids start again in a database that is made anew.
     name, now = f"transition-{taken.seconds}-{taken.id}", str(int(time.time()))

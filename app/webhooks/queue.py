@@ -1,4 +1,4 @@
-"""The queue of transitions of alerts that wait to be delivered.
+"""The queue of transitions of alerts, and of sessions, that wait to be delivered.
 
 A transition is taken for a lease, so that no transaction stays open while it is on its way; a process that dies holds
 its transitions up no longer than that.
@@ -10,10 +10,11 @@ import psycopg
 from psycopg.rows import args_row
 
 from app.analytics.alerts.listing import AlertAnswer, answer_of
+from app.analytics.sessions.answer import SessionAnswer, named
 
 GIVE_UP_DAYS = 3
 LEASE_SECONDS = 60
-# So many transitions are delivered at the same time, each of another alert.
+# So many transitions are delivered at the same time, each of another alert or session.
 AT_ONCE = 10
 
 
@@ -24,11 +25,14 @@ class Taken(NamedTuple):
     attempts: int
     seconds: int
     transition: str
-    alert: AlertAnswer
+    data: AlertAnswer | SessionAnswer
 
 
 async def take(connection: psycopg.AsyncConnection) -> list[Taken]:
-    """Takes some due transitions, only the first that waits of each alert; none while another process takes some."""
+    """Takes some due transitions, only the first that waits of each alert or session.
+
+    Takes none while another process takes some.
+    """
     async with connection.transaction():
         lock = await connection.execute("SELECT pg_try_advisory_xact_lock(hashtext('wattline webhooks'))")
         if await lock.fetchone() == (False,):
@@ -38,8 +42,11 @@ async def take(connection: psycopg.AsyncConnection) -> list[Taken]:
         return await (await cursor.execute(_TAKE, {"lease": LEASE_SECONDS, "at_once": AT_ONCE})).fetchall()
 
 
-def _taken(id_: int, attempts: int, seconds: int, transition: str, *alert: Any) -> Taken:
-    return Taken(id_, attempts, seconds, transition, answer_of(*alert))
+def _taken(id_: int, attempts: int, seconds: int, transition: str, kind: str, stream: str, *of: Any) -> Taken:
+    if kind != "session":
+        return Taken(id_, attempts, seconds, f"alert.{transition}", answer_of(kind, stream, *of))
+    vehicle, _, _, details, meters = of
+    return Taken(id_, attempts, seconds, f"session_{transition}", named(details, vehicle, meters))
 
 
 async def remove(connection: psycopg.AsyncConnection, taken: Taken) -> None:

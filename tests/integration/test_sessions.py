@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from random import Random
 
+import httpx
 import msgspec
 import psycopg
 import pytest
@@ -11,7 +12,9 @@ from app.analytics.efficiency.evidence import us
 from app.analytics.efficiency.rhythm import HOUR_US
 from app.telemetry.reading import MeterReading
 from tests.fixtures.alerts import judge_all
+from tests.fixtures.commands import command
 from tests.fixtures.readings import Reading, Rows, meter_reading, store, vehicle_reading
+from tests.fixtures.sending import performance, problem, stamp
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 MADE = """
@@ -150,3 +153,125 @@ async def test_any_order_of_arrival_ends_in_the_same_sessions(
     )
     await make_again(connection, database_url)
     assert piece_by_piece == made(connection)
+
+
+async def test_sessions_are_listed_by_page_filter_and_as_csv(
+    database_url: str, connection: psycopg.Connection, client: httpx.AsyncClient
+) -> None:
+    start = hours_ago(30)
+    for number in range(5):
+        await store(database_url, *charge(start + number * 4 * HOUR, 100, f"V{number % 2}", meter_id=f"M{number % 2}"))
+    await store(database_url, *charge(start, 100, "alone", meter_id="M9")[1::2])
+    await judge_all(database_url)
+
+    async def listed(path: str) -> list[tuple[str, datetime]]:
+        answer = await client.get(path)
+        assert answer.status_code == httpx.codes.OK, answer.text
+        return [(one["vehicleId"], datetime.fromisoformat(one["start"])) for one in answer.json()["sessions"]]
+
+    every = await listed("/v1/analytics/sessions")
+    assert every == [
+        *((f"V{number % 2}", start + number * 4 * HOUR) for number in (4, 3, 2, 1)),
+        ("V0", start),
+        ("alone", start),
+    ]
+    paged, path = [], "/v1/analytics/sessions?limit=2"
+    while path:
+        answer = await client.get(path)
+        paged += await listed(path)
+        path = answer.links.get("next", {}).get("url", "")
+    assert paged == every
+    assert await listed("/v1/analytics/sessions?vehicle=V1") == [one for one in every if one[0] == "V1"]
+    assert await listed("/v1/analytics/sessions?meter=M1") == [one for one in every if one[0] == "V1"]
+    assert await listed("/v1/analytics/sessions?status=insufficient_data") == [("alone", start)]
+    later = stamp(start + 7 * HOUR)
+    assert await listed(f"/v1/analytics/sessions?from={later}") == every[:3]
+    assert await listed(f"/v1/analytics/sessions?to={later}") == every[3:]
+
+    answer = (await client.get("/v1/analytics/sessions?vehicle=V0&limit=1")).json()
+    assert datetime.fromisoformat(answer["judgedTo"]) <= datetime.fromisoformat(answer["asOf"])
+    (session,) = answer["sessions"]
+    assert session == {
+        "vehicleId": "V0",
+        "meterId": "M0",
+        "start": stamp(start + 16 * HOUR),
+        "end": stamp(start + 16 * HOUR + 100 * MINUTE),
+        "dcKwh": 10,
+        "acKwh": 11,
+        "lossKwh": 1,
+        "efficiencyRatio": pytest.approx(10 / 11),
+        "uncertainty": 0,
+        "status": "ok",
+        "peakKw": 6,
+        "socStart": 20,
+        "socEnd": 70,
+        "batteryTempMax": 21,
+        "pairedMinutes": 100,
+        "sharedMinutes": 0,
+        "silences": 0,
+    }
+    answer = await client.get("/v1/analytics/sessions?vehicle=V0&limit=1", headers={"Accept": "text/csv"})
+    names, row = answer.text.splitlines()
+    assert names == ",".join(session)
+    assert row.startswith(f"V0,M0,{session['start']},{session['end']},10.0,11.0,1.0,0.909")
+    printed = command("sessions", "--vehicle", "V0", "--limit", "2", DATABASE_URL=database_url).stdout
+    assert [line.split()[0] for line in printed.splitlines()] == ["vehicle", "V0", "V0", "The"]
+
+
+@pytest.mark.parametrize("query", ["vehicle=nobody", "meter=none"])
+async def test_sessions_of_an_unknown_device_are_refused(client: httpx.AsyncClient, query: str) -> None:
+    problem(await client.get(f"/v1/analytics/sessions?{query}"), 404, "unknown_device")
+
+
+@pytest.mark.parametrize("query", ["after=nowhere", "from=2026-02-10T14:00:00", "status=good", "limit=0"])
+async def test_bad_parameters_of_sessions_are_refused(client: httpx.AsyncClient, query: str) -> None:
+    assert (await client.get(f"/v1/analytics/sessions?{query}")).status_code == httpx.codes.BAD_REQUEST
+
+
+async def test_a_running_session_has_no_end(
+    database_url: str, connection: psycopg.Connection, client: httpx.AsyncClient
+) -> None:
+    start = datetime.now(UTC).replace(second=0, microsecond=0) - 40 * MINUTE
+    await store(database_url, *charge(start, 38, idle=0))
+    await make_again(connection, database_url)
+    (session,) = (await client.get("/v1/analytics/sessions")).json()["sessions"]
+    assert session["end"] is None
+
+
+async def test_sums_over_sessions_are_the_performance(database_url: str, client: httpx.AsyncClient) -> None:
+    start = hours_ago(20)
+    await store(database_url, *charge(start, 100), *charge(start + 4 * HOUR, 200))
+    await judge_all(database_url)
+    window = {"from": stamp(start - HOUR), "to": stamp(start + 12 * HOUR)}
+    whole = await performance(client, "V1", **window)
+    sessions = (await client.get("/v1/analytics/sessions", params=window)).json()["sessions"]
+    for member, of_whole in (
+        ("dcKwh", "totalDcDelivery"),
+        ("acKwh", "totalAcConsumption"),
+        ("lossKwh", "energyLossKwh"),
+    ):
+        assert sum(session[member] for session in sessions) == pytest.approx(whole[of_whole], rel=1e-9)
+
+
+TOLD = """
+    SELECT transition, opened, closed, (evidence ->> 'dcKwh')::float FROM alert_transition
+    WHERE kind = 'session' ORDER BY id
+"""
+
+
+async def test_a_session_is_told_once_and_again_when_its_energy_changes(
+    database_url: str, connection: psycopg.Connection
+) -> None:
+    start = hours_ago(8)
+    sent = charge(start, 100)
+    late = [one for one in sent if us(start + 20 * MINUTE) < one.ts_us <= us(start + 30 * MINUTE)]
+    await store(database_url, *(one for one in sent if one not in late))
+    await store(database_url, *charge(hours_ago(60), 100, "old", meter_id="M2"))
+    for _ in range(2):
+        await make_again(connection, database_url)
+    ((transition, opened, closed, _),) = connection.execute(TOLD).fetchall()
+    assert (transition, opened, closed) == ("ended", start, start + 100 * MINUTE)
+    await store(database_url, *late)
+    for _ in range(2):
+        await make_again(connection, database_url)
+    assert connection.execute(TOLD).fetchall()[1:] == [("changed", start, start + 100 * MINUTE, pytest.approx(10))]

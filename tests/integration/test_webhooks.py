@@ -133,6 +133,39 @@ async def test_each_transition_is_told_once_signed_and_as_the_alert_is_answered(
     }
 
 
+SESSION = {
+    "start": "2026-02-10T14:00:00Z",
+    "end": "2026-02-10T15:00:00Z",
+    "dcKwh": 10.0,
+    "acKwh": 11.0,
+    "lossKwh": 1.0,
+    "efficiencyRatio": 0.9,
+    "uncertainty": 0.0,
+    "status": "ok",
+    "peakKw": 11.0,
+    "socStart": 20.0,
+    "socEnd": None,
+    "batteryTempMax": None,
+    "pairedMinutes": 60,
+    "sharedMinutes": 0,
+    "silences": 0,
+}
+
+
+@pytest.mark.parametrize("others", [[1], []])
+async def test_a_session_is_told_as_it_is_answered(
+    senders: list[Sender], receiver: Receiver, connection: psycopg.Connection, others: list[int]
+) -> None:
+    for transition in ("ended", "changed"):
+        log(connection, transition, kind="session", evidence={**SESSION, "others": others})
+    await senders[0].deliver()
+    await senders[0].deliver()
+    assert [event["type"] for _, event, _ in receiver.got] == ["session_ended", "session_changed"]
+    for _, event, is_genuine in receiver.got:
+        assert is_genuine
+        assert event["data"] == {"vehicleId": "V1", "meterId": "M1" if others else None, **SESSION}
+
+
 def test_the_receiver_that_is_shown_refuses_what_was_changed_or_is_old() -> None:
     program = shown_program()
     now, body = str(int(datetime.now(UTC).timestamp())), b'{"type": "alert.opened"}'

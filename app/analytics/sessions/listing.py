@@ -1,0 +1,98 @@
+"""The listing of sessions in answers."""
+
+from datetime import datetime, timedelta
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from psycopg import AsyncConnection, sql
+
+from app.analytics.alerts.tables import hour_of, start_of_hour
+from app.analytics.efficiency.verdict import Status
+from app.analytics.sessions.answer import SessionAnswer
+from app.analytics.sessions.tables import COLUMNS, Row
+from app.csv_rows import stamp
+from app.errors import InvalidParameter, UnknownDevice
+
+_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class SessionPage(msgspec.Struct, frozen=True, rename="camel"):
+    """Sessions, the newest first. Readings committed before `as_of` are in them, and sessions had ended by then or not.
+
+    The hours before `judged_to` are over: only late readings still change the sessions in them.
+    """
+
+    sessions: list[SessionAnswer]
+    as_of: datetime | None
+    judged_to: datetime | None
+
+
+class SessionFilter(NamedTuple):
+    """The choice of sessions; a member that is None excludes none. They have time in [start, end)."""
+
+    vehicle: str | None = None
+    meter: str | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    status: Status | None = None
+    after: str | None = None
+    limit: int = 100
+
+
+async def fetch_sessions(
+    connection: AsyncConnection[tuple[Any, ...]], only: SessionFilter, *, gap: timedelta
+) -> SessionPage:
+    """Returns sessions. Raises UnknownDevice, and InvalidParameter when `after` is no place.
+
+    `gap` is the longest one that is no silence: an hour is over after it.
+    """
+    parameters = {**only._asdict(), **_position(only.after)}
+    for stream, name in await (await connection.execute(_UNKNOWN, parameters)).fetchall():
+        raise UnknownDevice(f"There is no {stream} {name}.")
+    instants = await connection.execute("SELECT sessions_as_of, judged_as_of FROM installation")
+    ((as_of, judged_as_of),) = await instants.fetchall()
+    rows = await (await connection.execute(_SESSIONS, parameters)).fetchall()
+    return SessionPage(
+        [Row(*row).answer(as_of, vehicle, meter) for vehicle, meter, *row in rows],
+        as_of,
+        judged_as_of and start_of_hour(hour_of(judged_as_of - gap)),
+    )
+
+
+def position_of(session: SessionAnswer) -> str:
+    """Returns the place of a session in the listing, for `after`."""
+    return f"{stamp(session.start)}/{session.vehicle_id}"
+
+
+def _position(after: str | None) -> dict[str, Any]:
+    started, _, name = (after or "").partition("/")
+    try:
+        return {"after_started": after and msgspec.convert(started, _Moment), "after_name": name}
+    except msgspec.ValidationError:
+        raise InvalidParameter("after: Expected the value that a Link has.") from None
+
+
+# The requested devices that are not known under that name today.
+_UNKNOWN = """
+    SELECT stream, name
+    FROM (VALUES ('vehicle', %(vehicle)s::text), ('meter', %(meter)s)) AS asked (stream, name)
+    WHERE name IS NOT NULL
+        AND NOT EXISTS (SELECT FROM device WHERE external_id = name AND device.stream = asked.stream)
+"""
+
+_SESSIONS = sql.SQL("""
+    SELECT vehicle.external_id, meter.external_id, {columns}
+    FROM charging_session AS session
+    JOIN vehicle ON vehicle.id = session.vehicle_id
+    LEFT JOIN meter ON meter.id = session.meter_id
+    WHERE (%(vehicle)s::text IS NULL OR vehicle_id = (SELECT id FROM vehicle WHERE external_id = %(vehicle)s))
+        AND (%(meter)s::text IS NULL OR meter_id = (SELECT id FROM meter WHERE external_id = %(meter)s))
+        AND (%(start)s::timestamptz IS NULL OR until > %(start)s)
+        AND (%(end)s::timestamptz IS NULL OR started < %(end)s)
+        AND (%(status)s::text IS NULL OR status = %(status)s)
+        AND (%(after_started)s::timestamptz IS NULL
+             OR started < %(after_started)s
+             OR (started = %(after_started)s AND vehicle.external_id > %(after_name)s))
+    ORDER BY started DESC, vehicle.external_id
+    LIMIT %(limit)s
+""").format(columns=COLUMNS)
