@@ -34,6 +34,7 @@ from tests.fixtures.simulated_days import (
     measure,
     stations_of,
 )
+from tests.integration.test_sessions import made
 
 # A shared station's readings end 47 hours after the start of its day.
 HOURS_AGO = 48
@@ -144,7 +145,7 @@ def reading_of(sent: Reading) -> MeterReading | VehicleReading:
 
 
 @pytest.mark.parametrize("slow", [False, True])
-async def test_hours_judged_while_readings_come_in_any_order_are_those_judged_at_once(
+async def test_what_is_judged_while_readings_come_in_any_order_is_what_is_judged_at_once(
     client: httpx.AsyncClient, connection: psycopg.Connection, database_url: str, slow: bool
 ) -> None:
     random, start = Random(11), minutes_ago(HOURS_AGO * 60)
@@ -163,9 +164,10 @@ async def test_hours_judged_while_readings_come_in_any_order_are_those_judged_at
         # A writer that goes on notes no hour again for a minute, and judge_all() makes notes older than they are.
         await stored(database_url, *map(reading_of, some))
         await judge_all(database_url)
-    piece_by_piece = connection.execute(JUDGED).fetchall()
+    piece_by_piece, sessions = connection.execute(JUDGED).fetchall(), made(connection)
     assert len(piece_by_piece) > 100
-    connection.execute("DELETE FROM efficiency_hour")
+    assert len(sessions) > 15
+    connection.execute("TRUNCATE efficiency_hour, charging_session")
     connection.execute(
         """
         INSERT INTO touched_hour (stream, device_id, hour, at)
@@ -179,6 +181,9 @@ async def test_hours_judged_while_readings_come_in_any_order_are_those_judged_at
     at_once = connection.execute(JUDGED).fetchall()
     assert [row for row in at_once if row not in piece_by_piece] == []
     assert [row for row in piece_by_piece if row not in at_once] == []
+    sessions_at_once = made(connection)
+    assert [row for row in sessions_at_once if row not in sessions] == []
+    assert [row for row in sessions if row not in sessions_at_once] == []
 
 
 @pytest.mark.soak
