@@ -37,6 +37,7 @@ def upgrade() -> None:
         sa.Column("told", sa.Boolean, nullable=False, server_default=sa.false()),
     )
     op.create_index(None, "charging_session", ["started", "vehicle_id"])
+    op.create_index(None, "charging_session", ["meter_id", "started"])
     op.create_index(None, "charging_session", ["over_at"])
 
 

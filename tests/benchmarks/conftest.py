@@ -13,12 +13,13 @@ import psycopg
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from tests.benchmarks.history import HOURS, OPEN, store_day
+from tests.benchmarks.history import CHARGED, HOURS, OPEN, store_day
 from tests.fixtures.database import Server
 from tests.fixtures.service import Process, serving
 
 DEVICES = 5_000
 ALERTS = 1_000
+SESSIONS = 57 * DEVICES
 ROUNDS = 100
 INGEST_HZ = 10
 INGEST_READINGS = 100
@@ -52,8 +53,9 @@ def day_url(server: Server) -> Iterator[str]:
         store_day(connection, DEVICES, hours=26)
         connection.execute(HOURS, [DEVICES])
         connection.execute(OPEN, [ALERTS])
+        connection.execute(CHARGED, [DEVICES])
         connection.execute("UPDATE installation SET judged_as_of = now()")
-        connection.execute("VACUUM ANALYZE efficiency_hour, alert")
+        connection.execute("VACUUM ANALYZE efficiency_hour, alert, charging_session")
     yield url
     server.drop(url)
 

@@ -68,6 +68,14 @@ HOURS = """
          generate_series(1, %s) AS id
     ON CONFLICT DO NOTHING
 """
+# Two sessions a day of each vehicle.
+CHARGED = """
+    INSERT INTO charging_session
+    SELECT id, at, at + INTERVAL '3 hours', at + INTERVAL '195 minutes', id, 20000000, 22000000, 20000000, 0.01, 'ok',
+           7000000, 2000, 8000, 3000, 180, 0, 0
+    FROM generate_series(1, %s) AS id,
+         generate_series(now() - INTERVAL '30 days', now() - INTERVAL '2 days', '12 hours') AS at
+"""
 OPEN = """
     INSERT INTO alert
     SELECT 'low_efficiency', 'vehicle', id, date_trunc('hour', now()) - id %% 24 * INTERVAL '1 hour', NULL,

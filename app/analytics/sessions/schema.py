@@ -22,5 +22,6 @@ charging_session = Table(
     *(Column(name, Integer, nullable=False) for name in ("paired_minutes", "shared_minutes", "silences")),
     Column("told", Boolean, nullable=False, server_default=false()),
     Index(None, "started", "vehicle_id"),
+    Index(None, "meter_id", "started"),
     Index(None, "over_at"),
 )
