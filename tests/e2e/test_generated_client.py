@@ -40,6 +40,7 @@ OPERATIONS = {
         "get_freshness",
         "get_alerts",
         "get_efficiency",
+        "get_sessions",
     },
     "health": {"get_live", "get_metrics", "get_ready"},
 }
