@@ -39,7 +39,7 @@ def seed(vehicles: int, meters: int) -> None:
 
 @click.group()
 def device() -> None:
-    """List, retire or rename devices, or say what to expect of them. The database must be running."""
+    """List, retire, rename or label devices, or say what to expect of them. The database must be running."""
 
 
 @device.command("list")

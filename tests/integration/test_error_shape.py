@@ -95,14 +95,14 @@ async def test_a_parameter_that_is_wrong_is_named(client: httpx.AsyncClient) -> 
 
 async def test_a_parameter_that_a_call_does_not_know_is_refused(client: httpx.AsyncClient) -> None:
     for path, query, detail in (
-        ("/v1/analytics/efficiency", "hours=1", "hours: Unknown parameter; allowed: by, worst, from, to."),
+        ("/v1/analytics/efficiency", "hours=1", "hours: Unknown parameter; allowed: by, worst, from, to, site."),
         (PERFORMANCE, "Hours=1&From=x&to=", "From, Hours: Unknown parameter; allowed: from, to, hours."),
         (MAPPING, "vehicle_id=V1", "vehicle_id: Unknown parameter; allowed: vehicleId, meterId."),
         # This error comes from a dependency.
         (
             "/v1/analytics/fleet/series",
             "bucket=1h&from=2026-01-01T00:00:00Z&Z=1",
-            "Z: Unknown parameter; allowed: from, to, hours, bucket, maxPoints.",
+            "Z: Unknown parameter; allowed: from, to, hours, bucket, maxPoints, tz, site.",
         ),
     ):
         assert problem(await client.get(f"{path}?{query}"), 400, "invalid_parameter")["detail"] == detail
@@ -125,7 +125,7 @@ async def test_what_is_wrong_with_a_parameter_is_said_without_names_of_types(cli
         ),
         ("alerts", "limit=0", "limit: Expected a number >= 1."),
         ("efficiency", "by=fleet", "by: Expected one of vehicle, meter."),
-        ("fleet/series", "bucket=1s", "bucket: Expected one of 1m, 1h, 1d, auto."),
+        ("fleet/series", "bucket=1s", "bucket: Expected one of 1m, 1h, 1d, 1mo, auto."),
         ("fleet/series", "hours=1.5", "hours: Expected a whole number."),
     ):
         refused = problem(await client.get(f"/v1/analytics/{path}?{query}"), 400, "invalid_parameter")
