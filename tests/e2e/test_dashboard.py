@@ -321,6 +321,21 @@ def test_an_alert_says_what_was_lost_since_and_who_acknowledged_it(example: Proc
 
 
 @on_plain
+def test_a_loss_is_shown_in_money_where_a_price_is_set(database_url: str, browser: Browser) -> None:
+    with serving(database_url, WATTLINE_PRICE_PER_KWH="0.2", WATTLINE_CURRENCY="EUR") as process:
+        start = minutes_ago(40)
+        times = [start + timedelta(minutes=minute) for minute in range(31)]
+        send(process, [meter(at, 0.5, meter_id="lossy") for at in times])
+        send(process, [vehicle(at, 0.25, vehicle_id="lossy", meterId="lossy") for at in times])
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute(ALERT, ["lossy"])
+        with opened(browser, f"{process.base_url}/#/vehicle/lossy") as page:
+            expect(page.locator(".alert dl").nth(1)).to_contain_text("12.500 kWh, 2.50 EUR")
+            tile = page.locator(".tile").filter(has_text="Lost")
+            expect(tile).to_contain_text(re.compile(r"kWh AC, paired, 1\.5\d EUR"))
+
+
+@on_plain
 def test_an_empty_database_says_how_to_send_the_first_reading(server_process: Process, browser: Browser) -> None:
     with opened(browser, server_process.base_url) as page:
         expect(page.locator("pre")).to_be_visible()

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from tests.fixtures.readings import Reading, meter_reading, midnight, store, vehicle_reading
@@ -104,3 +105,21 @@ async def test_what_cannot_be_answered_is_a_problem(database_url: str, client: h
         problem(await client.get(f"/v1/analytics/{path}"), 404, "unknown_device")
         problem(await client.get(f"/v1/analytics/{path}?hours=2161"), 400, "invalid_time_range")
         problem(await client.get(f"/v1/analytics/{path}?hour=1"), 400, "invalid_parameter")
+
+
+async def test_too_many_vehicles_for_so_long_a_window_are_refused(
+    database_url: str, client: httpx.AsyncClient, connection: psycopg.Connection
+) -> None:
+    await store(database_url, *charging("V1", "M1", DAY + HOUR, 5))
+    connection.execute(
+        """
+        WITH mapped AS (INSERT INTO vehicle (external_id) SELECT 'mapped-' || n FROM generate_series(1, 8) AS n
+                        RETURNING id)
+        INSERT INTO vehicle_meter (vehicle_id, meter_id, valid)
+        SELECT mapped.id, meter.id, '(,)' FROM mapped, meter WHERE external_id = 'M1'
+        """
+    )
+    refused = await client.get("/v1/analytics/meters/M1/vehicles?hours=2160")
+    problem(refused, 400, "invalid_time_range")
+    assert refused.json()["detail"] == "9 vehicles charge at this meter: ask for a shorter window."
+    assert [one["id"] for one in (await ask(client, "meters/M1/vehicles", hours=96))["visits"]] == ["V1"]
