@@ -137,7 +137,7 @@ async def test_an_operator_knows_better(database_url: str, connection: psycopg.C
     assert expect("V", "--undo", stream="vehicle") == "The vehicle V is expected to report by its own rhythm.\n"
     await judge_all(database_url)
     assert connection.execute(OPENED).fetchall() == [("charging-0",)]
-    log = "SELECT transition FROM alert_transition WHERE stream = 'vehicle' ORDER BY id"
+    log = "SELECT transition FROM alert_transition WHERE kind = 'no_data' AND stream = 'vehicle' ORDER BY id"
     assert connection.execute(log).fetchall() == [("opened",), ("retracted",)]
     for arguments in ["V"], ["V", "never", "--undo"]:
         refused = command("device", "expect", *arguments, "--stream", "vehicle", DATABASE_URL=database_url)
