@@ -45,69 +45,71 @@ Incoming = Request[Any, Any, Any]
 _SERIES = problems({400: PARAMETER, 404: "The device is not known.", 503: AWAY})
 
 
+def get_window(
+    start: Start = None,
+    end: End = None,
+    hours: Annotated[
+        int | None, QueryParameter(description="Length of the window, 1 to 2160, instead of `from`; default: 24.")
+    ] = None,
+) -> Window:
+    """Returns the window of an answer that is made from minutes."""
+    return window_of(start, end, hours, now=datetime.now(UTC))
+
+
+_WINDOW = {"window": Provide(get_window, sync_to_thread=False)}
+
+
 @get(
     "/v1/analytics/performance/{vehicle_id:str}",
     tags=["analytics"],
+    dependencies=_WINDOW,
     responses=problems({400: PARAMETER, 404: "No readings in the window, or the vehicle is unknown.", 503: AWAY}),
 )
 async def get_performance(
     vehicle_id: FromPath[str],
     pool: NamedDependency[AsyncEngine],
     settings: NamedDependency[Settings],
-    start: Start = None,
-    end: End = None,
-    hours: Annotated[
-        int | None, QueryParameter(description="Length of the window, 1 to 2160, instead of `from`; default: 24.")
-    ] = None,
+    window: NamedDependency[Window],
 ) -> Performance:
     """Returns how much of the AC energy reached the vehicle's battery, with the evidence for it."""
-    window = window_of(start, end, hours, now=datetime.now(UTC))
     return await fetch_performance(pool, vehicle_id, window, settings)
 
 
 @get(
     "/v1/analytics/vehicles/{vehicle_id:str}/coverage",
     tags=["analytics"],
+    dependencies=_WINDOW,
     responses=problems({400: PARAMETER, 503: AWAY}),
 )
 async def get_vehicle_coverage(
     vehicle_id: FromPath[str],
     pool: NamedDependency[AsyncEngine],
     settings: NamedDependency[Settings],
-    start: Start = None,
-    end: End = None,
-    hours: Hours = None,
+    window: NamedDependency[Window],
 ) -> VehicleCoverage:
     """Returns the stretches of a vehicle's paired, shared and unpaired time."""
-    window = window_of(start, end, hours, now=datetime.now(UTC))
     return await fetch_coverage(pool, vehicle_id, window, settings)
 
 
-@get("/v1/analytics/meters/{meter_id:str}/vehicles", tags=["analytics"], responses=_SERIES)
+@get("/v1/analytics/meters/{meter_id:str}/vehicles", tags=["analytics"], dependencies=_WINDOW, responses=_SERIES)
 async def get_meter_vehicles(
     meter_id: FromPath[str],
     pool: NamedDependency[AsyncEngine],
     settings: NamedDependency[Settings],
-    start: Start = None,
-    end: End = None,
-    hours: Hours = None,
+    window: NamedDependency[Window],
 ) -> DeviceVisits:
     """Returns the vehicles that took energy at a meter, and with whom they shared it."""
-    window = window_of(start, end, hours, now=datetime.now(UTC))
     return await fetch_meter_vehicles(pool, meter_id, window, settings)
 
 
-@get("/v1/analytics/vehicles/{vehicle_id:str}/meters", tags=["analytics"], responses=_SERIES)
+@get("/v1/analytics/vehicles/{vehicle_id:str}/meters", tags=["analytics"], dependencies=_WINDOW, responses=_SERIES)
 async def get_vehicle_meters(
     vehicle_id: FromPath[str],
     pool: NamedDependency[AsyncEngine],
     settings: NamedDependency[Settings],
-    start: Start = None,
-    end: End = None,
-    hours: Hours = None,
+    window: NamedDependency[Window],
 ) -> DeviceVisits:
     """Returns the meters at which a vehicle took energy, and with whom it shared them."""
-    window = window_of(start, end, hours, now=datetime.now(UTC))
     return await fetch_vehicle_meters(pool, vehicle_id, window, settings)
 
 
@@ -116,10 +118,10 @@ def get_series_window(start: Start = None, end: End = None, hours: Hours = None)
     return window_of(start, end, hours, now=datetime.now(UTC), max_hours=CALENDAR_HOURS)
 
 
-_WINDOW = {"window": Provide(get_series_window, sync_to_thread=False)}
+_SERIES_WINDOW = {"window": Provide(get_series_window, sync_to_thread=False)}
 
 
-@get("/v1/analytics/meters/{meter_id:str}/series", tags=["analytics"], dependencies=_WINDOW, responses=_SERIES)
+@get("/v1/analytics/meters/{meter_id:str}/series", tags=["analytics"], dependencies=_SERIES_WINDOW, responses=_SERIES)
 async def get_meter_series(
     request: Incoming,
     meter_id: FromPath[str],
@@ -135,7 +137,9 @@ async def get_meter_series(
     return _as_accepted(request, await fetch_meter_series(pool, meter_id, buckets, settings))
 
 
-@get("/v1/analytics/vehicles/{vehicle_id:str}/series", tags=["analytics"], dependencies=_WINDOW, responses=_SERIES)
+@get(
+    "/v1/analytics/vehicles/{vehicle_id:str}/series", tags=["analytics"], dependencies=_SERIES_WINDOW, responses=_SERIES
+)
 async def get_vehicle_series(
     request: Incoming,
     vehicle_id: FromPath[str],
@@ -154,7 +158,7 @@ async def get_vehicle_series(
 @get(
     "/v1/analytics/fleet/series",
     tags=["analytics"],
-    dependencies=_WINDOW,
+    dependencies=_SERIES_WINDOW,
     responses=problems({400: PARAMETER, 503: AWAY}),
 )
 async def get_fleet_series(

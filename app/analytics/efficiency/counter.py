@@ -73,7 +73,7 @@ class Counter(msgspec.Struct, frozen=True):
         return before + (self.sums[after] - before) * (instant - start) // (self.points[after] - start)
 
     def at_each(self, instants: Numbers) -> Numbers:
-        """Returns what at() does for each instant: 1,440 take 0.2 ms in place of 1.5."""
+        """Returns what at() does for each instant: 1,440 take 0.15 ms in place of 0.6."""
         if not self.points:
             return np.zeros_like(instants)
         points, sums = np.array(self.points), np.array(self.sums)

@@ -32,7 +32,7 @@ from app.errors import InvalidTimeRange
 from app.fleet.limits import fetch_limits, limit_of
 from app.settings import Settings
 from app.tables import vehicle_meter
-from app.telemetry.instant import EPOCH_US, MAX_AHEAD
+from app.telemetry.instant import EPOCH_US, MAX_AHEAD, instant
 from app.telemetry.reading import Stream
 
 MAX_SHARED_MINUTES = 1_000_000
@@ -257,9 +257,14 @@ async def _fetch_mappings(
     return dict(mappings)
 
 
-def us(instant: datetime) -> int:
+def us(at: datetime) -> int:
     """Returns the microseconds since 1970-01-01 UTC."""
-    return round(instant.timestamp() * 1_000_000)
+    return round(at.timestamp() * 1_000_000)
+
+
+def instant_of(since_1970_us: int) -> datetime:
+    """Returns the instant so many microseconds after 1970-01-01 UTC."""
+    return instant(since_1970_us - EPOCH_US)
 
 
 # The statements, all over [:range_from, :range_to) and of :devices where these are given. An energy of -1 is NOT_KNOWN.

@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import Table, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.analytics.efficiency.evidence import MAX_SHARED_MINUTES, fetch_sides, pair_in_thread, us
+from app.analytics.efficiency.evidence import MAX_SHARED_MINUTES, fetch_sides, instant_of, pair_in_thread, us
 from app.analytics.efficiency.neighbours import fetch_at_meters, one_of
 from app.analytics.efficiency.pairs import Pair
 from app.analytics.efficiency.verdict import Coverage, coverage_of
@@ -18,7 +18,6 @@ from app.errors import InvalidTimeRange
 from app.fleet.registry import device_id_of
 from app.settings import Settings
 from app.tables import meter, vehicle
-from app.telemetry.instant import EPOCH_US, instant
 
 
 class Visit(msgspec.Struct, frozen=True, rename="camel"):
@@ -97,7 +96,7 @@ def _visits(pairs: Iterable[tuple[str, Pair]], names: Mapping[int, str], start: 
             energies = evidence.dc_milliwh, evidence.paired_dc_milliwh, evidence.paired_ac_milliwh
             dc, paired_dc, paired_ac = (milliwh / 1_000_000 for milliwh in energies)
             ends = runs[0].from_us, max(run.to_us for run in runs)
-            first, last = (instant(end_us - EPOCH_US) for end_us in ends)
+            first, last = map(instant_of, ends)
             others = sorted(names[other] for other in pair.shared_with(*window))
             visits.append(Visit(name, dc, paired_dc, paired_ac, coverage_of(evidence), first, last, others))
     return sorted(visits, key=lambda visit: (-visit.dc_kwh, visit.id))

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.analytics.alerts.tables import Connection, columns, hour_of, start_of_hour
-from app.analytics.efficiency.evidence import Sides, fetch_near, pair_each, settled, settled_margin, us
+from app.analytics.efficiency.evidence import Sides, fetch_near, instant_of, pair_each, settled, settled_margin, us
 from app.analytics.efficiency.neighbours import REACH, fetch_sharers
 from app.analytics.efficiency.verdict import coverage_of, uncertainty, verdict
 from app.analytics.sessions import tables
@@ -16,7 +16,7 @@ from app.analytics.sessions.session import Session, rule_of, sessions_of
 from app.analytics.sessions.tables import Range, Row
 from app.database import snapshot
 from app.settings import Settings
-from app.telemetry.instant import EPOCH_US, MAX_AHEAD, instant
+from app.telemetry.instant import MAX_AHEAD
 
 # Those of 4,000 vehicles that charge take some seconds of CPU.
 RUNNING_PERIOD = timedelta(minutes=5)
@@ -160,11 +160,6 @@ def _row(
         shared_minutes=coverage.shared,
         silences=session.silences,
     )
-
-
-def instant_of(since_1970_us: int) -> datetime:
-    """Returns the instant so many microseconds after 1970-01-01 UTC."""
-    return instant(since_1970_us - EPOCH_US)
 
 
 async def make_running(

@@ -117,11 +117,13 @@ async def replace_sessions(
     async with connection.cursor().copy(sql.SQL("COPY charging_session ({}) FROM STDIN").format(names)) as rows:
         for key in sorted(changed & new.keys()):
             await rows.write_row((*new[key], key in stored and stored[key][1]))
+    told_anew = []
     for key in sorted(changed & stored.keys()):
         was, told = stored[key]
         now = new.get(key) or was._replace(dc_milliwh=0, paired_ac_milliwh=0, paired_dc_milliwh=0)
         if told and _energies(was) != _energies(now):
-            await _log(connection, "changed", now, as_of)
+            told_anew.append(now)
+    await _log(connection, "changed", told_anew, as_of)
 
 
 def _energies(row: Row) -> tuple[int, int, int]:
@@ -140,15 +142,17 @@ async def tell_ended(connection: Connection, as_of: datetime) -> None:
         """).format(columns=COLUMNS),
         {"as_of": as_of, "ago": TELL_FOR},
     )
-    for row in sorted(await cursor.fetchall(), key=lambda row: (row.until, row.vehicle_id)):
-        await _log(connection, "ended", row, as_of)
+    ended = sorted(await cursor.fetchall(), key=lambda row: (row.until, row.vehicle_id))
+    await _log(connection, "ended", ended, as_of)
 
 
-async def _log(connection: Connection, transition: str, row: Row, as_of: datetime) -> None:
-    answer = row.answer(as_of)
-    evidence = details_of(answer) | {"others": [row.meter_id] if row.meter_id else []}
-    parameters = [transition, row.started, answer.end, Jsonb(evidence), row.vehicle_id]
-    await connection.execute(_LOG, parameters)
+async def _log(connection: Connection, transition: str, rows: Iterable[Row], as_of: datetime) -> None:
+    logged = []
+    for row in rows:
+        answer = row.answer(as_of)
+        evidence = details_of(answer) | {"others": [row.meter_id] if row.meter_id else []}
+        logged.append([transition, row.started, answer.end, Jsonb(evidence), row.vehicle_id])
+    await connection.cursor().executemany(_LOG, logged)
 
 
 # Nobody is notified about a retired device.
@@ -195,8 +199,9 @@ async def fetch_as_of(connection: Connection) -> datetime | None:
     """Returns the instant up to which sessions are made that are not over."""
     cursor = connection.cursor(row_factory=scalar_row)
     await cursor.execute("SELECT sessions_as_of FROM installation")
+    as_of: datetime | None
     (as_of,) = await cursor.fetchall()
-    return as_of  # type: ignore[no-any-return]
+    return as_of
 
 
 async def note_as_of(connection: Connection, as_of: datetime) -> None:
