@@ -167,7 +167,7 @@ async def test_what_is_judged_while_readings_come_in_any_order_is_what_is_judged
     piece_by_piece, sessions = connection.execute(JUDGED).fetchall(), made(connection)
     assert len(piece_by_piece) > 100
     assert len(sessions) > 15
-    connection.execute("TRUNCATE efficiency_hour, charging_session")
+    connection.execute("TRUNCATE efficiency_hour, charging_session, session_hour")
     connection.execute(
         """
         INSERT INTO touched_hour (stream, device_id, hour, at)

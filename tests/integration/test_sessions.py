@@ -141,7 +141,7 @@ async def test_any_order_of_arrival_ends_in_the_same_sessions(
         await judge_all(database_url)
     piece_by_piece = made(connection)
     assert len(piece_by_piece) >= 5
-    connection.execute("TRUNCATE charging_session, efficiency_hour")
+    connection.execute("TRUNCATE charging_session, session_hour, efficiency_hour")
     connection.execute(
         """
         INSERT INTO touched_hour (stream, device_id, hour, at)

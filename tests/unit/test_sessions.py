@@ -12,7 +12,7 @@ from app.analytics.efficiency.counter import Counter
 from app.analytics.efficiency.pairs import Evidence, pair_counters, total
 from app.analytics.efficiency.rhythm import HOUR_US, MINUTE_US
 from app.analytics.efficiency.verdict import Status, efficiency_ratio, verdict
-from app.analytics.sessions.session import Session, rule_of, sessions_of
+from app.analytics.sessions.session import Part, parts_of, rule_of
 from app.settings import Settings
 from app.simulator.charging import Stay
 from app.simulator.clock import SECOND_US, Outage
@@ -31,6 +31,7 @@ from tests.fixtures.charges import (
 from tests.fixtures.simulated_days import GROUPS, NAMES, START, stations_of
 
 RULE = rule_of(Settings())
+EVER = [-(10**17), 10**17]
 MILLIWATT = 7_200_000
 TRUTH = 0.9
 
@@ -57,11 +58,11 @@ class Charges:
         times = [(START - 2 * HOUR_US, self.stays[-1].end_us + 2 * HOUR_US)]
         return counter(rows_of(readings(self.random, every_s, times, lambda at: self.dc(at) / TRUTH)))
 
-    def sessions(self, sent: Sequence[Reading], meter_id: int | None = METER) -> list[Session]:
-        return sessions_of(pair_counters(counter(rows_of(sent, meter_id)), {METER: self.meter()}), RULE)
+    def sessions(self, sent: Sequence[Reading], meter_id: int | None = METER) -> list[Part]:
+        return parts_of(pair_counters(counter(rows_of(sent, meter_id)), {METER: self.meter()}), RULE, EVER)
 
 
-def minutes(sessions: Sequence[Session]) -> list[tuple[float, float]]:
+def minutes(sessions: Sequence[Part]) -> list[tuple[float, float]]:
     return [((one.start_us - START) / MINUTE_US, (one.end_us - START) / MINUTE_US) for one in sessions]
 
 
@@ -149,7 +150,7 @@ def test_a_last_reading_without_a_meter_belongs_to_the_session() -> None:
     sent = charges.vehicle()
     named = [one for one in sent if one[0] < charges.stays[0].end_us]
     vehicle = counter(rows_of(named, METER), rows_of([one for one in sent if one not in named]))
-    (session,) = sessions_of(pair_counters(vehicle, {METER: charges.meter()}), RULE)
+    (session,) = parts_of(pair_counters(vehicle, {METER: charges.meter()}), RULE, EVER)
     assert session.meter_id == METER
     assert session.evidence.dc_milliwh == pytest.approx(charges.dc(2 * START), rel=0.001)
 
@@ -174,7 +175,7 @@ def test_sums_over_sessions_are_those_of_the_whole(sharing: tuple[Sharing, ...],
             assert sums.paired_dc_milliwh == pytest.approx(whole.paired_dc_milliwh, rel=0.003)
 
 
-def judged(station: Station) -> list[tuple[Simulated, list[Session], Evidence]]:
+def judged(station: Station) -> list[tuple[Simulated, list[Part], Evidence]]:
     """Returns each vehicle of a station with its sessions, and the evidence of all its time."""
     meters = {METER: counter(station.meter_rows)}
     counters = [counter(*one.rows, mappings=one.mappings) for one in station.vehicles]
@@ -183,7 +184,7 @@ def judged(station: Station) -> list[tuple[Simulated, list[Session], Evidence]]:
         pairs = pair_counters(own, meters, [other for other in enumerate(counters) if other[1] is not own])
         whole = total(pair.between(0, 2 * START) for pair in pairs.values())
         whole = whole._replace(dc_milliwh=own.sums[-1])
-        found.append((vehicle, sessions_of(pairs, RULE), whole))
+        found.append((vehicle, parts_of(pairs, RULE, EVER), whole))
     return found
 
 
@@ -245,12 +246,12 @@ class Compared(NamedTuple):
 
     start_us: int
     end_us: int
-    found: list[Session]
+    found: list[Part]
     is_right: bool
     is_near: bool | None = None
 
 
-def compared(vehicle: Simulated, sessions: Sequence[Session]) -> Iterator[Compared]:
+def compared(vehicle: Simulated, sessions: Sequence[Part]) -> Iterator[Compared]:
     """Compares each true session with the one that is found.
 
     Of each minute, only the last reading is known, and clocks are some seconds off.

@@ -10,8 +10,8 @@ LANGUAGE sql STABLE AS $$
     UNION ALL
     SELECT name, name, NULL, NULL, false, greatest(reltuples::bigint, pg_stat_get_live_tuples(oid)),
            pg_total_relation_size(oid), NULL
-    FROM unnest(ARRAY['fleet_spread', 'import_journal', 'quarantine', 'efficiency_hour', 'charging_session', 'alert',
-                      'alert_transition', 'storage_size']) AS name
+    FROM unnest(ARRAY['fleet_spread', 'import_journal', 'quarantine', 'efficiency_hour', 'session_hour',
+                      'charging_session', 'alert', 'alert_transition', 'storage_size']) AS name
     JOIN pg_class ON oid = name::regclass
 $$;
 

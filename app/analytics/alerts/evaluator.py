@@ -1,31 +1,27 @@
 """The loop that judges the hours in which readings have arrived, and finds silent devices."""
 
-import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from contextlib import nullcontext
 from datetime import datetime, timedelta
-from functools import partial
-from typing import NamedTuple
 
 import psycopg
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.alerts import tables
-from app.analytics.alerts.hours import NO_METER, Hours, judge_hours
+from app.analytics.alerts.hours import NO_METER
 from app.analytics.alerts.implausible_hours import close_alerts
 from app.analytics.alerts.judge import KINDS, TRAILING_HOURS, judge, splice
+from app.analytics.alerts.judged import REACH_HOURS, Judged, judge_touched_hours
 from app.analytics.alerts.loss import sum_energies
 from app.analytics.alerts.reported import judge_reported
 from app.analytics.alerts.silence import replace_silent
-from app.analytics.efficiency.evidence import Sides, fetch_near, pair_each, settled, settled_margin
-from app.analytics.efficiency.neighbours import REACH, fetch_sharers
 from app.analytics.freshness import fetch_instants
-from app.analytics.sessions.make import make_running, make_sessions
-from app.analytics.sessions.tables import fetch_charged
-from app.database import ALERTS_POOL_SIZE, create_pool, driver_connection, snapshot
+from app.analytics.sessions.make import make_running
+from app.analytics.sessions.parts import replace_judged
+from app.database import ALERTS_POOL_SIZE, create_pool, driver_connection
 from app.fleet.states import REPORTING_MINUTES
 from app.loops import repeat
 from app.settings import Settings
@@ -34,11 +30,6 @@ from app.telemetry.reading import Stream
 PERIOD_SECONDS = 60
 # This is an hour of 10,000 devices at once; of an import, it is a day of some hundred.
 _TOUCHED_AT_ONCE = 10_000
-# The product of vehicles and minutes. More at once are fetched in less time: minutes of all devices lie side by side.
-_PAIRED_AT_ONCE = 500_000
-# The counters of these vehicles stay in the processor's cache.
-_PAIRED_TOGETHER = 50
-_REACH_HOURS = -(-REACH // timedelta(hours=1))
 _GRACE_SECONDS = 60 * REPORTING_MINUTES
 
 _log = structlog.get_logger()
@@ -116,7 +107,7 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
             return False
         as_of, over = instants.as_of, tables.hour_of(instants.as_of - timedelta(minutes=settings.pairing_gap_minutes))
         # An hour keeps its rows when its minutes, or those that it depends on, were dropped.
-        first = 0 if instants.kept_from is None else tables.hour_of(instants.kept_from) + 1 + _REACH_HOURS
+        first = 0 if instants.kept_from is None else tables.hour_of(instants.kept_from) + 1 + REACH_HOURS
         hours = await tables.fetch_touched_hours(writing, tables.start_of_hour(over), as_of)
         while chosen := _first_of(hours, at_once):
             hours = hours[len(chosen) :]
@@ -127,13 +118,10 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
                 if touched:
                     between = range(tables.hour_of(chosen[0]), tables.hour_of(chosen[-1]) + 1)
                     kept = range(first, over)
-                    judged = await _judge_hours(reading, touched, between, kept, settings)
+                    judged = await judge_touched_hours(reading, touched, between, kept, settings)
                     await _judge_devices(writing, judged, settings)
                     for one in judged:
-                        kept_from = tables.start_of_hour(first)
-                        charged = {vehicle_id for (vehicle_id, *_), row in one.rows.items() if any(row.evidence)}
-                        charged |= await fetch_charged(writing, one.vehicles, one.hours)
-                        await make_sessions(reading, writing, charged, one.hours, kept_from, as_of, settings)
+                        await replace_judged(writing, one, as_of, settings)
                     await judge_reported(reading, writing, touched, kept, max_power_kw=settings.max_power_kw)
                 # The other notes may stand for readings that are not visible yet.
                 await tables.forget_touched(writing, [note for note in touched if note[3] < as_of])
@@ -142,7 +130,7 @@ async def judge_touched(pool: AsyncEngine, settings: Settings, *, at_once: int =
         async with writing.transaction():
             if await tables.try_lock(writing):
                 await close_alerts(writing, over)
-                await make_running(reading, writing, over, tables.start_of_hour(first), as_of, settings)
+                await make_running(reading, writing, over, as_of, settings)
         await tables.note_judged(writing, as_of)
     return False
 
@@ -157,97 +145,6 @@ def _first_of(touched: list[tuple[datetime, int]], at_once: int) -> list[datetim
             break
         chosen.append(hour)
     return chosen
-
-
-class Judged(NamedTuple):
-    """The rows of some vehicles in some hours, all of them."""
-
-    vehicles: set[int]
-    hours: range
-    rows: Hours
-
-
-async def _judge_hours(
-    connection: AsyncConnection, touched: tables.Touched, hours: range, judgeable: range, settings: Settings
-) -> list[Judged]:
-    """Returns the rows of the vehicles that the touched hours concern.
-
-    They concern the hours beside them, and where a device was silent within NEAR_US of what these depend on, all hours
-    within REACH.
-    """
-    margin = settled_margin(settings)
-    beside = -(-margin // timedelta(hours=1))
-    near, far = (range(hours.start - reach, hours.stop + reach) for reach in (beside, _REACH_HOURS))
-    around = tables.start_of_hour(near.start) - margin, tables.start_of_hour(near.stop) + margin
-    beyond = tables.start_of_hour(far.start) - REACH, tables.start_of_hour(far.stop) + REACH
-    vehicles, meters = ({device for stream, device, *_ in touched if stream == each} for each in ("vehicle", "meter"))
-    at = tables.start_of_hour(hours.start), tables.start_of_hour(hours.stop)
-    judge = partial(_judge_slices, connection, settings)
-    async with snapshot(connection):
-        sharers = await fetch_sharers(connection, vehicles, meters, at, *around)
-        concerned = vehicles.union(*sharers.values())
-        if concerned > vehicles:
-            sharers |= await fetch_sharers(connection, concerned - vehicles, set(), at, *around)
-        calm = await judge(
-            _side_by_side(concerned, sharers), sharers, around, _common(near, judgeable), only_settled=True
-        )
-        others = concerned - calm.vehicles
-        if not others:
-            return [calm]
-        sharers = await fetch_sharers(connection, others, set(), at, *beyond)
-        far_judged = await judge(
-            _side_by_side(others, sharers), sharers, beyond, _common(far, judgeable), only_settled=False
-        )
-        return [calm, far_judged]
-
-
-def _side_by_side(vehicles: set[int], sharers: Mapping[int, set[int]]) -> list[int]:
-    """Returns the vehicles in an order in which those of a meter stand together."""
-    meter_of = {vehicle_id: meter_id for meter_id in sorted(sharers, reverse=True) for vehicle_id in sharers[meter_id]}
-    return sorted(vehicles, key=lambda vehicle_id: (meter_of.get(vehicle_id, NO_METER), vehicle_id))
-
-
-def _common(left: range, right: range) -> range:
-    return range(max(left.start, right.start), min(left.stop, right.stop))
-
-
-async def _judge_slices(
-    connection: AsyncConnection,
-    settings: Settings,
-    vehicles: Sequence[int],
-    sharers: dict[int, set[int]],
-    bounds: tuple[datetime, datetime],
-    hours: range,
-    *,
-    only_settled: bool,
-) -> Judged:
-    def pair_and_judge(some: Sequence[int], sides: Sides) -> tuple[set[int], Hours]:
-        chosen = settled(sides, some, *bounds, settings) if only_settled else {*some}
-        rows: Hours = {}
-        for start in range(0, len(some), _PAIRED_TOGETHER):
-            few = [vehicle_id for vehicle_id in some[start : start + _PAIRED_TOGETHER] if vehicle_id in chosen]
-            rows |= judge_hours(pair_each(few, sides, settings), hours)
-        return chosen, rows
-
-    judged = Judged(set(), hours, {})
-    if not hours:
-        return judged
-    judging: asyncio.Task[tuple[set[int], Hours]] | None = None
-    size = max(1, _PAIRED_AT_ONCE * timedelta(minutes=1) // (bounds[1] - bounds[0]))
-    for some in (vehicles[start : start + size] for start in range(0, len(vehicles), size)):
-        # The database collects a slice while the previous one is paired.
-        sides = await fetch_near(connection, some, *bounds, settings, sharers=sharers)
-        if judging:
-            _add(judged, *await judging)
-        judging = asyncio.create_task(asyncio.to_thread(pair_and_judge, some, sides))
-    if judging:
-        _add(judged, *await judging)
-    return judged
-
-
-def _add(judged: Judged, vehicles: set[int], rows: Hours) -> None:
-    judged.vehicles.update(vehicles)
-    judged.rows.update(rows)
 
 
 async def _judge_devices(connection: tables.Connection, judged: list[Judged], settings: Settings) -> None:

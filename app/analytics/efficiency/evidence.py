@@ -149,9 +149,11 @@ def settled_margin(settings: Settings) -> timedelta:
     """Returns how far beyond a range the rows must reach of vehicles that are settled there.
 
     Only a silence asks for rhythms, fitting ratios and neighbours. Without one, edges reach farthest: over their own
-    span and the one beyond it, or over the mean power; another span may be cut by the end of the rows.
+    span and the one beyond it, or over the mean power; another span may be cut by the end of the rows. What belongs to
+    a session is told by two pauses.
     """
-    return timedelta(microseconds=MEAN_POWER_US, minutes=3 * settings.pairing_gap_minutes)
+    edges = timedelta(microseconds=MEAN_POWER_US, minutes=3 * settings.pairing_gap_minutes)
+    return max(edges, timedelta(minutes=2 * (settings.session_pause_minutes + settings.pairing_gap_minutes)))
 
 
 def settled(
@@ -218,19 +220,30 @@ async def fetch_rows(
 ) -> dict[int, Rows]:
     """Returns the rows of some devices in [range_from, range_to)."""
     parameters = {"devices": [*devices], "range_from": range_from, "range_to": range_to}
+    rows = await fetch_arrays(connection, _ROWS[stream], parameters)
+    for minutes in rows.values():
+        minutes[:2] += EPOCH_US
+    return rows
+
+
+async def fetch_arrays(
+    connection: AsyncConnection, statement: bytes, parameters: dict[str, Any]
+) -> dict[int, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
+    """Returns the columns of a statement by its first one, a device, ordered by the two that follow.
+
+    The statement returns one row, of arrays of numbers without NULL. Instants are microseconds since EPOCH_US.
+    """
     async with binary_cursor(connection) as cursor:
-        for element in "int4", "int8", "timestamptz":
+        for element in "int2", "int4", "int8", "timestamptz":
             cursor.adapters.register_loader(cursor.adapters.types[element].array_oid, _Numbers)
-        columns = await (await cursor.execute(_ROWS[stream], parameters)).fetchone()
+        columns = await (await cursor.execute(statement, parameters)).fetchone()
     if columns is None or columns[0] is None:
         return {}
     device, *rows = columns
-    last, first, *_ = rows
-    order = np.lexsort((first, last, device))
-    minutes, device = np.stack(rows)[:, order], device[order]
-    minutes[:2] += EPOCH_US
+    order = np.lexsort((rows[1], rows[0], device))
+    ordered, device = np.stack(rows)[:, order], device[order]
     bounds = [0, *(np.flatnonzero(np.diff(device)) + 1).tolist(), len(device)]
-    return {int(device[start]): minutes[:, start:end] for start, end in pairwise(bounds)}
+    return {int(device[start]): ordered[:, start:end] for start, end in pairwise(bounds)}
 
 
 class _Numbers(Loader):

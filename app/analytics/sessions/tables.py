@@ -1,14 +1,14 @@
-"""The table of sessions, and what is told of them; all is written under the lock of the evaluator."""
+"""The tables of sessions, and what is told of them; all is written under the lock of the evaluator."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from psycopg import sql
 from psycopg.rows import args_row, scalar_row
 from psycopg.types.json import Jsonb
 
-from app.analytics.alerts.tables import Connection, columns, start_of_hour
+from app.analytics.alerts.tables import Connection, columns
 from app.analytics.efficiency.verdict import Status
 from app.analytics.sessions.answer import SessionAnswer, details_of
 
@@ -67,40 +67,20 @@ def _scaled(number: int | None, by: int) -> float | None:
 
 COLUMNS = sql.SQL(", ".join(f"session.{name}" for name in Row._fields))
 
-Range = tuple[datetime, datetime]
-
-
-async def fetch_reaches(connection: Connection, ranges: Mapping[int, Range], since: datetime) -> dict[int, Range]:
-    """Returns the range of each vehicle with the stored sessions that have time in it, but for those before `since`."""
-    cursor = await connection.execute(
-        """
-        SELECT vehicle_id, least(min(started), reach_from), greatest(max(until), reach_to)
-        FROM unnest(%s::int[], %s::timestamptz[], %s::timestamptz[]) AS reach (vehicle_id, reach_from, reach_to)
-        JOIN charging_session USING (vehicle_id)
-        WHERE started <= reach_to AND until >= reach_from AND started >= %s
-        GROUP BY vehicle_id, reach_from, reach_to
-        """,
-        [*columns([(vehicle_id, *reach) for vehicle_id, reach in ranges.items()], 3), since],
-    )
-    return {**ranges, **{vehicle_id: (start, end) for vehicle_id, start, end in await cursor.fetchall()}}
-
 
 async def replace_sessions(
-    connection: Connection, ranges: Mapping[int, Range], since: datetime, made: Iterable[Row], as_of: datetime
+    connection: Connection, reaches: Iterable[Sequence[Any]], made: Iterable[Row], as_of: datetime
 ) -> None:
-    """Makes `made` the sessions that these vehicles have in their ranges, and logs the change of those that are told.
-
-    Sessions that start before `since` stay.
-    """
+    """Makes `made` the sessions that begin in these times of vehicles, and logs the change of those that are told."""
     cursor = connection.cursor(row_factory=args_row(lambda told, *row: (Row(*row), told)))
     await cursor.execute(
         sql.SQL("""
             SELECT told, {columns}
             FROM unnest(%s::int[], %s::timestamptz[], %s::timestamptz[]) AS reach (vehicle_id, reach_from, reach_to)
             JOIN charging_session AS session USING (vehicle_id)
-            WHERE started <= reach_to AND until >= reach_from AND started >= %s
+            WHERE started >= reach_from AND started < reach_to
         """).format(columns=COLUMNS),
-        [*columns([(vehicle_id, *reach) for vehicle_id, reach in ranges.items()], 3), since],
+        columns(reaches, 3),
     )
     stored = {row[:2]: (row, told) for row, told in await cursor.fetchall()}
     new = {row[:2]: row for row in made}
@@ -162,16 +142,6 @@ _LOG = """
     FROM device
     WHERE stream = 'vehicle' AND id = %s AND in_service
 """
-
-
-async def fetch_charged(connection: Connection, vehicles: Collection[int], hours: range) -> set[int]:
-    """Returns those of these vehicles that have a session with time in these hours."""
-    cursor = connection.cursor(row_factory=scalar_row)
-    await cursor.execute(
-        "SELECT vehicle_id FROM charging_session WHERE vehicle_id = ANY (%s) AND started < %s AND until > %s",
-        [[*vehicles], start_of_hour(hours.stop), start_of_hour(hours.start)],
-    )
-    return set(await cursor.fetchall())
 
 
 async def fetch_beside(
