@@ -1,8 +1,10 @@
 """Sessions obey laws: their parts add up to them, and what is far away changes nothing in them."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
+from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,8 @@ from app.analytics.efficiency.pairs import total
 from app.analytics.efficiency.rhythm import HOUR_US, MINUTE_US
 from app.analytics.sessions.session import Part, parts_of, rule_of
 from app.settings import Settings
-from tests.property.test_counter import EPOCH, Fleet, columns, fleet_of, pairs_of, seeds, stations
+from tests.property.counter_twin import Minute
+from tests.property.test_counter import EPOCH, METERS, VEHICLES, Fleet, columns, fleet_of, pairs_of, seeds, stations
 
 RULE = rule_of(Settings())
 EVER = [-(10**17), 10**17]
@@ -78,7 +81,7 @@ def test_rows_beyond_the_reach_change_no_part(seed: int, from_hours: int, hours:
 def test_of_settled_vehicles_rows_beyond_the_margin_change_no_part(seed: int, hours: int, gap_minutes: int) -> None:
     options = Settings(pairing_gap_minutes=gap_minutes)
     rule, margin = rule_of(options), settled_margin(options) // US
-    fleet = stations(seed, 10)
+    fleet = calm_fleet(Random(seed), 10)
     every = pair_each(fleet.vehicles, sides_of(fleet), options)
     for from_hour in range(1, 9):
         bounds = [EPOCH // HOUR_US * HOUR_US + (from_hour + hour) * HOUR_US for hour in range(hours + 1)]
@@ -87,6 +90,32 @@ def test_of_settled_vehicles_rows_beyond_the_margin_change_no_part(seed: int, ho
         calm = settled(few, fleet.vehicles, *around, options)
         for vehicle_id, pairs in pair_each(calm, few, options).items():
             assert parts_of(pairs, rule, bounds) == parts_of(every[vehicle_id], rule, bounds)
+
+
+def calm_fleet(random: Random, hours: int) -> Fleet:
+    """Returns devices that report always; vehicles begin, pause, and change or lose their meter often."""
+    vehicles = {vehicle: calm_device(random, hours, METERS) for vehicle in VEHICLES[: random.choice([1, 1, 2])]}
+    return Fleet(
+        {meter: calm_device(random, hours) for meter in METERS}, vehicles, {vehicle: [] for vehicle in vehicles}
+    )
+
+
+def calm_device(random: Random, hours: int, meters: tuple[int, ...] = ()) -> list[Minute]:
+    every = random.choice([20, 60, 60, 120, 240]) * 1_000_000
+    found: list[Minute] = []
+    at, end = EPOCH - HOUR_US, EPOCH + hours * HOUR_US
+    while at < end:
+        until = at + random.choice([3, 8, 14, 17, 40, 90, 200]) * MINUTE_US
+        kilowatt, meter = random.choice([0, 0.1, 0.3, 7, 7, 11]), random.choice([*meters, *meters, None])
+        while at < until:
+            previous, at = at, at + every + random.randrange(-every // 20, every // 20)
+            milliwh = int((at - previous) * kilowatt * 1_000_000 / HOUR_US)
+            last = found[-1] if found else None
+            if last and last.last // MINUTE_US == at // MINUTE_US and last.meter == meter:
+                found[-1] = replace(last, last=at, milliwh=(last.milliwh or 0) + milliwh, readings=last.readings + 1)
+            else:
+                found.append(Minute(at, at, milliwh, 1, meter))
+    return found
 
 
 def near(fleet: Fleet, bounds: list[int], reach: int) -> Fleet:
