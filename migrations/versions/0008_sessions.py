@@ -11,8 +11,8 @@ def upgrade() -> None:
     # The sessions that are not over are made of all readings that were committed before it.
     op.add_column("installation", sa.Column("sessions_as_of", sa.DateTime(timezone=True)))
 
-    # A session's part in a UTC hour. If it is not the first one, it goes on from the part that ends where it starts. The
-    # evidence is as in efficiency_hour, but all DC of the session is in dc_milliwh.
+    # A session's part in a UTC hour. If it is not the first one, it goes on from the part that ends where it starts.
+    # The evidence is as in efficiency_hour, but dc_milliwh is all DC of the session.
     op.create_table(
         "session_hour",
         sa.Column("vehicle_id", sa.Integer, primary_key=True, autoincrement=False),
@@ -39,8 +39,8 @@ def upgrade() -> None:
     )
     op.create_index(None, "session_hour", ["started"])
 
-    # A session is the sum of its parts. It follows from the stored data, but for whether a webhook has told of it. Nothing was taken from `until`
-    # to `over_at`; if nothing is up to then, it ended at `until`.
+    # A session is the sum of its parts. It follows from the stored data, but for whether a webhook has told of it.
+    # Nothing was taken from `until` to `over_at`; if nothing is up to then, it ended at `until`.
     op.create_table(
         "charging_session",
         sa.Column("vehicle_id", sa.Integer, primary_key=True, autoincrement=False),
