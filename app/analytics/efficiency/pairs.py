@@ -132,14 +132,19 @@ class Pair(msgspec.Struct, frozen=True, dict=True):
 
     def windows(self, bounds: Sequence[int]) -> list[Evidence]:
         """Returns the evidence between each two consecutive bounds."""
-        unsure = [
-            sum([milliwh for instant, milliwh in self.unsure if start <= instant < end])
-            for start, end in pairwise(bounds)
-        ]
-        sums = ([flow.until(bound) for bound in bounds] for flow in self.flows)
-        flowed = dict(zip(Flows._fields, ([*map(sub, of[1:], of)] for of in sums), strict=True))
-        columns = {**flowed, "unsure_milliwh": unsure}
-        return [*map(Evidence, *(columns[name] for name in Evidence._fields))]
+        return [Evidence(*map(sub, until, since)) for since, until in pairwise(map(self._until, bounds))]
+
+    def _until(self, instant: int) -> Evidence:
+        """Returns the evidence before an instant; hours and sessions ask for the same ones."""
+        if instant not in self._known:
+            unsure = sum([milliwh for at, milliwh in self.unsure if at < instant])
+            sums = {name: flow.until(instant) for name, flow in zip(Flows._fields, self.flows, strict=True)}
+            self._known[instant] = Evidence(**sums, unsure_milliwh=unsure)
+        return self._known[instant]
+
+    @cached_property
+    def _known(self) -> dict[int, Evidence]:
+        return {}
 
     def has_been(self, start: int, end: int) -> bool:
         """Returns True when the vehicle was at the meter in [start, end)."""

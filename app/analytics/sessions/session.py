@@ -140,7 +140,8 @@ def _charges(vehicle: Counter, alike: Alike, rule: Rule) -> Iterator[_Taken]:
     energies, durations = np.diff(vehicle.sums[alike.first : alike.after + 1]), np.diff(points)
     charges = energies >= -(-rule.least_milliwatt * durations // HOUR_US)
     milliwatts = np.rint(energies / durations * HOUR_US).astype(np.int64)
-    turns = np.flatnonzero(np.diff(charges, prepend=False, append=False)).tolist()
+    turns = (np.flatnonzero(charges[1:] != charges[:-1]) + 1).tolist()
+    turns = [*([0] if charges[0] else []), *turns, *([len(charges)] if charges[-1] else [])]
     for first, after in zip(turns[::2], turns[1::2], strict=True):
         start, end = int(points[first]), int(points[after])
         yield _Taken(start, end, alike.meter_id, points[first : after + 1], milliwatts[first:after])
