@@ -59,7 +59,8 @@ class Buckets(NamedTuple):
     def ends(self, starts: list[int]) -> list[int]:
         """Returns the ends of the buckets with these starts, in seconds since 1970."""
         if self.zone is None:
-            return [start + self.seconds for start in starts]
+            seconds = self.seconds
+            return [start + seconds for start in starts]
         bounds = [int(bound.timestamp()) for bound in self.bounds]
         following = dict(pairwise(bounds))
         return [following[start] for start in starts]

@@ -3,16 +3,16 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from operator import sub
 
+import numpy as np
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.analytics.buckets import Buckets
 from app.analytics.efficiency.counter import Counter
-from app.analytics.efficiency.evidence import fetch_rows
 from app.analytics.efficiency.rhythm import HOUR_US, LONGEST_SILENCE_US, MINUTE_US
 from app.analytics.efficiency.rows import NO_ROWS, Rows, counter_of
 from app.analytics.efficiency.stretches import Stretches, common, union
+from app.analytics.minutes import fetch_rows
 from app.telemetry.instant import MAX_AHEAD
 from app.telemetry.reading import Stream
 
@@ -36,13 +36,17 @@ def kilowatts(milliwh: int, seconds: float) -> float:
 
 
 async def fetch_power_rows(connection: AsyncConnection, stream: Stream, device: int, buckets: Buckets) -> Rows:
-    """Returns the rows behind a device's power in the last 31 days of the buckets; none for days and months."""
+    """Returns the rows behind a device's power in the buckets; none for days and months."""
     if buckets.width in ("1d", "1mo"):
         return NO_ROWS
-    end = min(buckets.end, datetime.now(UTC) + MAX_AHEAD)
-    start = max(buckets.start, end - _REACH)
-    found = await fetch_rows(connection, stream, [device], start - _MARGIN, end + _MARGIN)
+    found = await fetch_rows(connection, stream, [device], *power_reach(buckets))
     return found.get(device, NO_ROWS)
+
+
+def power_reach(buckets: Buckets) -> tuple[datetime, datetime]:
+    """Returns the range of the rows behind a device's power in the last 31 days of the buckets."""
+    end = min(buckets.end, datetime.now(UTC) + MAX_AHEAD)
+    return max(buckets.start, end - _REACH) - _MARGIN, end + _MARGIN
 
 
 async def power_columns(
@@ -78,15 +82,16 @@ def minute_powers(counter: Counter, starts: Sequence[int], window: range) -> tup
     after a silence of more than four hours, by a device's only reading, or faster than the device can take it. Power is
     None in minutes in which it is not known, and the peak where there are no 15 minutes in which it is.
     """
-    milliwh: dict[int, int] = {}
+    milliwh = np.full(len(window), -1)
     most = None
     for before, after in common([(window.start * MINUTE_US, window.stop * MINUTE_US)], _known(counter)):
-        minutes = range(-(-before // MINUTE_US), after // MINUTE_US + 1)
-        sums = [counter.at(minute * MINUTE_US) for minute in minutes]
-        milliwh |= zip(minutes, map(sub, sums[1:], sums), strict=False)
+        first, last = -(-before // MINUTE_US), after // MINUTE_US
+        sums = counter.at_each(MINUTE_US * np.arange(first, last + 1))
+        milliwh[first - window.start : max(first, last) - window.start] = np.diff(sums)
         if len(sums) > DEMAND_MINUTES:
-            most = max(most or 0, *map(sub, sums[DEMAND_MINUTES:], sums))
-    powers = [kilowatts(milliwh[minute], 60) if (minute := start // 60) in milliwh else None for start in starts]
+            most = max(most or 0, int((sums[DEMAND_MINUTES:] - sums[:-DEMAND_MINUTES]).max()))
+    asked = milliwh[np.array(starts, np.int64) // 60 - window.start].tolist()
+    powers = [kilowatts(energy, 60) if energy >= 0 else None for energy in asked]
     return powers, None if most is None else kilowatts(most, 60 * DEMAND_MINUTES)
 
 

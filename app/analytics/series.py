@@ -13,12 +13,14 @@ from sqlalchemy import Dialect, Select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.analytics.buckets import Buckets
-from app.analytics.efficiency.evidence import fetch_sides, pair_in_thread, us
+from app.analytics.efficiency.counter import Numbers
+from app.analytics.efficiency.evidence import fetch_sides, near, pair_in_thread, us
 from app.analytics.efficiency.pairs import Flow, Flows, Pairs
 from app.analytics.efficiency.rhythm import MINUTE_US
-from app.analytics.efficiency.rows import NO_ROWS
+from app.analytics.efficiency.rows import NO_ROWS, Rows
 from app.analytics.freshness import fetch_instants
-from app.analytics.power import fetch_power_rows, power_columns
+from app.analytics.minutes import fetch_minutes, known_where
+from app.analytics.power import fetch_power_rows, power_columns, power_reach
 from app.analytics.series_source import METER, VEHICLE, Bucket, Source
 from app.database import binary_cursor, snapshot
 from app.errors import InvalidTimeRange
@@ -114,8 +116,9 @@ async def fetch_meter_series(pool: AsyncEngine, meter_id: str, buckets: Buckets,
         instants = await fetch_instants(connection, *METER.aggregates[buckets.source])
         buckets.refuse_dropped(instants.kept_from)
         async with snapshot(connection):
-            sums = await fetch_columns(connection, METER, buckets, [device])
-            rows = await fetch_power_rows(connection, Stream.METER, device, buckets)
+            sums, rows = await _fetch_device(connection, METER, Stream.METER, device, buckets, power_reach(buckets))
+            if rows is None:
+                rows = await fetch_power_rows(connection, Stream.METER, device, buckets)
             limits = await fetch_limits(connection, Stream.METER, [device], max_power_kw=settings.max_power_kw)
     powers, peak = await power_columns(rows, limits[device], sums[0], sums[1], buckets)
     return MeterSeries(meter_id, *buckets[:3], *instants, peak, MeterColumns(*[*sums, powers]))
@@ -135,10 +138,12 @@ async def fetch_vehicle_series(
         buckets.refuse_dropped(instants.kept_from)
         bounds = efficiency_bounds(buckets, minutes.kept_from, datetime.now(UTC))
         async with snapshot(connection):
-            sums = await fetch_columns(connection, VEHICLE, buckets, [device])
+            reach = near(*bounds, settings)
+            sums, own = await _fetch_device(connection, VEHICLE, Stream.VEHICLE, device, buckets, reach)
             if sums[0] and bounds[0] < bounds[1]:
                 with suppress(InvalidTimeRange):  # too many vehicles share its meters, so there is no efficiency
-                    sides = await fetch_sides(connection, [device], *bounds, settings)
+                    rows_of = None if own is None else {device: own}
+                    sides = await fetch_sides(connection, [device], *bounds, settings, rows=rows_of)
             if sides is None:
                 rows = await fetch_power_rows(connection, Stream.VEHICLE, device, buckets)
                 limits = await fetch_limits(connection, Stream.VEHICLE, [device], max_power_kw=settings.max_power_kw)
@@ -163,6 +168,22 @@ def efficiency_bounds(buckets: Buckets, kept_from: datetime | None, now: datetim
     if kept_from is not None and kept_from > start:
         start = kept_from.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
     return start, end
+
+
+async def _fetch_device(
+    connection: AsyncConnection,
+    source: Source,
+    stream: Stream,
+    device: int,
+    buckets: Buckets,
+    reach: tuple[datetime, datetime],
+) -> tuple[list[list[Any]], Rows | None]:
+    """Returns a device's columns. Of minutes, the same read also gives the rows in `reach`."""
+    if buckets.width != "1m":
+        return await fetch_columns(connection, source, buckets, [device]), None
+    start, end = min(buckets.start, reach[0]), max(buckets.end, reach[1])
+    minutes = await fetch_minutes(connection, stream, device, start, end)
+    return minutes.between(buckets.start, buckets.end).columns(), minutes.between(*reach).rows
 
 
 async def fetch_columns(
@@ -196,17 +217,13 @@ def _efficiency(
     instants, places = np.unique(np.concatenate([begins, ends]), return_inverse=True)
     flows = [pair.flows for meter_id, pair in pairs.items() if meter_id is not None]
 
-    def flowed(of_pair: Callable[[Flows], Flow]) -> list[int]:
+    def flowed(of_pair: Callable[[Flows], Flow]) -> Numbers:
         until = sum((of_pair(flow).until_each(instants) for flow in flows), np.zeros_like(instants))
         before, after = np.split(until[places], 2)
-        in_buckets: list[int] = (after - before).tolist()
+        in_buckets: Numbers = after - before
         return in_buckets
 
-    columns = (flowed(attrgetter(name)) for name in ("paired_us", "paired_ac_milliwh", "paired_dc_milliwh"))
-    is_whole = (begins >= us(kept_from)).tolist()
-    paired: list[int | None] = []
-    ratios: list[float | None] = []
-    for whole, time_us, ac, dc in zip(is_whole, *columns, strict=True):
-        paired.append(round(time_us / MINUTE_US) if whole else None)
-        ratios.append(dc / ac if whole and ac else None)
-    return paired, ratios
+    time_us, ac, dc = (flowed(attrgetter(name)) for name in ("paired_us", "paired_ac_milliwh", "paired_dc_milliwh"))
+    is_whole = begins >= us(kept_from)
+    paired = known_where(is_whole, np.rint(time_us / MINUTE_US).astype(np.int64))
+    return paired, known_where(is_whole & (ac != 0), dc / np.where(ac, ac, 1))

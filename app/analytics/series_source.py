@@ -41,8 +41,8 @@ BucketOrAuto: TypeAlias = Literal["1m", "1h", "1d", "1mo", "auto"]
 class Source(NamedTuple):
     """The aggregates to read, and the statement, by the width of their buckets.
 
-    `statements_of_zone` make days or months from these buckets: those between each two of :bounds, and `t` is their
-    number, from 1 on.
+    A device's minutes need no statement: minutes.py fetches them. `statements_of_zone` make days or months from these
+    buckets: those between each two of :bounds, and `t` is their number, from 1 on.
     """
 
     aggregates: dict[Width, tuple[str, ...]]
@@ -50,8 +50,7 @@ class Source(NamedTuple):
     statements_of_zone: dict[Width, Select[Any]]
 
 
-# The statements: arrays over the buckets in [:range_from, :range_to) of :devices, in order. A device has one row in a
-# bucket, but for a vehicle's minutes at several meters.
+# The statements: arrays over the buckets in [:range_from, :range_to) of :devices, in order.
 
 
 def _arrays(source: FromClause, *values: ColumnElement[Any]) -> Select[Any]:
@@ -86,8 +85,8 @@ def _vehicle_arrays(source: FromClause) -> Select[Any]:
     return _arrays(source, _kwh(source.c.dc_milliwh), source.c.readings, *soc, *temperature)
 
 
-def _merged(source: TableValuedAlias, bucket: ColumnElement[Any] | None = None) -> Subquery:
-    """Selects one row for each bucket, where a vehicle has one for each meter, or for each of the given buckets."""
+def _of_zone(source: TableValuedAlias) -> Subquery:
+    """Selects one row for each two of :bounds; the bucket is as many seconds after 1970 as its number says."""
     columns = {column.name: column for column in source.c if column.name.endswith(("_milliwh", "_sum", "readings"))}
     sums = (cast(func.sum(column), BigInteger).label(name) for name, column in columns.items())
     bounds = (
@@ -96,14 +95,9 @@ def _merged(source: TableValuedAlias, bucket: ColumnElement[Any] | None = None) 
         for column in source.c
         if column.name.endswith(suffix)
     )
-    bucket = source.c.bucket if bucket is None else bucket
-    return select(bucket.label("bucket"), *sums, *bounds).group_by(bucket).subquery()
-
-
-def _of_zone(source: TableValuedAlias) -> Subquery:
-    """Selects one row for each two of :bounds; the bucket is as many seconds after 1970 as its number says."""
     number = func.width_bucket(source.c.bucket, bindparam("bounds", type_=ARRAY(DateTime(timezone=True))))
-    return _merged(source, func.to_timestamp(number))
+    bucket = func.to_timestamp(number)
+    return select(bucket.label("bucket"), *sums, *bounds).group_by(bucket).subquery()
 
 
 def _fleet_arrays(source: FromClause) -> Select[Any]:
@@ -114,7 +108,7 @@ def _fleet_arrays(source: FromClause) -> Select[Any]:
 
 METER = Source(
     {"1m": ("meter_minute",), "1h": ("meter_hour",), "1d": ("meter_day",)},
-    {"1m": _meter_arrays(meter_minute), "1h": _meter_arrays(meter_hour), "1d": _meter_arrays(meter_day)},
+    {"1h": _meter_arrays(meter_hour), "1d": _meter_arrays(meter_day)},
     {
         "1m": _meter_arrays(_of_zone(meter_minute)),
         "1h": _meter_arrays(_of_zone(meter_hour)),
@@ -123,11 +117,7 @@ METER = Source(
 )
 VEHICLE = Source(
     {"1m": ("vehicle_minute",), "1h": ("vehicle_hour",), "1d": ("vehicle_day",)},
-    {
-        "1m": _vehicle_arrays(_merged(vehicle_minute)),
-        "1h": _vehicle_arrays(vehicle_hour),
-        "1d": _vehicle_arrays(vehicle_day),
-    },
+    {"1h": _vehicle_arrays(vehicle_hour), "1d": _vehicle_arrays(vehicle_day)},
     {
         "1m": _vehicle_arrays(_of_zone(vehicle_minute)),
         "1h": _vehicle_arrays(_of_zone(vehicle_hour)),

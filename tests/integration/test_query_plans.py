@@ -271,6 +271,15 @@ async def statements_of_series(url: str, what: str, buckets: Buckets) -> Sent:
     return reads
 
 
+async def test_an_answer_reads_each_device_s_minutes_once(filled: psycopg.Connection, database_url: str) -> None:
+    sent = [await statements_of_performance(database_url, window_of(None, None, 24, now=datetime.now(UTC)))]
+    sent += [await statements_of_series(database_url, what, some_buckets("1m")) for what in ("meter", "vehicle")]
+    for statements in sent:
+        read = [(re.findall(r"FROM (\w+)\(", statement), parameters["devices"]) for statement, parameters in statements]
+        for stream in "meter", "vehicle":
+            assert sum(found == [f"{stream}_minute"] and 1 in (devices or ()) for found, devices in read) <= 1
+
+
 def some_buckets(width: Width) -> Buckets:
     """Returns most of the day before yesterday: for a few hours of this small fleet, an index by time is as good.
 

@@ -15,7 +15,8 @@ from app.analytics.alerts.hours import NO_METER, Hours, judge_hours
 from app.analytics.efficiency.evidence import Sides, fetch_near, pair_each, settled, settled_margin
 from app.analytics.efficiency.neighbours import REACH, fetch_sharers
 from app.analytics.efficiency.rhythm import HOUR_US
-from app.analytics.sessions.battery import Batteries, fetch_batteries
+from app.analytics.minutes import Integers, fetch_batteries
+from app.analytics.sessions.battery import Battery, battery_between
 from app.analytics.sessions.session import Part, parts_of, rule_of
 from app.database import snapshot
 from app.settings import Settings
@@ -29,13 +30,12 @@ _PAIRED_TOGETHER = 50
 
 
 class Judged(NamedTuple):
-    """All rows of some vehicles in some hours, and all parts of sessions, with the batteries of those that have any."""
+    """All rows of some vehicles in some hours, and all parts of their sessions, with the battery in each."""
 
     vehicles: set[int]
     hours: range
     rows: Hours
-    parts: dict[int, list[Part]]
-    batteries: Batteries
+    parts: dict[int, list[tuple[Part, Battery]]]
 
 
 async def judge_touched_hours(
@@ -95,7 +95,7 @@ async def _judge(
     is_near: bool,
 ) -> Judged:
     """Judges these vehicles; if `is_near`, only those that are settled, by the rows near the hours."""
-    judged = Judged(set(), hours, {}, {}, {})
+    judged = Judged(set(), hours, {}, {})
     if not hours or not vehicles:
         return judged
     bounds = _instants(hours, settled_margin(settings) if is_near else REACH)
@@ -103,8 +103,8 @@ async def _judge(
     in_order = _side_by_side(vehicles, sharers)
     judging: asyncio.Task[Judged] | None = None
     for some in (in_order[start : start + size] for start in range(0, len(in_order), size)):
-        sides = await fetch_near(connection, some, *bounds, settings, sharers=sharers)
-        batteries = await fetch_batteries(connection, some, *_instants(hours))
+        rows, batteries = await fetch_batteries(connection, some, *bounds)
+        sides = await fetch_near(connection, some, *bounds, settings, rows=rows, sharers=sharers)
         if judging:
             _add(judged, await judging)
         chosen = settled(sides, some, *bounds, settings) if is_near else {*some}
@@ -123,22 +123,23 @@ def _side_by_side(vehicles: set[int], sharers: Mapping[int, set[int]]) -> list[i
 
 
 def _judge_slice(
-    sides: Sides, batteries: Batteries, vehicles: Sequence[int], hours: range, settings: Settings
+    sides: Sides, batteries: dict[int, Integers], vehicles: Sequence[int], hours: range, settings: Settings
 ) -> Judged:
     rule, bounds = rule_of(settings), [hour * HOUR_US for hour in (*hours, hours.stop)]
     rows: Hours = {}
-    parts: dict[int, list[Part]] = {}
+    parts: dict[int, list[tuple[Part, Battery]]] = {}
     for start in range(0, len(vehicles), _PAIRED_TOGETHER):
         pairs = pair_each(vehicles[start : start + _PAIRED_TOGETHER], sides, settings)
         rows |= judge_hours(pairs, hours)
-        found = {vehicle_id: parts_of(of_vehicle, rule, bounds) for vehicle_id, of_vehicle in pairs.items()}
-        parts |= {vehicle_id: some for vehicle_id, some in found.items() if some}
-    known = {vehicle_id: batteries[vehicle_id] for vehicle_id in parts.keys() & batteries.keys()}
-    return Judged({*vehicles}, hours, rows, parts, known)
+        for vehicle_id, of_vehicle in pairs.items():
+            parts[vehicle_id] = [
+                (part, battery_between(sides.vehicles[vehicle_id], batteries[vehicle_id], part.start_us, part.end_us))
+                for part in parts_of(of_vehicle, rule, bounds)
+            ]
+    return Judged({*vehicles}, hours, rows, parts)
 
 
 def _add(judged: Judged, further: Judged) -> None:
     judged.vehicles.update(further.vehicles)
     judged.rows.update(further.rows)
     judged.parts.update(further.parts)
-    judged.batteries.update(further.batteries)

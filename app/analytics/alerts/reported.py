@@ -15,9 +15,9 @@ from app.analytics.alerts import tables
 from app.analytics.alerts.implausible import REACH_HOURS, Implausible, judge_hour, spans_of, usual_milliwatt
 from app.analytics.alerts.implausible_hours import fetch_known, judge_alerts, replace_implausible
 from app.analytics.alerts.silence import replace_reported, reported_in
-from app.analytics.efficiency.evidence import fetch_rows
 from app.analytics.efficiency.rhythm import Minute
 from app.analytics.efficiency.rows import minutes_of
+from app.analytics.minutes import fetch_rows
 from app.database import snapshot
 from app.fleet.limits import fetch_limits
 from app.telemetry.reading import Stream

@@ -1,8 +1,6 @@
 """The rows that prove how much of a meter's AC energy reached a vehicle's battery: fetched, then paired.
 
-Performance, coverage, a vehicle's series and the evaluator of alerts all fetch them here. The minutes come as one row
-of arrays in binary form, which numpy divides by device: 1.95 million minutes of 5,000 meters took 1.8 s of CPU, and 4.1
-as arrays by device in text.
+Performance, coverage, a vehicle's series and the evaluator of alerts all fetch them here.
 """
 
 import asyncio
@@ -12,13 +10,9 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from psycopg.abc import Buffer
-from psycopg.adapt import Loader
-from psycopg.pq import Format
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -27,7 +21,7 @@ from app.analytics.efficiency.neighbours import MAPPED, REACH, fetch_at_meters, 
 from app.analytics.efficiency.pairs import Pairs, pair_counters
 from app.analytics.efficiency.rhythm import MEAN_POWER_US, MINUTE_US
 from app.analytics.efficiency.rows import NO_ROWS, Mapping, Rows, counter_of, in_order
-from app.database import binary_cursor
+from app.analytics.minutes import fetch_rows
 from app.errors import InvalidTimeRange
 from app.fleet.limits import fetch_limits, limit_of
 from app.settings import Settings
@@ -41,8 +35,6 @@ MAX_SHARED_MINUTES = 1_000_000
 _MINUTE = timedelta(minutes=1)
 _PAIRING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairing")
 _FAR_US = 10**18  # beyond any window
-# PostgreSQL's binary form of an array has so many bytes before the first element.
-_HEADER_BYTES = 20
 
 
 class Sides(NamedTuple):
@@ -71,15 +63,18 @@ async def fetch_sides(
     range_from: datetime,
     range_to: datetime,
     settings: Settings,
+    *,
+    rows: dict[int, Rows] | None = None,
 ) -> Sides:
     """Returns the rows on which the pairs of some vehicles in [range_from, range_to) depend.
 
-    Raises InvalidTimeRange when too many vehicles share the meters.
+    `rows` are those of these vehicles near() the range, if they are fetched already. Raises InvalidTimeRange when too
+    many vehicles share the meters.
     """
     most = MAX_SHARED_MINUTES * _MINUTE / (range_to - range_from)
-    near, far = ((range_from - margin, range_to + margin) for margin in (settled_margin(settings), REACH))
-    sides = await fetch_near(connection, vehicles, *near, settings, most_others=most)
-    if {*vehicles} == settled(sides, vehicles, *near, settings):
+    close, far = near(range_from, range_to, settings), (range_from - REACH, range_to + REACH)
+    sides = await fetch_near(connection, vehicles, *close, settings, rows=rows, most_others=most)
+    if {*vehicles} == settled(sides, vehicles, *close, settings):
         return sides
     known = {*vehicles}.union(*sides.sharers.values())
     further = sides._replace(mappings=await _fetch_mappings(connection, known, *far))
@@ -88,13 +83,13 @@ async def fetch_sides(
         for vehicle_id in vehicles
     ):
         return await fetch_near(connection, vehicles, *far, settings, most_others=most)
-    for margin in (far[0], near[0]), (near[1], far[1]):
-        for stream, devices, rows in (
+    for margin in (far[0], close[0]), (close[1], far[1]):
+        for stream, devices, found in (
             (Stream.VEHICLE, known, further.vehicles),
             (Stream.METER, [*further.sharers], further.meters),
         ):
             for device, more in (await fetch_rows(connection, stream, devices, *margin)).items():
-                rows[device] = in_order(np.concatenate([rows.get(device, NO_ROWS), more], axis=1))
+                found[device] = in_order(np.concatenate([found.get(device, NO_ROWS), more], axis=1))
     return further
 
 
@@ -105,17 +100,19 @@ async def fetch_near(
     range_to: datetime,
     settings: Settings,
     *,
+    rows: dict[int, Rows] | None = None,
     sharers: dict[int, set[int]] | None = None,
     most_others: float = math.inf,
 ) -> Sides:
     """Returns the rows in [range_from, range_to) of some vehicles, their meters, and of all vehicles at these.
 
-    `sharers` are the vehicles by meter; without them, minutes within REACH tell. Each side is fetched by itself: one
-    anti-join takes 80 times as long. Raises InvalidTimeRange when there are more than `most_others` other vehicles.
+    `rows` are those of these vehicles, if they are fetched already. `sharers` are the vehicles by meter; without them,
+    minutes within REACH tell. Each side is fetched by itself: one anti-join takes 80 times as long. Raises
+    InvalidTimeRange when there are more than `most_others` other vehicles.
     """
     bounds = {"range_from": range_from, "range_to": range_to}
     own = Sides(
-        await fetch_rows(connection, Stream.VEHICLE, vehicles, **bounds),
+        await fetch_rows(connection, Stream.VEHICLE, vehicles, **bounds) if rows is None else rows,
         {},
         await _fetch_mappings(connection, vehicles, **bounds),
         await fetch_limits(connection, Stream.VEHICLE, vehicles, max_power_kw=settings.max_power_kw),
@@ -143,6 +140,12 @@ async def fetch_near(
         limits = await fetch_limits(connection, Stream.VEHICLE, others, max_power_kw=settings.max_power_kw)
         own.vehicle_limits.update(limits)
     return own
+
+
+def near(range_from: datetime, range_to: datetime, settings: Settings) -> tuple[datetime, datetime]:
+    """Returns the range of the rows that are enough for vehicles that are settled in [range_from, range_to)."""
+    margin = settled_margin(settings)
+    return range_from - margin, range_to + margin
 
 
 def settled_margin(settings: Settings) -> timedelta:
@@ -215,48 +218,6 @@ def pair_each(vehicles: Iterable[int], sides: Sides, settings: Settings) -> dict
     return {vehicle_id: pairs(vehicle_id) for vehicle_id in vehicles}
 
 
-async def fetch_rows(
-    connection: AsyncConnection, stream: Stream, devices: Collection[int], range_from: datetime, range_to: datetime
-) -> dict[int, Rows]:
-    """Returns the rows of some devices in [range_from, range_to)."""
-    parameters = {"devices": [*devices], "range_from": range_from, "range_to": range_to}
-    rows = await fetch_arrays(connection, _ROWS[stream], parameters)
-    for minutes in rows.values():
-        minutes[:2] += EPOCH_US
-    return rows
-
-
-async def fetch_arrays(
-    connection: AsyncConnection, statement: bytes, parameters: dict[str, Any]
-) -> dict[int, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
-    """Returns the columns of a statement by its first one, a device, ordered by the two that follow.
-
-    The statement returns one row, of arrays of numbers without NULL. Instants are microseconds since EPOCH_US.
-    """
-    async with binary_cursor(connection) as cursor:
-        for element in "int2", "int4", "int8", "timestamptz":
-            cursor.adapters.register_loader(cursor.adapters.types[element].array_oid, _Numbers)
-        columns = await (await cursor.execute(statement, parameters)).fetchone()
-    if columns is None or columns[0] is None:
-        return {}
-    device, *rows = columns
-    order = np.lexsort((rows[1], rows[0], device))
-    ordered, device = np.stack(rows)[:, order], device[order]
-    bounds = [0, *(np.flatnonzero(np.diff(device)) + 1).tolist(), len(device)]
-    return {int(device[start]): ordered[:, start:end] for start, end in pairwise(bounds)}
-
-
-class _Numbers(Loader):
-    """Loads a one-dimensional array of numbers without NULL: each is preceded by its length, all by a header."""
-
-    format = Format.BINARY
-
-    def load(self, data: Buffer) -> np.ndarray[Any, np.dtype[np.int64]]:
-        size = int.from_bytes(data[_HEADER_BYTES : _HEADER_BYTES + 4])
-        elements = np.frombuffer(data, [("length", ">i4"), ("number", f">i{size}")], offset=_HEADER_BYTES)
-        return elements["number"].astype(np.int64)
-
-
 async def _fetch_mappings(
     connection: AsyncConnection, vehicles: Collection[int], range_from: datetime, range_to: datetime
 ) -> dict[int, list[Mapping]]:
@@ -280,25 +241,7 @@ def instant_of(since_1970_us: int) -> datetime:
     return instant(since_1970_us - EPOCH_US)
 
 
-# The statements, all over [:range_from, :range_to) and of :devices where these are given. An energy of -1 is NOT_KNOWN.
-
-
-_ROWS = {
-    Stream.VEHICLE: b"""
-        SELECT array_agg(vehicle_id), array_agg(last_ts), array_agg(first_ts),
-               array_agg(CASE WHEN unknown_readings > 0 THEN -1 ELSE dc_milliwh END), array_agg(readings),
-               array_agg(coalesce(meter_id, 0))
-        FROM vehicle_minute(%(range_from)s, %(range_to)s, %(devices)s::integer[])
-    """,
-    Stream.METER: b"""
-        SELECT array_agg(meter_id), array_agg(last_ts), array_agg(first_ts),
-               array_agg(CASE WHEN unknown_readings > 0 THEN -1 ELSE ac_milliwh END), array_agg(readings),
-               array_agg(0)
-        FROM meter_minute(%(range_from)s, %(range_to)s, %(devices)s::integer[])
-    """,
-}
-
-# The mappings of :devices.
+# The mappings of :devices that hold in [:mapped_from, :mapped_to).
 _MAPPINGS = select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id, vehicle_meter.c.valid).where(
     one_of(vehicle_meter.c.vehicle_id, "devices"), MAPPED
 )

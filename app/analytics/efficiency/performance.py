@@ -4,20 +4,21 @@ from contextlib import suppress
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import BigInteger, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.efficiency.cost import cost
-from app.analytics.efficiency.evidence import fetch_sides, pair_in_thread, us
+from app.analytics.efficiency.evidence import fetch_sides, near, pair_in_thread, us
 from app.analytics.efficiency.pairs import evidence_between, total
 from app.analytics.efficiency.verdict import Coverage, Status, coverage_of, efficiency_ratio, uncertainty, verdict
 from app.analytics.freshness import fetch_instants
+from app.analytics.minutes import fetch_minutes
 from app.analytics.window import Window
 from app.database import snapshot
 from app.errors import NoChargingData, UnknownDevice
 from app.fleet.registry import device_id_of
 from app.settings import Settings
-from app.tables import vehicle, vehicle_minute
+from app.tables import vehicle
+from app.telemetry.reading import Stream
 
 
 class Performance(msgspec.Struct, frozen=True, rename="camel"):
@@ -64,13 +65,13 @@ async def fetch_performance(pool: AsyncEngine, vehicle_id: str, window: Window, 
             readings = 0
             with suppress(UnknownDevice):
                 device = await device_id_of(connection, vehicle, vehicle_id)
-                devices = {"devices": [device], "range_from": bounds[0], "range_to": bounds[1]}
-                readings, milliwh, *sums = (await connection.execute(_TOTALS, devices)).one()
+                minutes = await fetch_minutes(connection, Stream.VEHICLE, device, *near(*bounds, settings))
+                readings, milliwh, (soc, battery_temp) = minutes.between(*bounds).totals()
             if not readings:
                 raise NoChargingData(
                     f"No charging data found in last {window.hours:g} hours", vehicleId=vehicle_id, asOf=instants.as_of
                 )
-            sides = await fetch_sides(connection, [device], *bounds, settings)
+            sides = await fetch_sides(connection, [device], *bounds, settings, rows={device: minutes.rows})
 
     pairs = (await pair_in_thread(sides, [device], settings))[device]
     by_meter = evidence_between(pairs, us(bounds[0]), us(bounds[1]))
@@ -87,8 +88,8 @@ async def fetch_performance(pool: AsyncEngine, vehicle_id: str, window: Window, 
         paired_dc_delivery=evidence.paired_dc_milliwh / 1_000_000,
         efficiency_ratio=efficiency_ratio(evidence),
         uncertainty=uncertainty(evidence),
-        avg_soc=_average(*sums[:2]),
-        avg_battery_temp=_average(*sums[2:]),
+        avg_soc=_average(*soc),
+        avg_battery_temp=_average(*battery_temp),
         data_points=readings,
         energy_loss_kwh=loss / 1_000_000,
         loss_cost=cost(loss, settings.price_per_kwh),
@@ -101,13 +102,5 @@ async def fetch_performance(pool: AsyncEngine, vehicle_id: str, window: Window, 
     )
 
 
-def _average(hundredths: int | None, readings: int | None) -> float | None:
-    return hundredths / (100 * readings) if hundredths is not None and readings else None
-
-
-# The vehicle's readings, their energy, and the sums for its averages.
-_SUMS = (
-    *("readings", "dc_milliwh", "soc_centipercent_sum", "soc_readings"),
-    *("battery_temp_centic_sum", "battery_temp_readings"),
-)
-_TOTALS = select(*(cast(func.sum(vehicle_minute.c[column]), BigInteger) for column in _SUMS))
+def _average(hundredths: int, readings: int) -> float | None:
+    return hundredths / (100 * readings) if readings else None

@@ -1,22 +1,12 @@
-"""State of charge and temperature of batteries, by minute."""
+"""What is known of a vehicle's battery in a session. Pure."""
 
-from collections.abc import Collection
-from datetime import datetime
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.analytics.efficiency.evidence import fetch_arrays
 from app.analytics.efficiency.rhythm import MINUTE_US
-from app.telemetry.instant import EPOCH_US
-
-Batteries: TypeAlias = dict[int, np.ndarray[tuple[int, int], np.dtype[np.int64]]]
-"""By vehicle: minutes in order, in microseconds since 1970-01-01 UTC, lowest and highest state of charge, temperature.
-
-Those are in hundredths; what is not known is less than any value.
-"""
-_NOT_KNOWN = -(2**15)
+from app.analytics.efficiency.rows import Rows
+from app.analytics.minutes import NO_BATTERY, Integers
 
 
 class Battery(NamedTuple):
@@ -30,38 +20,17 @@ class Battery(NamedTuple):
     battery_temp_max_centic: int | None = None
 
 
-async def fetch_batteries(
-    connection: AsyncConnection, vehicles: Collection[int], range_from: datetime, range_to: datetime
-) -> Batteries:
-    """Returns the minutes of some vehicles in [range_from, range_to)."""
-    parameters = {"devices": [*vehicles], "range_from": range_from, "range_to": range_to}
-    batteries = await fetch_arrays(connection, _BATTERIES, parameters)
-    for minutes in batteries.values():
-        minutes[0] += EPOCH_US
-    return batteries
-
-
-def battery_between(batteries: Batteries, vehicle_id: int, start: int, end: int) -> Battery:
-    """Returns what is known of a vehicle's battery from the minute of an instant to another instant."""
-    if vehicle_id not in batteries:
-        return Battery()
-    at, lowest, highest, temperature = batteries[vehicle_id]
-    first, after = np.searchsorted(at, [start // MINUTE_US * MINUTE_US, end + 1])
+def battery_between(rows: Rows, batteries: Integers, start: int, end: int) -> Battery:
+    """Returns what the rows' minutes know, from the minute of `start` to that of `end`."""
+    until = (end // MINUTE_US + 1) * MINUTE_US
+    first, after = np.searchsorted(rows[0], [start // MINUTE_US * MINUTE_US, until]).tolist()
     if first == after:
         return Battery()
-    known = first + np.flatnonzero(lowest[first:after] > _NOT_KNOWN)
-    hottest = int(temperature[first:after].max())
+    lowest, highest, temperatures = batteries[:, first:after]
+    known = np.flatnonzero(lowest > NO_BATTERY)
+    hottest = int(temperatures.max())
     return Battery(
         int(lowest[known[0]]) if known.size else None,
         int(highest[known[-1]]) if known.size else None,
-        hottest if hottest > _NOT_KNOWN else None,
+        hottest if hottest > NO_BATTERY else None,
     )
-
-
-_BATTERIES = b"""
-    SELECT array_agg(vehicle_id), array_agg(bucket),
-           array_agg(CASE WHEN soc_readings > 0 THEN soc_centipercent_min ELSE -32768 END),
-           array_agg(CASE WHEN soc_readings > 0 THEN soc_centipercent_max ELSE -32768 END),
-           array_agg(coalesce(battery_temp_centic_max, -32768))
-    FROM vehicle_minute(%(range_from)s, %(range_to)s, %(devices)s::integer[])
-"""

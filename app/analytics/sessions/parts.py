@@ -13,7 +13,7 @@ from app.analytics.alerts.tables import Connection, columns, start_of_hour
 from app.analytics.efficiency.evidence import instant_of
 from app.analytics.efficiency.pairs import Evidence
 from app.analytics.efficiency.verdict import coverage_of, uncertainty, verdict
-from app.analytics.sessions.battery import Battery, battery_between
+from app.analytics.sessions.battery import Battery
 from app.analytics.sessions.tables import Row, replace_sessions
 from app.settings import Settings
 
@@ -68,12 +68,11 @@ async def _replace_parts(connection: Connection, judged: Judged) -> set[int]:
 
 def _part_rows(judged: Judged) -> Iterator[tuple[Any, ...]]:
     for vehicle_id, parts in judged.parts.items():
-        for part in parts:
+        for part, battery in parts:
             started, until, over_at = map(instant_of, (part.start_us, part.end_us, part.over_us))
             own = _PartRow(
                 vehicle_id, started, until, over_at, part.is_first, part.meter_id, part.peak_milliwatt, part.silences
             )
-            battery = battery_between(judged.batteries, vehicle_id, part.start_us, part.end_us)
             yield *own, *part.evidence, *battery
 
 
