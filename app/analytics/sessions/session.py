@@ -188,12 +188,12 @@ def _cut(pairs: Pairs, session: _Session, bounds: Sequence[int], rule: Rule) -> 
     """Yields the parts of a session."""
     begun, ended = session.taken[0].start_us, session.taken[-1].end_us
     inner = [bound for bound in bounds if begun < bound < ended]
-    times = ([first, *inner, last] for first, last in ((begun, ended), session.flowed, session.drawn))
-    within, flowed, drawn = times
+    within, flowed, drawn = (
+        [*([first] if bounds[0] <= begun else []), *inner, *([last] if ended <= bounds[-1] else [])]
+        for first, last in ((begun, ended), session.flowed, session.drawn)
+    )
     windows = [pair.windows(drawn) for pair in pairs.values()]
     for (start, end), (a, b), *evidence in zip(pairwise(within), pairwise(flowed), *windows, strict=True):
-        if not bounds[0] <= start < end <= bounds[-1]:
-            continue
         taken = [one for one in session.taken if one.start_us < end and start < one.end_us]
         meter_id = _meter_of(taken or session.taken)
         vehicle = pairs[meter_id].vehicle
