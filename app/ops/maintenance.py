@@ -90,7 +90,7 @@ _STEPS = [
     "DELETE FROM fleet_spread WHERE read_in < now() - %(fleet_spread)s::interval",
     "DELETE FROM efficiency_hour WHERE hour < now() - %(efficiency_hour)s::interval",
     "DELETE FROM implausible_hour WHERE hour < now() - %(efficiency_hour)s::interval",
-    "DELETE FROM session_hour WHERE until < now() - %(charging_session)s::interval",
+    "DELETE FROM session_hour WHERE until < now() - %(session_hour)s::interval",
     "DELETE FROM charging_session WHERE until < now() - %(charging_session)s::interval",
     "DELETE FROM alert WHERE closed < now() - %(alert)s::interval",
     """

@@ -31,6 +31,7 @@ Table = Literal[
     "import_journal",
     "quarantine",
     "efficiency_hour",
+    "session_hour",
     "charging_session",
     "alert",
     "alert_transition",

@@ -148,12 +148,14 @@ def _retentions(policies: Policies) -> Iterator[str]:
 _OUTLIVES = {
     "import_journal": ("meter_reading", "vehicle_reading"),
     "efficiency_hour": ("meter_minute", "vehicle_minute"),
+    "session_hour": ("meter_minute", "vehicle_minute"),
     "charging_session": ("meter_minute", "vehicle_minute"),
     "alert": ("meter_minute", "vehicle_minute"),
 }
 _WHY = {
     "import_journal": "a file imported again without its journal would be told apart only by its readings",
     "efficiency_hour": "a late reading has its hour judged again by the hours beside it",
+    "session_hour": "a late reading would make a session anew without its other hours",
     "charging_session": "a late reading would make a session anew that is gone",
     "alert": "an alert that is gone would be announced once more",
 }

@@ -285,6 +285,8 @@ async def test_what_policies_retain_is_what_maintenance_leaves(
         """
         INSERT INTO fleet_spread SELECT now() - INTERVAL '30 days', now() - INTERVAL '30 days', 1, 0, 0, 0;
         INSERT INTO efficiency_hour SELECT 1, now() - INTERVAL '30 days', 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
+        INSERT INTO session_hour
+        SELECT 1, '2000-01-01', now() - INTERVAL '30 days', now(), true, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0;
         INSERT INTO charging_session
         SELECT 1, '2000-01-01', now() - INTERVAL '30 days', now(), 1, 1, 1, 1, 0, 'ok', 1, 1, 1, 1, 1, 1, 1;
         INSERT INTO alert SELECT 'frozen_meter', 'meter', 1, '2000-01-01', now() - INTERVAL '30 days', '{}';

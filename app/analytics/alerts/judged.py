@@ -47,7 +47,7 @@ async def judge_touched_hours(
     within REACH.
     """
     beside = -(-settled_margin(settings) // timedelta(hours=1))
-    near, far = (_common(range(hours.start - by, hours.stop + by), judgeable) for by in (beside, REACH_HOURS))
+    near, far = (range(hours.start - by, hours.stop + by) for by in (beside, REACH_HOURS))
     vehicles, meters = ({device for stream, device, *_ in touched if stream == each} for each in ("vehicle", "meter"))
     at = _instants(hours)
     around = _instants(near, settled_margin(settings))
@@ -56,12 +56,12 @@ async def judge_touched_hours(
         concerned = vehicles.union(*sharers.values())
         if concerned > vehicles:
             sharers |= await fetch_sharers(connection, concerned - vehicles, set(), at, *around)
-        calm = await _judge(connection, settings, concerned, sharers, near, is_near=True)
+        calm = await _judge(connection, settings, concerned, sharers, _common(near, judgeable), is_near=True)
         others = concerned - calm.vehicles
         if not others:
             return [calm]
         sharers = await fetch_sharers(connection, others, set(), at, *_instants(far, REACH))
-        return [calm, await _judge(connection, settings, others, sharers, far, is_near=False)]
+        return [calm, await _judge(connection, settings, others, sharers, _common(far, judgeable), is_near=False)]
 
 
 async def judge_running(

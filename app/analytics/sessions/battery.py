@@ -1,4 +1,4 @@
-"""What is known of a vehicle's battery in a session. Pure."""
+"""A vehicle's battery in a session. Pure."""
 
 from typing import NamedTuple
 

@@ -63,7 +63,7 @@ class _Taken(NamedTuple):
 
 
 class _Session(NamedTuple):
-    """What a session took, the time whose DC energy it has, and the time whose paired energy it has."""
+    """A session by what it took, with the time whose DC energy it has, and the time whose paired energy it has."""
 
     taken: list[_Taken]
     flowed: Stretch
