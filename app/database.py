@@ -3,18 +3,24 @@
 import getpass
 import os
 import re
+import socket
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, cast
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Literal, TypeVar, cast
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection as SyncConnection
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.errors import SetupError
 from app.settings import Settings
+
+Result = TypeVar("Result")
 
 # These are worth another try with the same data: the transaction lost against another one.
 TRANSIENT = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure, psycopg.errors.LockNotAvailable)
@@ -28,6 +34,31 @@ UNAVAILABLE = (
     psycopg.errors.IdleInTransactionSessionTimeout,
     psycopg.errors.ReadOnlySqlTransaction,
 )
+
+# A connection that is refused has no SQLSTATE.
+_TOO_MANY = re.compile("too many (clients|connections)|connection slots are reserved|no more connections allowed")
+Cause = Literal["away", "disk_full", "frozen", "locked", "out_of_connections", "read_only"]
+
+
+def cause_of(error: BaseException | None) -> Cause | None:
+    """Returns what keeps the database from doing anything at all, by an error of the driver; None for other errors."""
+    match error:
+        case Frozen():
+            return "frozen"
+        case CannotStore(fault="read_only" | "standby") | psycopg.errors.ReadOnlySqlTransaction():
+            return "read_only"
+        case psycopg.errors.LockNotAvailable():
+            return "locked"
+        case psycopg.errors.DiskFull():
+            return "disk_full"
+        case psycopg.errors.TooManyConnections():
+            return "out_of_connections"
+        case psycopg.OperationalError(sqlstate=None) if not isinstance(error, CannotStore):
+            return "out_of_connections" if _TOO_MANY.search(str(error)) else "away"
+        case psycopg.errors.AdminShutdown() | psycopg.errors.CrashShutdown() | psycopg.errors.CannotConnectNow():
+            return "away"
+    return None
+
 
 # The causes for which no batch can be stored, each with the sentence for the operator. They are the values of `status`
 # in /health/ready.
@@ -62,6 +93,17 @@ STORE_FAULTS = {
 class CannotStore(psycopg.OperationalError):
     """The database answers, but one of STORE_FAULTS holds, whose sentence is the message."""
 
+    def __init__(self, fault: str) -> None:
+        super().__init__(STORE_FAULTS[fault])
+        self.fault = fault
+
+
+class Frozen(psycopg.OperationalError):
+    """The database answers nothing: its processes are stopped, or the network swallows what is sent."""
+
+    def __init__(self) -> None:
+        super().__init__("The database does not answer.")
+
 
 # Those that hold now, as one array; only for a database that is migrated.
 FIND_STORE_FAULTS = """
@@ -89,7 +131,10 @@ ALERTS_POOL_SIZE = 2
 TRANSACTION_SECONDS = 5
 _CONNECT_TIMEOUT_S = 5
 ANSWER_SECONDS = 30
-_OPTIONS: dict[str, Any] = {
+# An answer waits so long for a lock of someone else: most locks last some milliseconds.
+LOCK_MILLISECONDS = 700
+_LIMITS = f"SET LOCAL statement_timeout = '{ANSWER_SECONDS}s'; SET LOCAL lock_timeout = {LOCK_MILLISECONDS};"
+OPTIONS: dict[str, Any] = {
     "application_name": "wattline",
     "connect_timeout": _CONNECT_TIMEOUT_S,
     # No statement is prepared: a generic plan would not exclude chunks and partitions, and pooling proxies would fail.
@@ -111,9 +156,66 @@ _FORMS = {
 }
 
 
-async def connect(url: str) -> psycopg.AsyncConnection:
-    """Returns a connection outside the pool that commits each statement, for the writer, a loop or a command."""
-    connection = await psycopg.AsyncConnection.connect(url, autocommit=True, **_OPTIONS)
+class Beat:
+    """Whether a database is alive, as this process sees it: kept by a Pulse, read by each of its connections."""
+
+    def __init__(self) -> None:
+        self.is_frozen = False
+        self.answered_at = time.monotonic()
+        self.waiting = set[Connection]()
+
+
+#: By URL, for the databases that have a pulse.
+BEATS: dict[str, Beat] = {}
+
+
+class Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
+    """A connection of which no await lasts longer than the database lives."""
+
+    beat: Beat | None = None
+
+    async def wait(
+        self,
+        gen: PQGen[Result],
+        interval: float = 0.1,
+        timeout: float | None = None,  # noqa: ASYNC109 - psycopg's
+    ) -> Result:
+        """Waits for the database, as psycopg does on each round trip. Raises Frozen."""
+        beat = self.beat
+        if beat is None:
+            return await super().wait(gen, interval, timeout)
+        if beat.is_frozen:
+            self.cut()
+            raise Frozen
+        beat.waiting.add(self)
+        try:
+            result = await super().wait(gen, interval, timeout)
+        except psycopg.OperationalError as error:
+            if beat.is_frozen:
+                raise Frozen from error
+            raise
+        finally:
+            beat.waiting.discard(self)
+        beat.answered_at = time.monotonic()
+        return result
+
+    def cut(self) -> None:
+        """Ends the connection without a word to the database; whoever waits for it gets an error at once."""
+        if not self.closed:
+            with socket.socket(fileno=os.dup(self.pgconn.socket)) as end, suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+async def connect(url: str) -> Connection:
+    """Returns a connection outside the pool that commits each statement, for the writer, a loop or a command.
+
+    Raises the driver's errors, and Frozen where a pulse says so.
+    """
+    beat = BEATS.get(url)
+    if beat and beat.is_frozen:
+        raise Frozen
+    connection = await Connection.connect(url, autocommit=True, **OPTIONS)
+    connection.beat = beat
     if forms := _forms_to_set(connection.info):
         await connection.execute(forms)
     return connection
@@ -121,7 +223,7 @@ async def connect(url: str) -> psycopg.AsyncConnection:
 
 def connect_sync(url: str) -> psycopg.Connection:
     """Returns a connection that commits each statement, for a command."""
-    connection = psycopg.connect(url, autocommit=True, **_OPTIONS)
+    connection = psycopg.connect(url, autocommit=True, **OPTIONS)
     if forms := _forms_to_set(connection.info):
         connection.execute(forms)
     return connection
@@ -134,7 +236,7 @@ def _forms_to_set(session: psycopg.ConnectionInfo) -> bytes:
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[psycopg.AsyncConnection]:
+async def connected(url: str) -> AsyncIterator[Connection]:
     """Yields a connection outside the pool and closes it at the end."""
     connection = await connect(url)
     try:
@@ -149,11 +251,24 @@ def most_connections(settings: Settings) -> int:
     return settings.pool_max_size + ALERTS_POOL_SIZE + 3 + (settings.webhook_url is not None)
 
 
+class _Pool(AsyncEngine):
+    """A pool that nobody waits for while the database is frozen."""
+
+    def __init__(self, engine: Engine, url: str) -> None:
+        super().__init__(engine)
+        self._database = url
+
+    def connect(self) -> AsyncConnection:
+        if (beat := BEATS.get(self._database)) and beat.is_frozen:
+            raise Frozen
+        return super().connect()
+
+
 def create_pool(url: str, max_size: int) -> AsyncEngine:
     """Returns a pool of connections: one pool is behind all answers, and two loops have their own."""
 
     # A ping costs 0.1 ms and finds the connections that a restart of the database has broken.
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+psycopg://",
         isolation_level="AUTOCOMMIT",
         async_creator=lambda: connect(url),
@@ -162,6 +277,26 @@ def create_pool(url: str, max_size: int) -> AsyncEngine:
         pool_timeout=_CONNECT_TIMEOUT_S,
         pool_pre_ping=True,
     )
+    return _Pool(engine.sync_engine, url)
+
+
+@asynccontextmanager
+async def limited(connection: AsyncConnection) -> AsyncIterator[None]:
+    """Opens a transaction that only reads; none of its statements takes ANSWER_SECONDS, or waits for a lock for long.
+
+    The limits are those of the transaction: behind a pooling proxy, a session is shared.
+    """
+    await connection.exec_driver_sql(f"BEGIN READ ONLY; {_LIMITS}")
+    yield
+    # After an error the pool rolls back.
+    await connection.exec_driver_sql("COMMIT")
+
+
+@asynccontextmanager
+async def reading(pool: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Yields a connection of the pool for statements that only read and are limited()."""
+    async with pool.connect() as connection, limited(connection):
+        yield connection
 
 
 @asynccontextmanager
@@ -175,7 +310,7 @@ async def snapshot(connection: AsyncConnection) -> AsyncIterator[None]:
     # be found neither in its readings, which are gone at once, nor in what is kept of them, which is too new.
     await connection.exec_driver_sql(f"""
         BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
-        SET LOCAL statement_timeout = '{ANSWER_SECONDS}s';
+        {_LIMITS}
         LOCK TABLE ONLY meter_reading, ONLY vehicle_reading IN ACCESS SHARE MODE;
     """)
     yield
@@ -187,15 +322,24 @@ async def snapshot(connection: AsyncConnection) -> AsyncIterator[None]:
 async def driver_connection(pool: AsyncEngine) -> AsyncIterator[psycopg.AsyncConnection]:
     """Yields a connection of the pool as psycopg's own, for more than a SELECT."""
     async with pool.connect() as connection:
-        raw = await connection.get_raw_connection()
-        yield cast("psycopg.AsyncConnection[tuple[Any, ...]]", raw.driver_connection)
+        try:
+            yield await of_driver(connection)
+        except psycopg.errors.ReadOnlySqlTransaction:
+            # The session keeps the setting that it began with.
+            await connection.invalidate()
+            raise
+
+
+async def of_driver(connection: AsyncConnection) -> psycopg.AsyncConnection:
+    """Returns a connection as psycopg's own."""
+    raw = await connection.get_raw_connection()
+    return cast("psycopg.AsyncConnection[tuple[Any, ...]]", raw.driver_connection)
 
 
 @asynccontextmanager
 async def binary_cursor(connection: AsyncConnection) -> AsyncIterator[psycopg.AsyncCursor[tuple[Any, ...]]]:
     """Yields a cursor whose rows come in binary form: arrays of numbers take a third of the time."""
-    raw = await connection.get_raw_connection()
-    async with cast("psycopg.AsyncConnection[tuple[Any, ...]]", raw.driver_connection).cursor(binary=True) as cursor:
+    async with (await of_driver(connection)).cursor(binary=True) as cursor:
         yield cursor
 
 
@@ -216,7 +360,7 @@ _MISUNDERSTOOD = (
 
 
 @contextmanager
-def command_connection(url: str) -> Iterator[Connection]:
+def command_connection(url: str) -> Iterator[SyncConnection]:
     """Yields a connection for a command. Raises SetupError when the URL is invalid or the database cannot be reached.
 
     The error's message holds nothing secret.

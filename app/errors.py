@@ -12,7 +12,9 @@
         AllRejected                                                            422
         TooManyNewDevices                                                      429
         InternalError                                                          500
-        StoreBusy, StoreUnavailable, DiskFull                                  503
+        StoreBusy                                                              503
+        StoreUnavailable                                                       503
+          DatabaseAway, DatabaseFrozen, Locked, OutOfConnections, ReadOnly, DiskFull
 
 A class's docstring is its public sentence; `detail` says what was wrong this time.
 Duplicates, late readings and single bad readings are not errors: the receipt counts them.
@@ -163,12 +165,42 @@ class StoreBusy(ServiceError):
 
 
 class StoreUnavailable(ServiceError):
-    """The database cannot be reached; send the batch again."""
+    """The database does not do what was asked; ask again."""
 
     code, status, retry_after_seconds = "store_unavailable", 503, 1
 
 
-class DiskFull(ServiceError):
+class DatabaseAway(StoreUnavailable):
+    """The database cannot be reached; ask again."""
+
+    code = "away"
+
+
+class DatabaseFrozen(StoreUnavailable):
+    """The database does not answer; ask again."""
+
+    code = "frozen"
+
+
+class Locked(StoreUnavailable):
+    """Someone else holds a lock on a table of the database; ask again."""
+
+    code = "locked"
+
+
+class OutOfConnections(StoreUnavailable):
+    """The database takes no more connections; ask again."""
+
+    code = "out_of_connections"
+
+
+class ReadOnly(StoreUnavailable):
+    """The database only lets read; send the batch again once it takes writes."""
+
+    code = "read_only"
+
+
+class DiskFull(StoreUnavailable):
     """The database's disk is full; send the batch again once there is room."""
 
-    code, status, retry_after_seconds = "disk_full", 503, 10
+    code, retry_after_seconds = "disk_full", 10

@@ -32,7 +32,7 @@ from app.analytics.routes import (
 from app.analytics.sessions.routes import get_sessions
 from app.dashboard.live import Hub, get_fleet_live
 from app.dashboard.routes import get_asset, get_page
-from app.database import create_pool
+from app.database import Frozen, create_pool
 from app.errors import SetupError
 from app.fleet.routes import get_mappings, get_meter_states, get_vehicle_states, post_mapping
 from app.ingest.http.openapi import READINGS
@@ -43,6 +43,7 @@ from app.ops.health import get_live, get_ready
 from app.ops.logging import configure_logging, log_requests
 from app.ops.maintenance import maintain_forever
 from app.ops.metrics import get_metrics
+from app.ops.pulse import Pulse
 from app.ops.server import before_stop, follow_parent
 from app.ops.watch import Watch
 from app.parameters import refuse_unknown_parameters
@@ -112,6 +113,7 @@ async def ingesting(
         asyncio.create_task(judge_forever(url, settings), name="alerts"),
         asyncio.create_task(deliver_forever(url, settings), name="webhooks"),
         asyncio.create_task(watch.run(), name="watch"),
+        asyncio.create_task(Pulse(url, lambda: writer.refuse_waiting(Frozen())).run(), name="pulse"),
     ]
     consuming = asyncio.create_task(consumer.run() if consumer else asyncio.sleep(0), name="mqtt_consumer")
     for task in (*loops, consuming):
@@ -173,7 +175,6 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
         route_handlers=ROUTES,
         dependencies={
             "writer": Provide(lambda: writer, sync_to_thread=False),
-            "disk_full": Provide(lambda: writer.disk_full, sync_to_thread=False),
             "watch": Provide(lambda: watch, sync_to_thread=False),
             "hub": Provide(lambda: hub, sync_to_thread=False),
             "rankings": Provide(lambda: rankings, sync_to_thread=False),

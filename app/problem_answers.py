@@ -13,16 +13,21 @@ from litestar.types.internal_types import PathParameterDefinition
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app.database import STORE_FAULTS, UNAVAILABLE, CannotStore
+from app.database import STORE_FAULTS, UNAVAILABLE, CannotStore, Cause, cause_of
 from app.errors import (
     BodyTooLarge,
+    DatabaseAway,
+    DatabaseFrozen,
     DiskFull,
     InternalError,
     InvalidParameter,
+    Locked,
     MappingOverlap,
     MethodNotAllowed,
     NotFound,
+    OutOfConnections,
     Problem,
+    ReadOnly,
     ServiceError,
     StoreBusy,
     StoreUnavailable,
@@ -44,6 +49,10 @@ def answer_problem(request: Request[Any, Any, Any], error: Exception) -> Respons
     ours = translated(error) or _of_framework(request, error)
     if isinstance(ours, InternalError):
         _log.error("unexpected_error", exc_info=error)
+    # The line of the request has these.
+    structlog.contextvars.bind_contextvars(code=ours.code)
+    if isinstance(ours, StoreUnavailable):
+        structlog.contextvars.bind_contextvars(reason=str(error.orig if isinstance(error, DBAPIError) else error))
     return Response(ours.problem(), status_code=ours.status, headers=ours.headers, media_type=_MEDIA_TYPE)
 
 
@@ -61,16 +70,26 @@ def translated(error: Exception) -> ServiceError | None:
             return StoreUnavailable("The database is not migrated: run `wattline migrate`.")
         case psycopg.errors.InternalError_() as refused if "must be preloaded" in str(refused):
             return StoreUnavailable(STORE_FAULTS["not_preloaded"])
+        case failed if cause := cause_of(failed):
+            return _CAUSES[cause](str(failed) if isinstance(failed, CannotStore) else None)
         case CannotStore():
             return StoreUnavailable(str(error))
-        case psycopg.errors.DiskFull():
-            return DiskFull()
         case away if isinstance(away, UNAVAILABLE):
             return StoreUnavailable()
         case PoolTimeout():
             return StoreBusy("All database connections are in use.")
         case _:
             return None
+
+
+_CAUSES: dict[Cause, type[StoreUnavailable]] = {
+    "away": DatabaseAway,
+    "disk_full": DiskFull,
+    "frozen": DatabaseFrozen,
+    "locked": Locked,
+    "out_of_connections": OutOfConnections,
+    "read_only": ReadOnly,
+}
 
 
 def _of_framework(request: Request[Any, Any, Any], error: Exception) -> ServiceError:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.analytics.series_source import Bucket, BucketOrAuto, Source, Width
 from app.analytics.window import Window
 from app.csv_rows import stamp
+from app.database import reading
 from app.errors import InvalidParameter, InvalidTimeRange
 from app.tables import aggregate_retention
 
@@ -78,7 +79,7 @@ async def fetch_retained(pool: AsyncEngine, window: Window, bucket: BucketOrAuto
     """Returns the names of aggregates that still hold whole buckets at the window's start; only `auto` needs them."""
     if bucket != "auto":
         return set()
-    async with pool.connect() as connection:
+    async with reading(pool) as connection:
         return set(await connection.scalars(_RETAINED, {"start": window.start}))
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.window import Window
 from app.csv_rows import CSV, csv_text, stamp
-from app.database import snapshot
+from app.database import reading, snapshot
 from app.errors import StoreUnavailable
 from app.fleet.registry import device_id_of
 from app.tables import meter, meter_reading, vehicle, vehicle_reading
@@ -78,7 +78,7 @@ async def export_readings(
     It holds each reading that was stored before it began, once; it may hold readings stored meanwhile. An export that
     cannot deliver all of them is broken off, so that its end is missing.
     """
-    async with pool.connect() as connection:
+    async with reading(pool) as connection:
         device = await device_id_of(connection, stream.device, external_id)
     pages = _pages(pool, stream, device, window)
     # The first page is read before the answer begins, since only then can a problem document answer a failure.

@@ -7,6 +7,7 @@ import msgspec
 from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.database import limited
 from app.fleet.states import DEVICES_IN_SERVICE
 from app.tables import aggregate_freshness, aggregate_retention
 
@@ -44,7 +45,8 @@ async def fetch_instants(connection: AsyncConnection, *aggregates: str) -> Insta
 
     The caller must therefore ask before it fetches data.
     """
-    rows = (await connection.execute(_INSTANTS, {"names": aggregates})).all()
+    async with limited(connection):
+        rows = (await connection.execute(_INSTANTS, {"names": aggregates})).all()
     *complete, kept_from = zip(*rows, strict=True)
     first, through = (None if None in instants else min(instants) for instants in complete)
     return Instants(first, through, max(filter(None, kept_from), default=None))

@@ -21,6 +21,7 @@ from app.analytics.series import MeterSeries, VehicleSeries, fetch_meter_series,
 from app.analytics.series_source import FLEET, METER, VEHICLE, BucketOrAuto
 from app.analytics.window import CALENDAR_HOURS, Window, window_of
 from app.csv_rows import CSV, csv_of_columns, prefers_csv, stamp
+from app.database import reading
 from app.errors import InvalidParameter
 from app.problem_answers import AWAY, PARAMETER, problems
 from app.settings import Settings
@@ -240,5 +241,5 @@ async def get_vehicle_readings(
 @get("/v1/analytics/freshness", tags=["analytics"], responses=problems({503: AWAY}))
 async def get_freshness(pool: NamedDependency[AsyncEngine]) -> Freshness:
     """Returns how fresh the answers are, and how many of the devices report."""
-    async with pool.connect() as connection:
+    async with reading(pool) as connection:
         return await fetch_freshness(connection)

@@ -17,6 +17,7 @@ from app.analytics.alerts.schema import alert_transition
 from app.analytics.buckets import Buckets
 from app.analytics.fleet_series import FleetColumns, fetch_fleet_series
 from app.analytics.freshness import fetch_freshness
+from app.database import reading
 from app.errors import StoreBusy
 from app.fleet.states import VehicleState, vehicle_states
 from app.ops.server import cut_off
@@ -139,7 +140,7 @@ class News:
     async def ask(self, pool: AsyncEngine) -> dict[str, object]:
         """Returns events by name: `fleet` always, `states` and `alerts` if they have news."""
         events: dict[str, object] = {"fleet": await _fetch_fleet(pool)}
-        async with pool.connect() as connection:
+        async with reading(pool) as connection:
             if states := self._new_states(await vehicle_states(connection, limit=None, after=None)):
                 events["states"] = states
             if await self._alerts_have_changed(connection):
@@ -163,7 +164,7 @@ async def _fetch_fleet(pool: AsyncEngine) -> LiveFleet:
     now = datetime.now(UTC)
     minute = now.replace(second=0, microsecond=0)
     series = await fetch_fleet_series(pool, Buckets("1m", minute - _SHOWN_MINUTES, minute + _MINUTE + MAX_AHEAD))
-    async with pool.connect() as connection:
+    async with reading(pool) as connection:
         freshness = await fetch_freshness(connection)
     settled = (now - _SETTLED).replace(second=0, microsecond=0) - _MINUTE
     columns = series.columns

@@ -17,7 +17,7 @@ from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.csv_rows import CSV, csv_of_structs, prefers_csv
-from app.database import driver_connection
+from app.database import driver_connection, of_driver, reading
 from app.errors import InvalidParameter, MalformedBody, UnsupportedMediaType
 from app.fleet.mapping import VehicleMapping, map_vehicle, mapping_history
 from app.fleet.states import MeterState, VehicleState, meter_states, vehicle_states
@@ -106,8 +106,8 @@ async def get_mappings(
     """Returns the mappings of a vehicle, to a meter, or of both, oldest first."""
     if vehicle_id is None and meter_id is None:
         raise InvalidParameter("Give vehicleId or meterId.")
-    async with driver_connection(pool) as connection:
-        return await mapping_history(connection, vehicle_id, meter_id)
+    async with reading(pool) as connection:
+        return await mapping_history(await of_driver(connection), vehicle_id, meter_id)
 
 
 @get("/v1/analytics/meters/states", tags=["analytics"], responses=problems({400: PARAMETER, 503: AWAY}))
@@ -119,7 +119,7 @@ async def get_meter_states(
     site: Site = None,
 ) -> Response[list[MeterState]]:
     """Returns the latest state of every meter, by id; as CSV where `Accept` prefers text/csv."""
-    async with pool.connect() as connection:
+    async with reading(pool) as connection:
         states = await meter_states(connection, limit=limit, after=after, site=site)
     last = [state.meter_id for state in states[-1:]]
     return _as_accepted(request, MeterState, states, _next_page("meters", limit, last, site, len(states)))
@@ -134,7 +134,7 @@ async def get_vehicle_states(
     site: Site = None,
 ) -> Response[list[VehicleState]]:
     """Returns the latest state of every vehicle, by id; as CSV where `Accept` prefers text/csv."""
-    async with pool.connect() as connection:
+    async with reading(pool) as connection:
         states = await vehicle_states(connection, limit=limit, after=after, site=site)
     last = [state.vehicle_id for state in states[-1:]]
     return _as_accepted(request, VehicleState, states, _next_page("vehicles", limit, last, site, len(states)))

@@ -1,5 +1,6 @@
 """The health calls: one tells that the process is alive, the other that the service can serve."""
 
+import asyncio
 from datetime import datetime
 
 import msgspec
@@ -12,10 +13,14 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import __version__
-from app.database import FIND_STORE_FAULTS, driver_connection
+from app.database import FIND_STORE_FAULTS, LOCK_MILLISECONDS, cause_of, driver_connection, limited
+from app.ingest.store.writer import Writer
 from app.migrate import migrated, newest_revision
 from app.ops.watch import Watch
 from app.problem_answers import translated
+
+# A database that does not answer so soon is not ready.
+LOOK_SECONDS = 0.9
 
 
 class Live(msgspec.Struct, frozen=True):
@@ -63,10 +68,14 @@ async def get_live() -> Live:
     },
 )
 async def get_ready(
-    pool: NamedDependency[AsyncEngine], watch: NamedDependency[Watch], disk_full: NamedDependency[bool]
+    pool: NamedDependency[AsyncEngine], watch: NamedDependency[Watch], writer: NamedDependency[Writer]
 ) -> Response[Ready]:
     """Returns 200 when the service can serve, else 503, with the engine, versions, migration and warnings."""
-    ready = await _look(pool, disk_full=disk_full)
+    try:
+        looking = asyncio.ensure_future(_look(pool, disk_full=cause_of(writer.fault) == "disk_full"))
+        ready = await asyncio.wait_for(asyncio.shield(looking), LOOK_SECONDS)
+    except TimeoutError:
+        ready = Ready("frozen", __version__, newest_revision())
     warnings = [Warned(found.code, found.sentence) for found in watch.findings if found.code != ready.status]
     ready = msgspec.structs.replace(ready, warnings=warnings, checked_at=watch.checked_at)
     return Response(ready, status_code=200 if ready.status == "ok" else 503)
@@ -76,21 +85,28 @@ async def _look(pool: AsyncEngine, *, disk_full: bool) -> Ready:
     needed = newest_revision()
     try:
         async with pool.connect() as connection:
-            postgresql, timescaledb = (await connection.execute(_VERSIONS)).one()
-            found = await connection.run_sync(migrated)
-            if found.by_other_sql or found.revision != needed:
-                status = "other_sql" if found.by_other_sql else "not_migrated"
-            else:
-                status = next(iter(await connection.scalar(text(FIND_STORE_FAULTS)) or ()), "ok")
+            async with limited(connection):
+                postgresql, timescaledb = (await connection.execute(_VERSIONS)).one()
+                found = await connection.run_sync(migrated)
+                if found.by_other_sql or found.revision != needed:
+                    status = "other_sql" if found.by_other_sql else "not_migrated"
+                else:
+                    status = next(iter(await connection.scalar(text(FIND_STORE_FAULTS)) or ()), "ok")
+            if status == "ok":
+                await connection.exec_driver_sql(_TAKE_LOCKS)
+            elif status == "read_only":
+                # The session keeps the setting that it began with.
+                await connection.invalidate()
         # No batch need come to show that there is room again.
         if status == "ok" and disk_full and not await _has_room(pool):
             status = "disk_full"
     except (SQLAlchemyError, psycopg.Error) as error:
         if isinstance(error, DBAPIError) and isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
             return Ready("not_permitted", __version__, needed)
-        if translated(error) is None:
+        ours = translated(error)
+        if ours is None:
             raise
-        return Ready("database_away", __version__, needed)
+        return Ready(ours.code, __version__, needed)
     return Ready(status, __version__, needed, found.revision, found.engine, postgresql, timescaledb)
 
 
@@ -104,6 +120,14 @@ async def _has_room(pool: AsyncEngine) -> bool:
     return True
 
 
+# The locks that a batch needs.
+_TAKE_LOCKS = f"""
+    BEGIN;
+    SET LOCAL lock_timeout = {LOCK_MILLISECONDS};
+    LOCK TABLE ONLY meter_reading, ONLY vehicle_reading, meter_state, vehicle_state, touched_hour
+        IN ROW EXCLUSIVE MODE;
+    ROLLBACK
+"""
 _TAKE_ROOM = """
     SET LOCAL client_min_messages = warning;
     CREATE TEMP TABLE room ON COMMIT DROP AS SELECT repeat('x', 1900) FROM generate_series(1, 4000)

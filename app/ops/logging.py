@@ -64,6 +64,6 @@ def log_requests(app: ASGIApp) -> ASGIApp:
             milliseconds = round(seconds * 1000, 1)
             log = _log.info if 0 < status < 500 else _log.warning
             log("request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds)
-            structlog.contextvars.unbind_contextvars("request_id")
+            structlog.contextvars.unbind_contextvars("request_id", "code", "reason")
 
     return middleware

@@ -1,7 +1,9 @@
 """The metrics for Prometheus: counters of this process, gauges of the database."""
 
+import asyncio
 from collections.abc import Iterable
 
+import psycopg
 from litestar import Response, get
 from litestar.di import NamedDependency
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, generate_latest
@@ -11,9 +13,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.analytics.alerts.judge import Kind
+from app.database import reading
 from app.ops.doctor.jobs import late_seconds
 from app.ops.watch import Watch
 from app.problem_answers import translated
+
+# Gauges that do not come so soon are left out.
+GAUGE_SECONDS = 0.9
 
 REQUEST_SECONDS = Histogram(
     "wattline_request_seconds",
@@ -52,10 +58,10 @@ async def get_metrics(pool: NamedDependency[AsyncEngine], watch: NamedDependency
     _show(watch, of_watch)
     of_database = CollectorRegistry()
     try:
-        async with pool.connect() as connection:
-            await _gauge(connection, of_database)
-    except SQLAlchemyError as error:
-        if translated(error) is None:
+        gauging = asyncio.ensure_future(_gauge(pool, of_database))
+        await asyncio.wait_for(asyncio.shield(gauging), GAUGE_SECONDS)
+    except (SQLAlchemyError, psycopg.Error, TimeoutError) as error:
+        if not isinstance(error, TimeoutError) and translated(error) is None:
             raise
         of_database = CollectorRegistry()
     return Response(
@@ -63,7 +69,12 @@ async def get_metrics(pool: NamedDependency[AsyncEngine], watch: NamedDependency
     )
 
 
-async def _gauge(connection: AsyncConnection, registry: CollectorRegistry) -> None:
+async def _gauge(pool: AsyncEngine, registry: CollectorRegistry) -> None:
+    async with reading(pool) as connection:
+        await _gauge_with(connection, registry)
+
+
+async def _gauge_with(connection: AsyncConnection, registry: CollectorRegistry) -> None:
     for name, (meaning, statement) in _STATEMENTS.items():
         Gauge(name, meaning, registry=registry).set(await connection.scalar(text(statement)))
     alerts = Gauge("wattline_alerts_open", "Open alerts.", ["kind", "acknowledged"], registry=registry)

@@ -8,7 +8,7 @@ from litestar.di import NamedDependency
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.database import ANSWER_SECONDS
+from app.database import reading
 from app.errors import SetupError, StoreUnavailable
 from app.policies.invariants import read_policies
 from app.policies.storage import Storage, fetch_storage
@@ -32,7 +32,7 @@ class StorageAnswer(msgspec.Struct, frozen=True):
 @get("/v1/storage", tags=["storage"], responses=problems({503: AWAY}))
 async def get_storage(pool: NamedDependency[AsyncEngine]) -> StorageAnswer:
     """Returns the sizes of all tables and aggregates over time, their policies, and what is dropped next."""
-    async with pool.connect() as connection:
+    async with reading(pool) as connection:
         return await connection.run_sync(_fetch)
 
 
@@ -41,11 +41,7 @@ def _fetch(connection: Connection) -> StorageAnswer:
         policies = read_policies()
     except SetupError as error:
         raise StoreUnavailable(f"{error}") from error
-    connection.exec_driver_sql(f"BEGIN READ ONLY; SET LOCAL statement_timeout = '{ANSWER_SECONDS}s'")
-    answer = StorageAnswer(fetch_storage(connection, policies), _fetch_history(connection))
-    # After an error the pool rolls back.
-    connection.exec_driver_sql("COMMIT")
-    return answer
+    return StorageAnswer(fetch_storage(connection, policies), _fetch_history(connection))
 
 
 def _fetch_history(connection: Connection) -> SizeHistory:

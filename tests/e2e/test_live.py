@@ -198,5 +198,5 @@ async def test_a_database_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch) 
     async with aclosing(hub.listen()) as stream:
         for _ in range(2):
             told = await next_event(stream)
-            assert told["problem"]["code"] == "store_unavailable"
+            assert told["problem"]["code"] == "away"
     await pool.dispose()

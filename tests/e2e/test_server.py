@@ -183,10 +183,10 @@ def assert_away(process: Process, readings: str) -> None:
     ]
     answers += [process.post("/v1/ingestion/mapping", content=mapping, headers=JSON)]
     for answer in answers:
-        problem(answer, 503, "store_unavailable")
+        problem(answer, 503, "away")
         assert int(answer.headers["retry-after"]) > 0
     ready = process.get("/health/ready")
-    assert (ready.status_code, ready.json()["status"]) == (503, "database_away")
+    assert (ready.status_code, ready.json()["status"]) == (503, "away")
     assert process.get("/health/live").json()["status"] == "ok"
 
 

@@ -160,11 +160,11 @@ async def test_without_its_database_it_says_so_and_when_to_come_again(away: http
     answers += [await away.post(TELEMETRY, json=[meter(minutes_ago(1)), vehicle(minutes_ago(1))])]
     answers += [await map_vehicle(away, "V1", "M1")]
     for answer in answers:
-        document = problem(answer, 503, "store_unavailable")
+        document = problem(answer, 503, "away")
         assert int(answer.headers["retry-after"]) > 0
         assert "127.0.0.1" not in json.dumps(document)
     ready = await away.get("/health/ready")
-    assert (ready.status_code, ready.json()["status"]) == (503, "database_away")
+    assert (ready.status_code, ready.json()["status"]) == (503, "away")
 
 
 async def test_a_text_that_the_database_cannot_hold_is_no_id(client: httpx.AsyncClient) -> None:

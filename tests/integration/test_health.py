@@ -104,7 +104,8 @@ async def refuses_batches(url: str, fault: str) -> None:
     async with service(Settings(database_url=url)) as client:
         answer = await client.get("/health/ready")
         assert (answer.status_code, answer.json()["status"]) == (503, fault)
-        refused = problem(await client.post("/v1/telemetry", json=meter(minutes_ago(1))), 503, "store_unavailable")
+        code = "read_only" if fault in {"standby", "read_only"} else "store_unavailable"
+        refused = problem(await client.post("/v1/telemetry", json=meter(minutes_ago(1))), 503, code)
         assert refused["detail"] == STORE_FAULTS[fault]
     assert complaints(url).count(STORE_FAULTS[fault]) == 1
 

@@ -17,7 +17,7 @@ from app.analytics.alerts.listing import AlertFilter, AlertPage, fetch_alerts, p
 from app.analytics.efficiency.ranking import By, EfficiencyRanking, Rankings
 from app.analytics.efficiency.verdict import Coverage
 from app.csv_rows import CSV, csv_rows, prefers_csv, stamp
-from app.database import driver_connection
+from app.database import of_driver, reading
 from app.errors import InvalidTimeRange
 from app.problem_answers import AWAY, PARAMETER, problems
 from app.settings import Settings
@@ -66,8 +66,8 @@ async def get_alerts(
     if any(at is not None and at.tzinfo is None for at in (start, end)):
         raise InvalidTimeRange("`from` and `to` need a time zone.")
     only = AlertFilter(is_open, kind, vehicle_id, meter_id, None, site, start, end, after, limit)
-    async with driver_connection(pool) as connection:
-        answer = await fetch_alerts(connection, only, settings)
+    async with reading(pool) as connection:
+        answer = await fetch_alerts(await of_driver(connection), only, settings)
     headers = {"Vary": "Accept"}
     if len(answer.alerts) == limit:
         query = {**dict(request.query_params), "after": position_of(answer.alerts[-1])}

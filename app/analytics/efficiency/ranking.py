@@ -21,7 +21,7 @@ from app.analytics.efficiency.verdict import (
     verdict,
 )
 from app.analytics.window import CALENDAR_HOURS, Window, window_of
-from app.database import driver_connection
+from app.database import of_driver, reading
 from app.settings import Settings
 
 By: TypeAlias = Literal["vehicle", "meter"]
@@ -93,9 +93,11 @@ class Rankings:
         InvalidTimeRange.
         """
         if start or end or site is not None:
-            async with driver_connection(self._pool) as connection:
+            async with reading(self._pool) as pooled:
+                connection = await of_driver(pooled)
                 return await self._rank(connection, await _judged_as_of(connection), by, start, end, site, worst)
-        async with self._one_at_a_time, driver_connection(self._pool) as connection:
+        async with self._one_at_a_time, reading(self._pool) as pooled:
+            connection = await of_driver(pooled)
             as_of = await _judged_as_of(connection)
             until, ranking = self._cached.get(by, (0.0, None))
             if ranking is None or ranking.as_of != as_of or time.monotonic() > until:

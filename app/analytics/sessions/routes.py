@@ -14,7 +14,7 @@ from app.analytics.efficiency.verdict import Status
 from app.analytics.sessions.answer import SessionAnswer
 from app.analytics.sessions.listing import SessionFilter, SessionPage, fetch_sessions, position_of
 from app.csv_rows import CSV, csv_of_structs, prefers_csv, stamp
-from app.database import driver_connection
+from app.database import of_driver, reading
 from app.errors import InvalidTimeRange
 from app.problem_answers import AWAY, PARAMETER, problems
 from app.settings import Settings
@@ -47,8 +47,10 @@ async def get_sessions(
     if any(at is not None and at.tzinfo is None for at in (start, end)):
         raise InvalidTimeRange("`from` and `to` need a time zone.")
     only = SessionFilter(vehicle, meter, start, end, status, after, limit)
-    async with driver_connection(pool) as connection:
-        answer = await fetch_sessions(connection, only, gap=timedelta(minutes=settings.pairing_gap_minutes))
+    async with reading(pool) as connection:
+        answer = await fetch_sessions(
+            await of_driver(connection), only, gap=timedelta(minutes=settings.pairing_gap_minutes)
+        )
     headers = {"Vary": "Accept"}
     if len(answer.sessions) == limit:
         query = {**dict(request.query_params), "after": position_of(answer.sessions[-1])}

@@ -86,6 +86,10 @@ class Session:
             attempt += 1
             try:
                 return await work(await self._connected(), *args, **kwargs)
+            except psycopg.errors.ReadOnlySqlTransaction:
+                # The session keeps the setting that it began with.
+                await self.close()
+                raise
             except self._errors as error:
                 await self._pause(attempt, error)
 

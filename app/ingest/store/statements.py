@@ -14,7 +14,7 @@ import structlog
 from psycopg.rows import scalar_row
 from psycopg.types.numeric import Int8BinaryLoader
 
-from app.database import FIND_STORE_FAULTS, STORE_FAULTS, TRANSACTION_SECONDS, CannotStore
+from app.database import FIND_STORE_FAULTS, LOCK_MILLISECONDS, TRANSACTION_SECONDS, CannotStore
 from app.ingest.batch import Row
 from app.ingest.store.conflicts import Differing, differing
 from app.telemetry.instant import DAY_US, HOUR_US, LATE_US, instant
@@ -187,7 +187,7 @@ async def refuse_store_faults(connection: Connection) -> None:
         found = (["not_permitted"],)
     if faults := found and found[0]:
         _log.warning("store_unavailable", faults=faults)
-        raise CannotStore(STORE_FAULTS[faults[0]])
+        raise CannotStore(faults[0])
 
 
 def prepare_connection(connection: Connection) -> None:
@@ -202,7 +202,8 @@ async def transaction(connection: Connection, prelude: str = "") -> AsyncIterato
     timeout = "transaction_timeout" if connection.info.server_version >= 170000 else "statement_timeout"
     started = time.monotonic()
     async with connection.transaction():
-        await connection.execute(f"SET LOCAL {timeout} = '{TRANSACTION_SECONDS}s';{prelude}".encode())
+        limits = f"SET LOCAL {timeout} = '{TRANSACTION_SECONDS}s'; SET LOCAL lock_timeout = {LOCK_MILLISECONDS};"
+        await connection.execute((limits + prelude).encode())
         yield
         if time.monotonic() - started > TRANSACTION_SECONDS:
             raise psycopg.errors.TransactionTimeout

@@ -8,6 +8,9 @@ lone batch does not wait.
 2. Its readings are split into transactions (transactions.py), which are stored one after the other (session.py).
 3. When a transaction fails on its data, its batches are stored singly: one batch never fails another.
 4. Rejected readings and conflicts go to quarantine, in a transaction of their own; then the receipts go out.
+
+When the database does nothing at all (database.cause_of), the group fails, and with it all that wait. Until a group is
+stored again, one batch at a time tries, and the others are refused at once.
 """
 
 import asyncio
@@ -19,7 +22,7 @@ from contextlib import suppress
 import psycopg
 import structlog
 
-from app.database import TRANSIENT, UNAVAILABLE
+from app.database import BEATS, TRANSIENT, UNAVAILABLE, Frozen, cause_of
 from app.errors import StoreBusy
 from app.ingest.batch import Batch, Receipt, Source
 from app.ingest.counters import WAITING, count
@@ -32,6 +35,7 @@ from app.ingest.store.transactions import Pending, rows_of, split
 GROUP_READINGS = 20_000
 MIN_GROUP_READINGS = 1_000
 TRANSIENT_ATTEMPTS = 6
+LOCK_ATTEMPTS = 4
 
 _log = structlog.get_logger()
 
@@ -40,7 +44,8 @@ class Writer:
     """Stores batches while `run()` runs."""
 
     def __init__(self, url: str, *, queue_max_readings: int, new_devices_per_hour: int | None) -> None:
-        self._session = Session(url, errors=TRANSIENT, pause=_pause, is_live=True)
+        self._session = Session(url, errors=TRANSIENT, pause=self._pause, is_live=True)
+        self._url = url
         self._queue_max_readings = queue_max_readings
         self._queue: deque[Pending] = deque()
         self._waiting_readings = 0
@@ -48,14 +53,19 @@ class Writer:
         self._closing = False
         self._ids = DeviceIds(new_devices_per_hour)
         self._group_readings = GROUP_READINGS
-        #: Whether the last group found no room on the database's disk.
-        self.disk_full = False
+        self._is_storing = False
+        #: What has kept the database from storing anything since then; None while it stores.
+        self.fault: Exception | None = None
 
     async def store(self, batch: Batch, source: Source) -> Receipt:
         """Stores a batch and returns its receipt, after COMMIT. Raises StoreBusy and the driver's errors.
 
         The batch is stored even when the caller is cancelled.
         """
+        if self.fault and (self._queue or self._is_storing):
+            raise self.fault.with_traceback(None)
+        if (beat := BEATS.get(self._url)) and beat.is_frozen:
+            raise Frozen
         if self._closing or (self._queue and self._waiting_readings + batch.received > self._queue_max_readings):
             raise StoreBusy
         pending = Pending(batch, source)
@@ -76,19 +86,24 @@ class Writer:
                 await self._wake.wait()
                 continue
             group = self._take_group()
+            self._is_storing = True
             try:
                 await self._store_group(group)
                 self._group_readings = min(2 * self._group_readings, GROUP_READINGS)
-                self.disk_full = False
+                if self.fault:
+                    _log.warning("store_available")
+                self.fault = None
             except Exception as error:  # noqa: BLE001
                 # A group that is too large for a slow database would come back as large and fail again.
                 self._group_readings = max(self._group_readings // 2, MIN_GROUP_READINGS)
-                if isinstance(error, psycopg.errors.DiskFull) and not self.disk_full:
-                    _log.warning("store_unavailable", faults=["disk_full"], error=str(error))
-                self.disk_full = isinstance(error, psycopg.errors.DiskFull)
                 # Whatever happens to a group, the writer goes on; the group's batches are answered with the error.
                 for pending in group:
                     _fail(pending, error)
+                if cause_of(error):
+                    self.refuse_waiting(error)
+                else:
+                    self.fault = None
+            self._is_storing = False
             for pending in group:
                 if not pending.answered.done():
                     receipt = pending.receipt()
@@ -100,6 +115,15 @@ class Writer:
         """Stops taking batches."""
         self._closing = True
         self._wake.set()
+
+    def refuse_waiting(self, error: Exception) -> None:
+        """Answers all batches that wait with the error, which keeps the database from storing anything."""
+        if self.fault is None:
+            _log.warning("store_unavailable", faults=[cause_of(error)], error=str(error))
+        self.fault = error
+        while self._queue:
+            for pending in self._take_group():
+                _fail(pending, error)
 
     def _take_group(self) -> list[Pending]:
         group = [self._queue.popleft()]
@@ -133,6 +157,17 @@ class Writer:
             await self._settle()
         await self._keep_rejected(group)
 
+    async def _pause(self, attempt: int, error: psycopg.Error) -> None:
+        """Waits for a random time, so that transactions that lost against each other do not meet again."""
+        if isinstance(error, psycopg.errors.LockNotAvailable):
+            # It has waited LOCK_MILLISECONDS already. The group goes on waiting, unless the one before did.
+            if attempt == LOCK_ATTEMPTS or (attempt == 1 and self.fault):
+                raise error
+            self.refuse_waiting(error)
+        elif attempt == TRANSIENT_ATTEMPTS:
+            raise error
+        await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - hides nothing
+
     async def _learn_devices(self, group: list[Pending]) -> None:
         if without_rows := [pending for pending in group if not pending.rows]:
             await self._session.run(self._ids.learn, [pending.batch for pending in without_rows])
@@ -158,13 +193,6 @@ class Writer:
                 committed_at = await self._session.run(keep_rejected, source, readings)
                 for pending in concerned:
                     pending.committed_at = committed_at
-
-
-async def _pause(attempt: int, error: psycopg.Error) -> None:
-    """Waits for a random time, so that transactions that lost against each other do not meet again."""
-    if attempt == TRANSIENT_ATTEMPTS:
-        raise error
-    await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - hides nothing
 
 
 def _fail(pending: Pending, error: BaseException) -> None:

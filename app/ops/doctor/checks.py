@@ -27,7 +27,7 @@ def wrong(facts: Facts) -> list[Finding]:
 def _away(facts: Facts) -> Iterator[Finding]:
     if facts.away:
         advice = "See that its server runs, that DATABASE_URL names it, and that the database exists (`createdb`)."
-        yield Finding("database_away", f"{facts.away} {advice if facts.settings.database_url else ''}")
+        yield Finding("away", f"{facts.away} {advice if facts.settings.database_url else ''}")
 
 
 def _versions(facts: Facts) -> Iterator[Finding]:
