@@ -86,6 +86,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         }
         return cls(**given)
 
+    def recorded(self) -> dict[str, float]:
+        """Returns the settings that change what answers mean. The database records them for all its processes."""
+        names = "pairing_gap_minutes", "low_efficiency", "max_power_kw", "session_min_kw", "session_pause_minutes"
+        return {field: getattr(self, field) for field in names}
+
     def __post_init__(self) -> None:
         for field, low, high in (
             ("pool_max_size", 1, 1_000),
