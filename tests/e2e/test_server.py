@@ -227,7 +227,7 @@ def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_bug(database_ur
     log = tmp_path / "log"
     with log.open("wb") as stderr, serving(database_url, stderr=stderr, WATTLINE_LOG_LEVEL="info") as process:
         for path in "/v1/telemetry", "/v1/ingestion/mapping":
-            head = f"POST {path} HTTP/1.1\r\nHost: wattline\r\nContent-Type: application/json\r\nContent-Length: 1000"
+            head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 1000"
             with socket.create_connection(("127.0.0.1", process.port)) as client:
                 client.sendall(f"{head}\r\nExpect: 100-continue\r\n\r\n".encode())
                 assert client.recv(100).startswith(b"HTTP/1.1 100 ")  # the service has begun to read
