@@ -7,8 +7,8 @@ the address is all that protects the service, so these rules hold:
 2. The browser says from which page a request comes, in `Origin` and `Sec-Fetch-Site`, which no page can set. From a
    foreign page, only GET and HEAD are served, whose answers the browser keeps from the page (403).
 3. If the page's own name is made to lead here (DNS rebinding), the browser takes this service for the page's own. But
-   `Host` has that name, and only names of ours are served (421). No name leads where an IP address does, so that each
-   address is served: by address, probes and balancers need no setting.
+   `Host` has that name, and only names of ours are served (421). An IP address is not looked up, so that no page can
+   make one lead here: all are served, and probes and balancers that ask by address need no setting.
 4. No page may frame or embed an answer, and no browser takes it for another type than it says.
 
 A client that is no browser sends neither `Origin` nor `Sec-Fetch-Site`; one of HTTP/1.0 may even send no `Host`.
