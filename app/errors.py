@@ -4,11 +4,13 @@
       SetupError            a command cannot run: one line for the operator, exit status 1
       ServiceError          a request cannot be served: one problem document (RFC 9457)
         MalformedBody, EmptyBatch, InvalidTimeRange, InvalidParameter          400
+        CrossSite                                                              403
         NotFound, NoChargingData, UnknownDevice                                404
         MethodNotAllowed                                                       405
         MappingOverlap                                                         409
         BodyTooLarge, BatchTooLarge                                            413
         UnsupportedMediaType                                                   415
+        MisdirectedRequest                                                     421
         AllRejected                                                            422
         TooManyNewDevices                                                      429
         InternalError                                                          500
@@ -92,6 +94,12 @@ class InvalidParameter(ServiceError):
     code, status = "invalid_parameter", 400
 
 
+class CrossSite(ServiceError):
+    """A web page of another origin may not send this request."""
+
+    code, status = "cross_site", 403
+
+
 class NotFound(ServiceError):
     """There is nothing at this path."""
 
@@ -138,6 +146,12 @@ class UnsupportedMediaType(ServiceError):
     """The content type or content encoding is not supported."""
 
     code, status = "unsupported_media_type", 415
+
+
+class MisdirectedRequest(ServiceError):
+    """The request names a host that is not this service's."""
+
+    code, status = "misdirected_request", 421
 
 
 class AllRejected(ServiceError):

@@ -30,11 +30,13 @@ from app.analytics.routes import (
     get_vehicle_series,
 )
 from app.analytics.sessions.routes import get_sessions
+from app.browsers import keep_pages_out
 from app.dashboard.live import Hub, get_fleet_live
 from app.dashboard.routes import get_asset, get_page
 from app.database import Frozen, create_pool
 from app.errors import SetupError
 from app.fleet.routes import get_mappings, get_meter_states, get_vehicle_states, post_mapping
+from app.heads import answer_heads
 from app.ingest.http.openapi import READINGS
 from app.ingest.http.routes import post_batch, post_meter_batch, post_vehicle_batch
 from app.ingest.mqtt import Consumer
@@ -189,8 +191,8 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
     )
     # Litestar knows the schemas of what it decodes itself; batches are decoded by us.
     app.openapi_schema.components.schemas |= READINGS
-    # Logging goes around the router, not inside, so that requests that the router refuses are logged too.
-    return log_requests(app)
+    # These go around the router, not inside, so that they see the requests that the router refuses too.
+    return log_requests(keep_pages_out(answer_heads(app), settings))
 
 
 def from_environ(*, mqtt: bool = False) -> ASGIApp:

@@ -1,6 +1,6 @@
 """The migration of a database to this version of Wattline: the revisions, then the policies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -10,13 +10,15 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from app.database import command_connection
 from app.errors import SetupError
 from app.policies.apply import migrate_policies
 from app.policies.invariants import read_policies
+from app.settings import Settings, variable_of
+from app.tables import installation
 
 ROOT = Path(__file__).resolve().parent.parent
 ALEMBIC_INI = ROOT / "alembic.ini"
@@ -32,11 +34,13 @@ def migrate(
     url: str,
     *,
     engine: Literal["auto", "timescale", "plain"] = "auto",
+    record: Settings | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Migrates to the newest revision and applies timescale/policies.toml; returns one line per changed policy.
 
-    After the first installation, changes that could lose something are left, and one more line names them.
+    After the first installation, changes that could lose something are left, and one more line names them. If `record`
+    holds other values than the database records, its values are recorded, and a line names each.
     `progress` is called with a line that names the engine and the reason for it. Raises SetupError when a migration
     fails, when other SQL made the database, and when the requested engine is unavailable or not the database's own.
     """
@@ -53,10 +57,20 @@ def migrate(
             progress(f"The engine is {migrated(connection).engine}, {reason}.")
             connection.rollback()
             with connection.begin():
-                return migrate_policies(connection, policies)
+                changes = migrate_policies(connection, policies)
+                return [*changes, *(_record(connection, record) if record else ())]
         except (CommandError, DBAPIError) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
             raise SetupError(f"The database cannot be migrated: {reason}") from error
+
+
+def _record(connection: Connection, settings: Settings) -> Iterator[str]:
+    new, former = settings.recorded(), connection.scalars(select(installation.c.settings)).one()
+    if new != former:
+        connection.execute(update(installation).values(settings=new))
+    for field, value in new.items():
+        if value != former[field]:
+            yield f"{variable_of(field)}: recorded as {value:.15g} (was {former[field]:.15g}), for all processes"
 
 
 @cache

@@ -98,7 +98,8 @@ def _of_framework(request: Request[Any, Any, Any], error: Exception) -> ServiceE
         case NotFoundException():
             return NotFound("There is nothing at this path; /schema lists the calls.")
         case MethodNotAllowedException():
-            return MethodNotAllowed(headers=dict(error.headers or {}))
+            allowed = (error.headers or {}).get("allow", "")
+            return MethodNotAllowed(headers={"Allow": allowed.replace("GET", "GET, HEAD")})
         case HTTPException(status_code=413):
             return BodyTooLarge()
         case HTTPException(status_code=400):

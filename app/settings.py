@@ -2,7 +2,7 @@
 
 import re
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, get_type_hints
@@ -26,6 +26,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     engine: Literal["auto", "timescale", "plain"] = "auto"
     #: There are no tokens yet, so any address but loopback needs an explicit `off`.
     auth: Literal["on", "off"] = "on"
+    #: The names by which clients reach the service, besides `localhost` and IP addresses: `wattline,wattline.example`.
+    #: A web page may make a name of its own lead here, and must get nothing by it.
+    hosts: str | None = None
     #: `info` logs a line for each request; `warning` only for those that failed.
     log_level: Literal["info", "warning", "error"] = "info"
     #: Connections for answers; the writer and the background loops have their own.
@@ -86,6 +89,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         }
         return cls(**given)
 
+    def recorded(self) -> dict[str, float]:
+        """Returns the settings that change what answers mean. The database records them for all its processes."""
+        names = "pairing_gap_minutes", "low_efficiency", "max_power_kw", "session_min_kw", "session_pause_minutes"
+        return {field: getattr(self, field) for field in names}
+
     def __post_init__(self) -> None:
         for field, low, high in (
             ("pool_max_size", 1, 1_000),
@@ -101,16 +109,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, field)
             if value is not None and not low <= value <= high:
                 raise SetupError(f"{variable_of(field)} is {value}; it must lie between {low} and {high}.")
-        for field, fits, expected in (
-            ("mqtt_url", is_mqtt_url, MQTT_URL),
-            ("mqtt_client_id", re.compile(r"\S{1,128}").fullmatch, "1 to 128 characters without spaces"),
-            ("mqtt_share_group", re.compile(r"[^/+#\s\0]+").fullmatch, "a name without '/', '+', '#' and spaces"),
-            ("mqtt_meter_topic", _TOPIC.fullmatch, f"{_TOPIC_FORM} telemetry/meter/# or telemetry/meter/+/{{id}}/#"),
-            ("mqtt_vehicle_topic", _TOPIC.fullmatch, f"{_TOPIC_FORM} telemetry/vehicle/# or vehicles/{{id}}/energy"),
-            ("currency", re.compile("[A-Z]{3}").fullmatch, "a code of ISO 4217, such as EUR"),
-            ("webhook_url", _is_http_url, "a URL such as https://host/path"),
-            ("webhook_secret", _is_secret, "'whsec_' and 24 to 64 bytes as Base64"),
-        ):
+        for field, fits, expected in _FORMS:
             value = getattr(self, field)
             if value is not None and not fits(value):
                 # The value is not shown, as a URL may hold a password.
@@ -141,6 +140,8 @@ MQTT_URL = "a URL such as mqtt://user@host:1883 or mqtts://user@host:8883; a pas
 #: The level of a topic that names the device.
 ID_LEVEL = "{id}"
 
+_HOST = r"\s*[\w-]+(\.[\w-]+)*\.?\s*"
+_HOSTS = re.compile(f"{_HOST}(,{_HOST})*", re.ASCII)
 _TOPIC = re.compile(
     r"(?!\$)(?!.*{id}.*{id})(([^/+#{}\0]*|\+|{id})/)*([^/+#{}\0]+|\+|{id}|#)".replace("{id}", re.escape(ID_LEVEL))
 )
@@ -178,6 +179,19 @@ def _is_secret(secret: str) -> bool:
         return secret.startswith("whsec_") and 24 <= len(b64decode(secret[6:], validate=True)) <= 64
     except ValueError:
         return False
+
+
+_FORMS: tuple[tuple[str, Callable[[str], object], str], ...] = (
+    ("hosts", _HOSTS.fullmatch, "names without ports, separated by commas, such as wattline,wattline.example"),
+    ("mqtt_url", is_mqtt_url, MQTT_URL),
+    ("mqtt_client_id", re.compile(r"\S{1,128}").fullmatch, "1 to 128 characters without spaces"),
+    ("mqtt_share_group", re.compile(r"[^/+#\s\0]+").fullmatch, "a name without '/', '+', '#' and spaces"),
+    ("mqtt_meter_topic", _TOPIC.fullmatch, f"{_TOPIC_FORM} telemetry/meter/# or telemetry/meter/+/{{id}}/#"),
+    ("mqtt_vehicle_topic", _TOPIC.fullmatch, f"{_TOPIC_FORM} telemetry/vehicle/# or vehicles/{{id}}/energy"),
+    ("currency", re.compile("[A-Z]{3}").fullmatch, "a code of ISO 4217, such as EUR"),
+    ("webhook_url", _is_http_url, "a URL such as https://host/path"),
+    ("webhook_secret", _is_secret, "'whsec_' and 24 to 64 bytes as Base64"),
+)
 
 
 def variable_of(field: str) -> str:

@@ -31,7 +31,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, TSTZMULTIRANGE, TSTZRANGE, ExcludeConstraint
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP, TSTZMULTIRANGE, TSTZRANGE, ExcludeConstraint
 
 from app.telemetry.device_id import ID_FORM
 
@@ -243,10 +243,10 @@ installation = Table(
     Column("engine", Text, nullable=False),
     Column("sql_checksum", Text),
     Column("max_milliwatt", BigInteger, nullable=False),
+    Column("settings", JSONB, nullable=False),
     Column("installed_at", Moment, nullable=False, server_default=func.now()),
     Column("quarantine_dropped", BigInteger, nullable=False, server_default="0"),
-    Column("judged_as_of", Moment),
-    Column("sessions_as_of", Moment),
+    *(Column(name, Moment) for name in ("judged_as_of", "sessions_as_of")),
     Column("webhooks_queued", BigInteger),
     Column("webhooks_given_up", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),

@@ -9,9 +9,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from app.errors import SetupError
-from app.fleet.limits import limit_of
 from app.migrate import OTHER_SQL, migrated
-from app.settings import Settings
 
 Engine = Literal["timescale", "plain"]
 EngineSetting = Literal["auto", "timescale", "plain"]
@@ -22,11 +20,6 @@ SQL_DIRECTORY = Path(__file__).resolve().parent.parent / "timescale"
 def engine_setting() -> EngineSetting:
     """The setting that `wattline migrate` hands over, else WATTLINE_ENGINE."""
     return cast("EngineSetting", context.config.attributes.get("engine") or os.environ.get("WATTLINE_ENGINE", "auto"))
-
-
-def max_milliwatt_setting() -> int:
-    """The limit of power in the environment, by which this database counts registers for good."""
-    return limit_of(Settings.from_environ(os.environ).max_power_kw)
 
 
 def refuse_foreign(connection: Connection, setting: EngineSetting) -> None:

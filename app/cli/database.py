@@ -15,10 +15,10 @@ from app.settings import Settings
 
 @click.command()
 def migrate() -> None:
-    """Bring the database to this version; apply the policies."""
+    """Bring the database to this version; apply the policies; record the settings by which all processes answer."""
     settings = Settings.from_environ(os.environ)
     with open_database(settings, migrated=False) as url:
-        for change in migrate_database(url, engine=settings.engine, progress=click.echo):
+        for change in migrate_database(url, engine=settings.engine, record=settings, progress=click.echo):
             click.echo(change)
     click.echo("The database is migrated.")
 

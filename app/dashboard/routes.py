@@ -5,7 +5,7 @@ from html import escape
 from pathlib import PurePosixPath
 from typing import Annotated
 
-from litestar import HttpMethod, Response, route
+from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, HeaderParameter
 
@@ -18,25 +18,20 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-_FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Accept-Encoding", **_SAFE}
+_FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Accept-Encoding"}
 
 
-# Monitors ask with HEAD.
-_READ = [HttpMethod.GET, HttpMethod.HEAD]
-
-
-@route("/", http_method=_READ, include_in_schema=False, media_type="text/html")
+@get("/", include_in_schema=False, media_type="text/html")
 async def get_page(settings: NamedDependency[Settings]) -> Response[str]:
     """Returns the dashboard."""
     page = (STATIC / "index.html").read_text(encoding="utf-8")
     values = {"base": BASE, "charts": CHARTS, "version": __version__, "low_efficiency": str(settings.low_efficiency)}
     for name, value in values.items():
         page = page.replace("{{" + name + "}}", escape(value))
-    return Response(page, headers={"Cache-Control": "no-cache", "Content-Security-Policy": _POLICY, **_SAFE})
+    return Response(page, headers={"Cache-Control": "no-cache", "Content-Security-Policy": _POLICY})
 
 
-@route("/dashboard/{folder:str}/{name:str}", http_method=_READ, include_in_schema=False, sync_to_thread=True)
+@get("/dashboard/{folder:str}/{name:str}", include_in_schema=False, sync_to_thread=True)
 def get_asset(
     folder: FromPath[str],
     name: FromPath[str],

@@ -63,9 +63,10 @@ class MappingOperation(Operation):
     responses=problems(
         {
             400: "The body is not a mapping, or its times are not a range.",
+            403: "A web page of another origin sent the request.",
             409: "The vehicle is mapped already during part of that time.",
             413: "The body is too large.",
-            415: "The content type is not supported.",
+            415: "The content type is missing or not supported.",
             429: "A device is new, and too many new devices were registered within the hour.",
             503: AWAY,
         }
@@ -85,7 +86,7 @@ async def post_mapping(
 
 
 def _decode(body: bytes, media_type: str) -> NewMapping:
-    if media_type not in ("", "application/json"):
+    if media_type != "application/json":
         raise UnsupportedMediaType("The content type must be application/json.")
     try:
         return msgspec.json.decode(body, type=NewMapping)

@@ -44,7 +44,10 @@ class Service:
         self._url = url
         try:
             self._client = httpx.AsyncClient(
-                base_url=url, timeout=_TIMEOUT_S, limits=httpx.Limits(max_connections=CONNECTIONS)
+                base_url=url,
+                headers={"Content-Type": "application/json"},
+                timeout=_TIMEOUT_S,
+                limits=httpx.Limits(max_connections=CONNECTIONS),
             )
         except httpx.InvalidURL as error:
             raise SetupError(f"--url is {url!r}: {error}.") from None

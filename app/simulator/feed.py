@@ -45,7 +45,7 @@ class Feeder:
     def __init__(self, base_url: str, fleet: Fleet, refresh: Callable[[], None]) -> None:
         self.stopped = threading.Event()
         self._base_url = base_url
-        self._client = httpx.Client(base_url=base_url, timeout=30)
+        self._client = httpx.Client(base_url=base_url, headers={"Content-Type": "application/json"}, timeout=30)
         self._fleet = fleet
         self._refresh = refresh
 

@@ -1,10 +1,14 @@
 """The installation with its engine and retentions; the fleet: devices, their names, latest states and mapping."""
 
+import os
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from migrations.engine import choose_engine, engine_setting, max_milliwatt_setting
+from app.fleet.limits import limit_of
+from app.settings import Settings
+from migrations.engine import choose_engine, engine_setting
 
 revision = "0001"
 down_revision = None
@@ -12,22 +16,25 @@ down_revision = None
 
 def upgrade() -> None:
     engine = choose_engine(op.get_bind(), engine_setting())
-    op.create_table(
+    installation = op.create_table(
         "installation",
         sa.Column("engine", sa.Text, nullable=False),
         # The checksum of the SQL that made this database; env.py records it with each revision.
         sa.Column("sql_checksum", sa.Text),
         # More power than this is no energy between two registers. The setting of later says nothing of what is stored.
         sa.Column("max_milliwatt", sa.BigInteger, nullable=False),
+        # The settings by which all processes are to answer, as the last `wattline migrate` had them.
+        sa.Column("settings", postgresql.JSONB, nullable=False),
         sa.Column("installed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
-        # When the policies were first applied, whole; NULL before.
         # How many rejected readings the bounds of the quarantine have dropped so far.
         sa.Column("quarantine_dropped", sa.BigInteger, nullable=False, server_default="0"),
         sa.CheckConstraint("engine IN ('timescale', 'plain')", name="engine"),
     )
+    settings = Settings.from_environ(os.environ)
     op.get_bind().execute(
-        sa.text("INSERT INTO installation (engine, max_milliwatt) VALUES (:engine, :max_milliwatt)"),
-        {"engine": engine, "max_milliwatt": max_milliwatt_setting()},
+        installation.insert().values(
+            engine=engine, max_milliwatt=limit_of(settings.max_power_kw), settings=settings.recorded()
+        )
     )
 
     # How long rows are kept, as policies.toml says. On TimescaleDB, its jobs hold the retentions of the hypertables.

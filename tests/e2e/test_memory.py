@@ -28,7 +28,7 @@ async def send_for_a_minute(base_url: str) -> int:
         while time.monotonic() < end:
             start_us = next(minutes_us)
             body = msgspec.json.encode(list(fleet.measured(start_us, start_us + MINUTE_US)))
-            answer = await http.post("/v1/telemetry", content=body)
+            answer = await http.post("/v1/telemetry", content=body, headers={"Content-Type": "application/json"})
             assert answer.status_code == httpx.codes.OK, answer.text
             inserted += answer.json()["inserted"]
         return inserted

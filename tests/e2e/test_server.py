@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_bug(database_ur
     log = tmp_path / "log"
     with log.open("wb") as stderr, serving(database_url, stderr=stderr, WATTLINE_LOG_LEVEL="info") as process:
         for path in "/v1/telemetry", "/v1/ingestion/mapping":
-            head = f"POST {path} HTTP/1.1\r\nHost: wattline\r\nContent-Type: application/json\r\nContent-Length: 1000"
+            head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 1000"
             with socket.create_connection(("127.0.0.1", process.port)) as client:
                 client.sendall(f"{head}\r\nExpect: 100-continue\r\n\r\n".encode())
                 assert client.recv(100).startswith(b"HTTP/1.1 100 ")  # the service has begun to read
@@ -236,6 +237,36 @@ def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_bug(database_ur
         assert process.get("/health/live").status_code == httpx.codes.OK
     events = {json.loads(line)["event"] for line in log.read_text().splitlines()}
     assert events - {"finding"} == {"request"}  # the watch looks at the database meanwhile
+
+
+def raw_answer(process: Process, request: bytes) -> bytes:
+    """Returns all that the server sends to a client which sends just these bytes."""
+    with socket.create_connection(("127.0.0.1", process.port), DEADLINE_S) as client:
+        client.sendall(request)
+        return b"".join(iter(lambda: client.recv(MIB), b""))
+
+
+@on_plain
+def test_a_request_without_host_is_served_and_what_is_no_http_is_refused(server_process: Process) -> None:
+    for request in b"GET /health/live HTTP/1.0\r\n\r\n", b"GET /health/live HTTP/1.1\r\nConnection: close\r\n\r\n":
+        assert b" 200 OK\r\n" in raw_answer(server_process, request)
+    # The server refuses this itself, without a body that a browser could take for anything.
+    for path in b'/?a="', b"/?a=<", b"/<":
+        request = b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        head, _, body = raw_answer(server_process, request).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert body == b""
+    assert server_process.get("/health/live", params={"a": '"<'}).status_code == httpx.codes.OK
+
+
+@on_plain
+def test_a_client_that_sends_a_large_batch_to_another_host_gets_the_answer(server_process: Process) -> None:
+    # http.client sends all of a body before it reads anything: of a server that does not read it, it sees no answer.
+    for headers, status in ({"Host": "evil.example"}, 421), ({"Origin": "null"}, 403), ({}, 415):
+        connection = HTTPConnection("127.0.0.1", server_process.port, timeout=DEADLINE_S)
+        connection.request("POST", "/v1/telemetry", b"[" + b" " * 15 * MIB, headers)
+        assert connection.getresponse().status == status
+        connection.close()
 
 
 @on_plain

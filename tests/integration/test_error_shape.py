@@ -42,7 +42,11 @@ REFUSED: list[tuple[int, str, str, str, dict[str, Any]]] = [
     (413, "body_too_large", "POST", TELEMETRY, {"content": b" " * 17_000_000, "headers": JSON}),
     (413, "batch_too_large", "POST", TELEMETRY, {"content": b"[" + b"1," * 60_000 + b"1]", "headers": JSON}),
     (415, "unsupported_media_type", "POST", TELEMETRY, {"content": b"", "headers": {"content-type": "text/csv"}}),
-    (415, "unsupported_media_type", "POST", TELEMETRY, {"content": b"", "headers": {"content-encoding": "br"}}),
+    (415, "unsupported_media_type", "POST", TELEMETRY, {"content": b"", "headers": JSON | {"content-encoding": "br"}}),
+    (415, "unsupported_media_type", "POST", TELEMETRY, {"content": b"{}"}),
+    (415, "unsupported_media_type", "POST", MAPPING, {"content": b"{}"}),
+    (403, "cross_site", "POST", TELEMETRY, {"json": {}, "headers": {"origin": "null"}}),
+    (421, "misdirected_request", "GET", PERFORMANCE, {"headers": {"host": "evil.example"}}),
     (422, "all_rejected", "POST", TELEMETRY, {"json": {}}),
 ]
 
@@ -193,7 +197,7 @@ async def test_a_full_queue_is_503_and_when_to_come_again(database_url: str) -> 
     async with service(Settings(database_url=database_url, queue_max_readings=50_000)) as client:
         with psycopg.connect(database_url) as other:
             other.execute("LOCK TABLE meter_reading IN ACCESS EXCLUSIVE MODE")
-            sent = [asyncio.create_task(client.post(TELEMETRY, content=batch)) for _ in range(4)]
+            sent = [asyncio.create_task(client.post(TELEMETRY, content=batch, headers=JSON)) for _ in range(4)]
             refused, _ = await asyncio.wait(sent, return_when=asyncio.FIRST_COMPLETED)
         answers = [await task for task in sent]
     for answer in (task.result() for task in refused):

@@ -13,6 +13,7 @@ from tests.fixtures.sending import map_vehicle, problem
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PATH = "/v1/ingestion/mapping"
+JSON = {"Content-Type": "application/json"}
 
 
 async def mapped(client: httpx.AsyncClient, vehicle: str, meter: str, **times: str) -> dict[str, Any]:
@@ -152,7 +153,8 @@ async def test_what_is_no_mapping_is_a_400(shared_client: httpx.AsyncClient) -> 
         "text",
         None,
     ):
-        refused = problem(await shared_client.post(PATH, content=json.dumps(wrong)), 400, "invalid_parameter")
+        answer = await shared_client.post(PATH, content=json.dumps(wrong), headers=JSON)
+        refused = problem(answer, 400, "invalid_parameter")
         assert refused["detail"], wrong
     assert await history(shared_client, "wrong") == []
 
@@ -160,7 +162,7 @@ async def test_what_is_no_mapping_is_a_400(shared_client: httpx.AsyncClient) -> 
 async def test_bytes_that_are_no_json_are_a_400(shared_client: httpx.AsyncClient) -> None:
     deep = b'{"other": ' + b"[" * 100_000
     for body in (b"", b"{", b'{"vehicleId": "wrong", "meterId": "\xff"}', deep, b"\x00", b"vehicleId=V1"):
-        answer = await shared_client.post(PATH, content=body, headers={"Content-Type": "application/json"})
+        answer = await shared_client.post(PATH, content=body, headers=JSON)
         problem(answer, 400, "malformed_body")
 
 
@@ -168,7 +170,7 @@ async def test_other_content_types_and_large_bodies_are_refused(shared_client: h
     for media_type in "text/plain", "application/x-www-form-urlencoded", "application/msgpack":
         answer = await shared_client.post(PATH, content=b"{}", headers={"Content-Type": media_type})
         problem(answer, 415, "unsupported_media_type")
-    problem(await shared_client.post(PATH, content=b" " * 20_000_000), 413, "body_too_large")
+    problem(await shared_client.post(PATH, content=b" " * 20_000_000, headers=JSON), 413, "body_too_large")
 
 
 async def test_times_at_the_ends_of_the_calendar_are_a_400(shared_client: httpx.AsyncClient) -> None:

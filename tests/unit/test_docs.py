@@ -66,7 +66,7 @@ WEBHOOKS = Settings(webhook_url="https://host/path", webhook_secret="whsec_" + 3
 MIB = 1024 * 1024
 MINUTE_US = 60_000_000
 # Any call may be answered with these; api.md does not repeat them at each.
-OF_ANY_CALL = {"not_found", "method_not_allowed", "internal_error"}
+OF_ANY_CALL = {"not_found", "method_not_allowed", "misdirected_request", "internal_error"}
 
 
 def section(name: str, heading: str) -> str:
@@ -398,7 +398,7 @@ def shape(path: str) -> str:
 async def schema() -> dict[str, Any]:
     app = create_app(Settings(database_url="postgresql://127.0.0.1:1/nowhere"))
     transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
-    async with httpx.AsyncClient(transport=transport, base_url="http://wattline") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
         document: dict[str, Any] = (await client.get("/schema")).json()
     return document
 

@@ -185,6 +185,14 @@ def test_a_password_needs_a_user() -> None:
         assert Settings.from_environ({"WATTLINE_MQTT_URL": url, "WATTLINE_MQTT_PASSWORD": "secret"}).mqtt_password
 
 
+def test_hosts_are_names_without_ports() -> None:
+    for good in "wattline", "wattline,wattline.example", "my_service, Wattline.Example.", "192.0.2.1":
+        assert Settings.from_environ({"WATTLINE_HOSTS": good}).hosts == good
+    for wrong in "wattline:8000", "http://wattline", "*.example", "wattline,", "a b", ".example", "[::1]", "w\u00e4":
+        with pytest.raises(SetupError, match="WATTLINE_HOSTS cannot be used; it must be names without ports"):
+            Settings.from_environ({"WATTLINE_HOSTS": wrong})
+
+
 def test_a_key_needs_its_certificate() -> None:
     with pytest.raises(SetupError, match="WATTLINE_MQTT_CERT_FILE"):
         Settings.from_environ({"WATTLINE_MQTT_KEY_FILE": "/key.pem"})

@@ -28,8 +28,9 @@ MAX_CONFLICTING = 100
 RESPONSES = problems(
     {
         400: "The body cannot be decoded or holds no reading.",
+        403: "A web page of another origin sent the request.",
         413: "The decoded body has more than 16 MiB or more than 50,000 readings.",
-        415: "The content type or content encoding is not supported.",
+        415: "The content type is missing, or it or the content encoding is not supported.",
         422: "Every reading was rejected; the receipt's members are included.",
         503: "The database is unavailable or too many readings are waiting; send the batch again after `Retry-After`.",
     }
@@ -104,7 +105,8 @@ async def receive_batch(request: Incoming, writer: Writer, stream: Stream | None
 
 
 async def _media_type(request: Incoming) -> MediaType:
-    given = request.headers.get("content-type", MediaType.JSON).partition(";")[0].strip().lower()
+    # Without one, any web page could send a batch: browsers let a page send a body that has no type, or a form's.
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         return MediaType(given)
     except ValueError:

@@ -85,7 +85,7 @@ def _ask(subject: str, question: Callable[[Connection, Facts], None], connection
             raise SetupError(f"The database went away: {error.orig}") from error
         if "not_preloaded" in facts.store_faults:
             return  # the cause is a finding already
-        missing = isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction)
+        missing = isinstance(error.orig, _MISSING)
         # A database of another revision, or of other SQL, lacks parts: its migration state says so already.
         if not missing or (facts.revision == facts.needed_revision and not facts.by_other_sql):
             advice = next((then for kind, then in _ADVICE.items() if isinstance(error.orig, kind)), "")
@@ -145,6 +145,10 @@ def _disk(_: Connection, facts: Facts) -> None:
 def _migration(connection: Connection, facts: Facts) -> None:
     found = migrated(connection)
     facts.engine, facts.revision, facts.by_other_sql = found.engine, found.revision or "", found.by_other_sql
+
+
+def _recorded(connection: Connection, facts: Facts) -> None:
+    facts.recorded = connection.scalars(text("SELECT settings FROM installation")).one()
 
 
 def _storing(connection: Connection, facts: Facts) -> None:
@@ -229,6 +233,7 @@ _QUESTIONS: tuple[tuple[str, Callable[[Connection, Facts], None]], ...] = (
     ("clock", _clock),
     ("disk", _disk),
     ("migration state", _migration),
+    ("recorded settings", _recorded),
     ("ability to store readings", _storing),
     ("policies", _policies),
     ("jobs", _jobs),
@@ -240,6 +245,7 @@ _QUESTIONS: tuple[tuple[str, Callable[[Connection, Facts], None]], ...] = (
     ("sizes", _sizes),
     ("quarantine", _quarantine),
 )
+_MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedFunction)
 _ADVICE: dict[type[psycopg.Error], str] = {
     psycopg.errors.InsufficientPrivilege: "Run the doctor as the owner of the database.",
     psycopg.errors.QueryCanceled: "Run the doctor again when nothing is locked.",

@@ -10,6 +10,7 @@ from app.migrate import OTHER_SQL
 from app.ops.doctor.facts import Facts, Finding
 from app.ops.doctor.jobs import check_jobs
 from app.policies.plan import loses_nothing
+from app.settings import variable_of
 
 CLOCK_SECONDS = 5
 # With less free than either of these, the server may stop at any moment: it panics when it cannot write its log.
@@ -65,6 +66,19 @@ def _engine(facts: Facts) -> Iterator[Finding]:
             f"WATTLINE_ENGINE asks for '{facts.settings.engine}', but the database was migrated for '{facts.engine}', "
             f"which stays: unset it, or set it to '{facts.engine}'.",
         )
+
+
+def _recorded(facts: Facts) -> Iterator[Finding]:
+    for field, ours in facts.settings.recorded().items():
+        variable, recorded = variable_of(field), facts.recorded.get(field, ours)
+        if ours != recorded:
+            yield Finding(
+                "other_setting",
+                f"{variable} is {ours:.15g} here, and {recorded:.15g} in the database's record: processes with "
+                f"different values answer differently. Set it to {recorded:.15g}; or, if {ours:.15g} is right, run "
+                "`wattline migrate` with that value, and restart all other processes with it.",
+                variable,
+            )
 
 
 def _writable(facts: Facts) -> Iterator[Finding]:
@@ -225,6 +239,7 @@ _CHECKS = (
     _versions,
     _migration,
     _engine,
+    _recorded,
     _writable,
     _durability,
     _connections,

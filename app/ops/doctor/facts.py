@@ -147,6 +147,7 @@ class Facts(msgspec.Struct, kw_only=True):
     revision: str | None = None
     by_other_sql: bool = False
     engine: str | None = None
+    recorded: dict[str, float] = {}
     installed_at: datetime | None = None
     store_faults: list[str] = []
     plan: Plan | None = None
