@@ -8,9 +8,9 @@ import pytest
 
 from tests.fixtures.alerts import judge_all
 from tests.fixtures.commands import command
-from tests.fixtures.readings import midnight, store
+from tests.fixtures.readings import midnight, store, vehicle_reading
 from tests.fixtures.sending import meter, minutes_ago, problem, send, vehicle
-from tests.integration.test_alerts import HOUR, session
+from tests.integration.test_alerts import HOUR, MINUTE, session
 
 DAY = midnight(2)
 
@@ -80,6 +80,33 @@ async def test_the_ranking_and_alerts_are_those_of_a_site(database_url: str, cli
     assert await ids(client, "alerts", "deviceId", site="nowhere") == []
     listed = command("alerts", "list", "--site", "S", DATABASE_URL=database_url).stdout
     assert listed.splitlines()[-1].startswith("1 alert;")
+
+
+async def test_sessions_of_a_site_are_those_of_its_vehicles_and_those_at_its_meters(
+    database_url: str, client: httpx.AsyncClient
+) -> None:
+    for number, (name, meter_id) in enumerate([("one", "here"), ("one", "there"), ("two", "here"), ("two", "there")]):
+        await store(database_url, *session(DAY + 5 * number * HOUR, 60, name, efficiency=0.9, meter_id=meter_id))
+    taken = (vehicle_reading(DAY + minute * MINUTE, vehicle_id="lost", meter_id=None) for minute in range(60))
+    await store(database_url, *taken)
+    await judge_all(database_url)
+    device(database_url, "label", "one", "Depot", "--stream", "vehicle")
+    device(database_url, "label", "here", "Depot", "--stream", "meter")
+    device(database_url, "label", "lost", "elsewhere", "--stream", "vehicle")
+
+    async def listed(**query: str) -> list[tuple[str, str | None]]:
+        answer = (await client.get("/v1/analytics/sessions", params=query)).json()
+        return [(one["vehicleId"], one["meterId"]) for one in answer["sessions"]]
+
+    assert await listed(site="Depot") == [("two", "here"), ("one", "there"), ("one", "here")]
+    assert await listed(site="Depot", vehicle="two") == [("two", "here")]
+    assert await listed(site="elsewhere") == [("lost", None)]
+    assert await listed(site="depot") == []
+    page = await client.get("/v1/analytics/sessions", params={"site": "Depot", "limit": 2})
+    (last,) = (await client.get(page.links["next"]["url"])).json()["sessions"]
+    assert (last["vehicleId"], last["meterId"]) == ("one", "here")
+    printed = command("sessions", "--site", "Depot", DATABASE_URL=database_url).stdout
+    assert printed.splitlines()[-1].startswith("3 sessions;")
 
 
 async def test_many_devices_are_labelled_from_a_file_or_none_of_them(

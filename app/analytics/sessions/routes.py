@@ -31,6 +31,9 @@ async def get_sessions(
     settings: NamedDependency[Settings],
     vehicle: Annotated[str | None, QueryParameter(description="Only sessions of this vehicle.")] = None,
     meter: Annotated[str | None, QueryParameter(description="Only sessions at this meter.")] = None,
+    site: Annotated[
+        str | None, QueryParameter(description="Only sessions of the vehicles of this site, or at its meters.")
+    ] = None,
     start: Annotated[
         datetime | None, QueryParameter(name="from", description="Only sessions with time after this instant.")
     ] = None,
@@ -46,7 +49,7 @@ async def get_sessions(
     """Returns the sessions of vehicles, the newest first; CSV if `Accept` prefers text/csv."""
     if any(at is not None and at.tzinfo is None for at in (start, end)):
         raise InvalidTimeRange("`from` and `to` need a time zone.")
-    only = SessionFilter(vehicle, meter, start, end, status, after, limit)
+    only = SessionFilter(vehicle, meter, site, start, end, status, after, limit)
     async with driver_connection(pool) as connection:
         answer = await fetch_sessions(connection, only, gap=timedelta(minutes=settings.pairing_gap_minutes))
     headers = {"Vary": "Accept"}
