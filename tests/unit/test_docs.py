@@ -56,6 +56,8 @@ NAMES = (
     "gateways.md",
     "import.md",
     "operations.md",
+    "report.md",
+    "sessions.md",
     "webhooks.md",
 )
 TEXT = {name: (ROOT / "docs" / name).read_text() for name in NAMES}
