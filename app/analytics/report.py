@@ -14,6 +14,7 @@ from app.analytics.series_source import FLEET
 from app.analytics.window import Window, window_of
 from app.csv_rows import stamp
 from app.errors import InvalidParameter, InvalidTimeRange
+from app.fleet.sites import devices_at
 from app.settings import Settings
 
 # With 31 days, so many meters and so many vehicles fit on a sheet of paper.
@@ -60,7 +61,9 @@ async def fetch_report(connection: Connection, month: date, tz: str, site: str |
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         await _refuse_dropped(connection, days)
-        meters = None if site is None else await _meters_at(connection, site)
+        meters = None if site is None else (await devices_at(connection, site))[0]
+        if meters == []:
+            raise InvalidParameter(f"No meter is at the site {site}, and the report of a site is that of its meters.")
         _, judged_to = await fetch_judged_to(connection, settings)
         sums = await _fetch_sums(connection, days, meters)
         _, worst_meters = await rank(connection, settings, "meter", window, meters=meters, retired=True, worst=_WORST)
@@ -92,13 +95,6 @@ async def _refuse_dropped(connection: Connection, days: Buckets) -> None:
     for (kept_from,) in await (await connection.execute(_KEPT_FROM)).fetchall():
         if days.start < kept_from:
             raise InvalidTimeRange(f"The hours of which a report is made are kept from {stamp(kept_from)} on.")
-
-
-async def _meters_at(connection: Connection, site: str) -> list[int]:
-    rows = await (await connection.execute("SELECT id FROM meter WHERE site = %s", [site])).fetchall()
-    if not rows:
-        raise InvalidParameter(f"No meter is at the site {site}, and the report of a site is that of its meters.")
-    return [device for (device,) in rows]
 
 
 async def _fetch_sums(connection: Connection, days: Buckets, meters: list[int] | None) -> list[tuple[int, ...]]:

@@ -148,3 +148,20 @@ FLEET = Source(
         "1d": _fleet_arrays(_of_zone(fleet_day)),
     },
 )
+
+
+def _summed(energy: str, functions: dict[Width, TableValuedAlias]) -> Source:
+    """Returns the fleet's columns of one stream, summed over :devices; both streams make a site's series."""
+
+    def arrays(source: FromClause) -> Select[Any]:
+        return _arrays(source, source.c[energy], source.c.readings)
+
+    return Source(
+        {width: METER.aggregates[width] + VEHICLE.aggregates[width] for width in functions},
+        {width: arrays(_merged(function)) for width, function in functions.items()},
+        {width: arrays(_of_zone(function)) for width, function in functions.items()},
+    )
+
+
+METERS = _summed("ac_milliwh", {"1m": meter_minute, "1h": meter_hour, "1d": meter_day})
+VEHICLES = _summed("dc_milliwh", {"1m": vehicle_minute, "1h": vehicle_hour, "1d": vehicle_day})

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.fixtures.alerts import judge_all
 from tests.fixtures.commands import command
@@ -147,9 +146,8 @@ async def test_what_is_no_site_is_refused(database_url: str, client: httpx.Async
     assert "There is no meter M2." in refused(database_url, "label", "M2", "a", "--stream", "meter")
 
 
-@pytest.mark.parametrize("path", ["fleet/series", "meters/M1/series"])
-async def test_a_series_of_a_site_is_refused_by_name(client: httpx.AsyncClient, path: str) -> None:
+async def test_a_device_s_series_takes_no_site(client: httpx.AsyncClient) -> None:
     await send(client, meter(minutes_ago(1)))
-    answer = await client.get(f"/v1/analytics/{path}?site=Depot")
+    answer = await client.get("/v1/analytics/meters/M1/series?site=Depot")
     problem(answer, 400, "invalid_parameter")
     assert answer.json()["detail"].startswith("site: ")

@@ -13,6 +13,7 @@ from app.analytics.sessions.tables import COLUMNS, Row
 from app.csv_rows import stamp
 from app.errors import InvalidParameter
 from app.fleet.registry import refuse_unknown
+from app.fleet.sites import devices_at
 
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -51,7 +52,8 @@ async def fetch_sessions(
 
     `gap` is the longest one that is no silence: an hour is over after it.
     """
-    parameters = {**only._asdict(), **_position(only.after)}
+    meters, vehicles = ([], []) if only.site is None else await devices_at(connection, only.site)
+    parameters = {**only._asdict(), **_position(only.after), "site_meters": meters, "site_vehicles": vehicles}
     await refuse_unknown(connection, vehicle=only.vehicle, meter=only.meter)
     instants = await connection.execute("SELECT sessions_as_of, judged_as_of FROM installation")
     ((as_of, judged_as_of),) = await instants.fetchall()
@@ -76,6 +78,7 @@ def _position(after: str | None) -> dict[str, Any]:
         raise InvalidParameter("after: Expected the value that a Link has.") from None
 
 
+# The devices of a site come as ids: by the site's name, PostgreSQL reads all sessions, which takes 85 ms with 285,000.
 _SESSIONS = sql.SQL("""
     SELECT vehicle.external_id, meter.external_id, {columns}
     FROM charging_session AS session
@@ -83,7 +86,8 @@ _SESSIONS = sql.SQL("""
     LEFT JOIN meter ON meter.id = session.meter_id
     WHERE (%(vehicle)s::text IS NULL OR vehicle_id = (SELECT id FROM vehicle WHERE external_id = %(vehicle)s))
         AND (%(meter)s::text IS NULL OR meter_id = (SELECT id FROM meter WHERE external_id = %(meter)s))
-        AND (%(site)s::text IS NULL OR vehicle.site = %(site)s OR meter.site = %(site)s)
+        AND (%(site)s::text IS NULL
+             OR vehicle_id = ANY (%(site_vehicles)s::integer[]) OR meter_id = ANY (%(site_meters)s::integer[]))
         AND (%(start)s::timestamptz IS NULL OR until > %(start)s)
         AND (%(end)s::timestamptz IS NULL OR started < %(end)s)
         AND (%(status)s::text IS NULL OR status = %(status)s)
