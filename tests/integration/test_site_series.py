@@ -134,4 +134,6 @@ async def test_too_many_buckets_of_devices_are_refused_before_they_are_read(
         refused = await client.get("/v1/analytics/fleet/series", params={**window, **query, "site": "north"})
         problem(refused, 400, "invalid_time_range")
         assert refused.json()["detail"].startswith("The 12 devices of that site have 1,0")
-    assert len((await series(client, "north", **window, bucket="1h"))["columns"]["t"]) >= 9
+    columns = (await series(client, "north", **window, bucket="1h"))["columns"]
+    assert len(columns["t"]) >= 9
+    assert {*columns["acKw"], *columns["dcKw"]} == {None}  # as many minutes would have to be read
