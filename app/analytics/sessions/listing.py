@@ -79,8 +79,8 @@ def _position(after: str | None) -> dict[str, Any]:
 
 
 # The devices of a site come as ids: by the site's name, PostgreSQL reads all sessions, which takes 85 ms with 285,000.
-# Sessions that began at once are sorted before the limit, and their meters are looked up after it: with a fleet of 5,000
-# that all begin together, a page reads half as many buffers.
+# Sessions that began at once are sorted before the limit, and their meters are looked up after it: with a fleet of
+# 5,000 that all begin together, a page reads half as many buffers.
 _SESSIONS = sql.SQL("""
     SELECT vehicle.external_id, (SELECT external_id FROM meter WHERE meter.id = session.meter_id), {columns}
     FROM charging_session AS session
