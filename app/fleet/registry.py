@@ -40,6 +40,24 @@ async def device_id_of(connection: AsyncConnection, device: Table, name: str) ->
     return device_id
 
 
+async def refuse_unknown(
+    connection: psycopg.AsyncConnection, *, vehicle: str | None, meter: str | None, either: str | None = None
+) -> None:
+    """Raises UnknownDevice for a name that no vehicle, no meter, or neither of them has today; None is no name."""
+    names = {"vehicle": vehicle, "meter": meter, "either": either}
+    for stream, name in await (await connection.execute(_UNKNOWN, names)).fetchall():
+        raise UnknownDevice(f"There is no {stream} {name}.")
+
+
+_UNKNOWN = """
+    SELECT coalesce(stream, 'device'), name
+    FROM (VALUES ('vehicle', %(vehicle)s::text), ('meter', %(meter)s), (NULL, %(either)s)) AS asked (stream, name)
+    WHERE name IS NOT NULL
+        AND NOT EXISTS (SELECT FROM device
+                        WHERE external_id = name AND device.stream = coalesce(asked.stream, device.stream))
+"""
+
+
 async def register(
     connection: psycopg.AsyncConnection, stream: Stream, names: Iterable[str], *, per_hour: int | None
 ) -> dict[str, int]:

@@ -54,7 +54,7 @@ class Database:
         with psycopg.connect(self.url, autocommit=True) as connection:
             name = sql.Identifier(connection.info.dbname)
             connection.execute("SET default_transaction_read_only = off")
-            connection.execute(sql.SQL(statement).format(name=name))  # type: ignore[arg-type]
+            connection.execute(sql.SQL(statement).format(name=name))
 
 
 @contextmanager
@@ -83,14 +83,6 @@ def read_only(database: Database) -> Iterator[None]:
     database.execute(TERMINATE)
     yield
     database.execute("ALTER DATABASE {name} RESET default_transaction_read_only")
-
-
-@contextmanager
-def out_of_connections(database: Database) -> Iterator[None]:
-    with psycopg.connect(database.url, autocommit=True) as connection:
-        connection.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT 0").format(sql.Identifier("wattline")))
-        connection.execute("ALTER ROLE wattline NOSUPERUSER")
-        yield
 
 
 TERMINATE = """
