@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from sqlalchemy import Integer, any_, bindparam, func, select
+from sqlalchemy import ColumnElement, Integer, Table, any_, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,9 +25,14 @@ def limit_of(kw: float) -> int:
     return round(kw * MILLIWATT_PER_KW)
 
 
+def max_milliwatt(device: Table) -> ColumnElement[int]:
+    """Returns the limit of a meter or vehicle as a column: its own, else :default."""
+    return func.coalesce(device.c.max_milliwatt, bindparam("default")).label("milliwatt")
+
+
 _LIMITS = {
-    Stream(device.name): select(
-        device.c.id, func.coalesce(device.c.max_milliwatt, bindparam("default")).label("milliwatt")
-    ).where(device.c.id == any_(bindparam("devices", type_=ARRAY(Integer))))
+    Stream(device.name): select(device.c.id, max_milliwatt(device)).where(
+        device.c.id == any_(bindparam("devices", type_=ARRAY(Integer)))
+    )
     for device in (meter, vehicle)
 }
