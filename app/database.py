@@ -3,13 +3,14 @@
 import getpass
 import os
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from typing import Any, cast
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import ClauseElement, Connection, Dialect, Engine, create_engine
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -197,6 +198,23 @@ async def binary_cursor(connection: AsyncConnection) -> AsyncIterator[psycopg.As
     raw = await connection.get_raw_connection()
     async with cast("psycopg.AsyncConnection[tuple[Any, ...]]", raw.driver_connection).cursor(binary=True) as cursor:
         yield cursor
+
+
+async def fetch_all(
+    connection: AsyncConnection, statement: ClauseElement, parameters: Mapping[str, Any], *, binary: bool = False
+) -> list[Any]:
+    """Returns a statement's rows without SQLAlchemy's results, which take 0.1 ms more; `binary` is that form."""
+    text, constants = _compiled(statement, connection.dialect)
+    raw = await connection.get_raw_connection()
+    cursor = cast("psycopg.AsyncConnection[tuple[Any, ...]]", raw.driver_connection).cursor(binary=binary)
+    return await (await cursor.execute(text, {**constants, **parameters})).fetchall()
+
+
+@cache
+def _compiled(statement: ClauseElement, dialect: Dialect) -> tuple[bytes, dict[str, Any]]:
+    """Returns a statement as psycopg takes it, and the constants in it."""
+    compiled = statement.compile(dialect=dialect)
+    return str(compiled).encode(), compiled.params
 
 
 def create_sync_engine(url: str) -> Engine:

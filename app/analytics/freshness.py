@@ -7,6 +7,7 @@ import msgspec
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.database import fetch_all
 from app.fleet.states import DEVICES_IN_SERVICE
 from app.tables import aggregate_freshness
 
@@ -44,7 +45,7 @@ async def fetch_instants(connection: AsyncConnection, *aggregates: str) -> Insta
 
     The caller must therefore ask before it fetches data.
     """
-    rows = (await connection.execute(_INSTANTS, {"names": [*aggregates]})).all()
+    rows = await fetch_all(connection, _INSTANTS, {"names": [*aggregates]})
     *complete, kept_from = zip(*rows, strict=True)
     first, through = (None if None in instants else min(instants) for instants in complete)
     return Instants(first, through, max(filter(None, kept_from), default=None))

@@ -6,6 +6,7 @@ from sqlalchemy import ColumnElement, Integer, Table, any_, bindparam, func, sel
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.database import fetch_all
 from app.tables import meter, vehicle
 from app.telemetry.reading import Stream
 
@@ -16,8 +17,8 @@ async def fetch_limits(
     connection: AsyncConnection, stream: Stream, devices: Collection[int], *, max_power_kw: float
 ) -> dict[int, int]:
     """Returns the limit of each of these devices, in milliwatt; `max_power_kw` is that of devices without their own."""
-    rows = await connection.execute(_LIMITS[stream], {"devices": [*devices], "default": limit_of(max_power_kw)})
-    return {row.id: row.milliwatt for row in rows}
+    parameters = {"devices": [*devices], "default": limit_of(max_power_kw)}
+    return dict(await fetch_all(connection, _LIMITS[stream], parameters))
 
 
 def limit_of(kw: float) -> int:

@@ -22,6 +22,7 @@ from app.analytics.efficiency.pairs import Pairs, pair_counters
 from app.analytics.efficiency.rhythm import MEAN_POWER_US, MINUTE_US
 from app.analytics.efficiency.rows import NO_ROWS, Mapping, Rows, counter_of, in_order
 from app.analytics.minutes import fetch_rows
+from app.database import fetch_all
 from app.errors import InvalidTimeRange
 from app.fleet.limits import fetch_limits, limit_of, max_milliwatt
 from app.settings import Settings
@@ -221,11 +222,11 @@ async def _fetch_vehicles(
     settings: Settings,
 ) -> tuple[dict[int, list[Mapping]], dict[int, int]]:
     """Returns the mappings in [range_from, range_to) and the limits of some vehicles."""
-    parameters = {"devices": [*vehicles], "mapped_from": range_from, "mapped_to": range_to}
+    bounds = {"mapped_from": range_from, "mapped_to": range_to}
+    parameters = {"devices": [*vehicles], "default": limit_of(settings.max_power_kw), **bounds}
     mappings: defaultdict[int, list[Mapping]] = defaultdict(list)
     limits: dict[int, int] = {}
-    found = await connection.execute(_VEHICLES, {**parameters, "default": limit_of(settings.max_power_kw)})
-    for vehicle_id, milliwatt, meter_id, valid in found:
+    for vehicle_id, milliwatt, meter_id, valid in await fetch_all(connection, _VEHICLES, parameters):
         limits[vehicle_id] = milliwatt
         if valid is not None:
             from_us = us(valid.lower) if valid.lower else -_FAR_US
