@@ -5,15 +5,16 @@ import os
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cache
 from typing import Any, Literal, TypeVar, cast
 
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from sqlalchemy import ClauseElement, Dialect, Engine, create_engine
 from sqlalchemy import Connection as SyncConnection
-from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -341,6 +342,22 @@ async def binary_cursor(connection: AsyncConnection) -> AsyncIterator[psycopg.As
     """Yields a cursor whose rows come in binary form: arrays of numbers take a third of the time."""
     async with (await of_driver(connection)).cursor(binary=True) as cursor:
         yield cursor
+
+
+async def fetch_all(
+    connection: AsyncConnection, statement: ClauseElement, parameters: Mapping[str, Any], *, binary: bool = False
+) -> list[Any]:
+    """Returns a statement's rows without SQLAlchemy's results, which take 0.1 ms more; `binary` is that form."""
+    text, constants = _compiled(statement, connection.dialect)
+    cursor = (await of_driver(connection)).cursor(binary=binary)
+    return await (await cursor.execute(text, {**constants, **parameters})).fetchall()
+
+
+@cache
+def _compiled(statement: ClauseElement, dialect: Dialect) -> tuple[bytes, dict[str, Any]]:
+    """Returns a statement as psycopg takes it, and the constants in it."""
+    compiled = statement.compile(dialect=dialect)
+    return str(compiled).encode(), compiled.params
 
 
 def create_sync_engine(url: str) -> Engine:
