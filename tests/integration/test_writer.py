@@ -13,8 +13,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from app.database import TRANSACTION_SECONDS, UNAVAILABLE
+from app.database import TRANSACTION_SECONDS
 from app.errors import StoreBusy
+from app.faults import UNAVAILABLE
 from app.ingest.batch import Batch, Conflict, Receipt, Source
 from app.ingest.store import statements, writer
 from app.ingest.store.writer import TRANSIENT_ATTEMPTS, Writer

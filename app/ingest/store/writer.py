@@ -22,8 +22,9 @@ from contextlib import suppress
 import psycopg
 import structlog
 
-from app.database import BEATS, TRANSIENT, UNAVAILABLE, Frozen, cause_of
+from app.database import BEATS
 from app.errors import StoreBusy
+from app.faults import TRANSIENT, UNAVAILABLE, NoAnswer, cause_of
 from app.ingest.batch import Batch, Receipt, Source
 from app.ingest.counters import WAITING, count
 from app.ingest.quarantine.keep import keep_rejected
@@ -65,7 +66,7 @@ class Writer:
         if self.fault and (self._queue or self._is_storing):
             raise self.fault.with_traceback(None)
         if (beat := BEATS.get(self._url)) and beat.is_frozen:
-            raise Frozen
+            raise NoAnswer
         if self._closing or (self._queue and self._waiting_readings + batch.received > self._queue_max_readings):
             raise StoreBusy
         pending = Pending(batch, source)
