@@ -3,76 +3,13 @@
 import asyncio
 import signal
 import time
-from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any, LiteralString
 
-import httpx
 import psycopg
 import pytest
 
+from tests.fixtures.retrying import Load, check_stored
 from tests.fixtures.service import Process
-
-CLIENTS = 6
-
-Row = tuple[str, datetime, int]
-
-
-class Load:
-    """Clients that send each batch until its receipt comes."""
-
-    def __init__(self, base_url: str, random: Random) -> None:
-        self.base_url = base_url
-        self.random = random
-        self.meters: set[Row] = set()
-        self.vehicles: set[Row] = set()
-        self.acknowledged = self.sent_again = 0
-        self.done = False
-        self.start = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=5)
-
-    async def run(self) -> None:
-        """Sends until `done`; then each client waits for the receipt of its last batch."""
-        async with asyncio.TaskGroup() as group:
-            for client in range(CLIENTS):
-                group.create_task(self._send(client))
-
-    async def _send(self, client: int) -> None:
-        async with httpx.AsyncClient(base_url=self.base_url, timeout=10) as http:
-            number = 0
-            while not self.done:
-                batch = self._batch(client, number)
-                while not await self._receipt_came(http, batch):
-                    self.sent_again += 1
-                    await asyncio.sleep(self.random.uniform(0, 0.05))
-                self.acknowledged += 1
-                number += 1
-
-    async def _receipt_came(self, http: httpx.AsyncClient, batch: list[dict[str, Any]]) -> bool:
-        try:
-            answer = await http.post("/v1/telemetry", json=batch)
-        except httpx.TransportError:
-            return False
-        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-            return False
-        assert answer.status_code == httpx.codes.OK, answer.text
-        receipt = answer.json()
-        assert receipt["inserted"] + receipt["duplicates"] == len(batch)
-        assert receipt["conflicts"] == 0
-        return True
-
-    def _batch(self, client: int, number: int) -> list[dict[str, Any]]:
-        """Returns new readings of meters that all clients report and of the client's own vehicles; some are late."""
-        batch: list[dict[str, Any]] = []
-        for n in range(self.random.randrange(1, 40)):
-            age = timedelta(hours=self.random.choice([0, 0, 0, 0, 1, 30]))
-            at = self.start - age + timedelta(milliseconds=number * CLIENTS + client)
-            meter = (f"m{n}", at, self.random.randrange(10**6))
-            vehicle = (f"v{client}.{n}", at, self.random.randrange(10**6))
-            self.meters.add(meter)
-            self.vehicles.add(vehicle)
-            batch.append({"meterId": meter[0], "timestamp": at.isoformat(), "kwhConsumedAc": meter[2] / 1e6})
-            batch.append({"vehicleId": vehicle[0], "timestamp": at.isoformat(), "kwhDeliveredDc": vehicle[2] / 1e6})
-        return batch
 
 
 async def kill_rounds(process: Process, rounds: int) -> Load:
@@ -94,24 +31,6 @@ async def kill_rounds(process: Process, rounds: int) -> Load:
     load.done = True
     await sending
     return load
-
-
-def check_stored(connection: psycopg.Connection, load: Load) -> None:
-    """Checks that exactly the readings sent are stored, and that the latest states are the newest of them."""
-
-    def rows(query: LiteralString) -> list[Row]:
-        return sorted(connection.execute(query).fetchall())
-
-    meters = "SELECT external_id, ts, ac_milliwh FROM {} JOIN meter ON id = meter_id"
-    vehicles = "SELECT external_id, ts, dc_milliwh FROM {} JOIN vehicle ON id = vehicle_id"
-    assert rows(meters.format("meter_reading")) == sorted(load.meters)
-    assert rows(vehicles.format("vehicle_reading")) == sorted(load.vehicles)
-    assert rows(meters.format("meter_state")) == newest(load.meters)
-    assert rows(vehicles.format("vehicle_state")) == newest(load.vehicles)
-
-
-def newest(sent: set[Row]) -> list[Row]:
-    return sorted({device: (device, at, energy) for device, at, energy in sorted(sent)}.values())
 
 
 async def kill_and_check(process: Process, connection: psycopg.Connection, rounds: int) -> None:

@@ -113,7 +113,7 @@ class Writer:
 
     def refuse_waiting(self, error: Exception) -> None:
         """Answers all batches that wait with the error, which keeps the database from storing anything."""
-        if self.fault is None:
+        if cause_of(error) != cause_of(self.fault):
             _log.warning("store_unavailable", faults=[cause_of(error)], error=str(error))
         self.fault = error
         while self._queue:
