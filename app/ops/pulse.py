@@ -13,7 +13,7 @@ from typing import NoReturn
 import psycopg
 import structlog
 
-from app.database import BEATS, OPTIONS, Beat
+from app.database import BEATS, OPTIONS, Beat, Connection
 
 PERIOD_SECONDS = 0.5
 # A database that is busy answers within some milliseconds, and seldom takes longer than this.
@@ -29,8 +29,8 @@ class Pulse:
     def __init__(self, url: str, frozen: Callable[[], None]) -> None:
         self._url, self._frozen = url, frozen
         self.beat = Beat()
-        # No Connection: while the database is frozen, this one goes on waiting.
-        self._connection: psycopg.AsyncConnection | None = None
+        # It has no beat of its own, so that it goes on asking while the database is frozen.
+        self._connection: Connection | None = None
 
     async def run(self) -> NoReturn:
         """Asks again and again, until it is cancelled."""
@@ -51,18 +51,20 @@ class Pulse:
             await self._close()
 
     async def _ask(self) -> None:
-        """Returns when the database has answered; also when it refused, since then it is not frozen."""
+        """Returns when the database has answered; also when it refuses a connection, since then it is not frozen."""
         while True:
             try:
                 if self._connection is None:
-                    self._connection = await psycopg.AsyncConnection.connect(self._url, autocommit=True, **OPTIONS)
-                await self._connection.execute("SELECT")
-                return
+                    self._connection = await Connection.connect(self._url, autocommit=True, **OPTIONS)
             except psycopg.errors.ConnectionTimeout:
                 continue
             except psycopg.Error:
-                await self._close()
                 return
+            try:
+                await self._connection.execute("SELECT")
+                return
+            except psycopg.Error:
+                await self._close()
 
     async def _close(self) -> None:
         if self._connection:
@@ -80,6 +82,8 @@ class Pulse:
                 self.beat.is_frozen = True
                 _log.warning("database_frozen")
                 self._frozen()
+                if self._connection:
+                    self._connection.cut()  # If only this connection is dead, the next one is answered.
             if self.beat.is_frozen and now - last > CUT_SECONDS:
                 for connection in [*self.beat.waiting]:
                     connection.cut()

@@ -191,6 +191,22 @@ def test_a_fault_of_the_database_is_answered_by_its_name_while_it_lasts(
         assert connection.execute("SELECT count(*) FROM meter_reading").fetchone() == (3,)
 
 
+def test_a_dead_connection_is_no_frozen_database(database: Database) -> None:
+    with serving(database.url) as process, psycopg.connect(database.url, autocommit=True) as connection:
+        backends = connection.execute("SELECT pid FROM pg_stat_activity WHERE query = 'SELECT'").fetchall()
+        for (backend,) in backends:
+            os.kill(backend, signal.SIGSTOP)
+        try:
+            assert len(backends) == 1
+            asked = "SELECT FROM pg_stat_activity WHERE query = 'SELECT' AND pid <> %s"
+            eventually(lambda: connection.execute(asked, backends[0]).rowcount)
+            eventually(lambda: post(process, 1).status_code == httpx.codes.OK)
+            assert process.get("/health/ready").json()["status"] == "ok"
+        finally:
+            for (backend,) in backends:
+                os.kill(backend, signal.SIGCONT)
+
+
 @pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("disturbance", DISTURBANCES)
 async def test_nothing_is_lost_and_everything_is_answered_under_load(
