@@ -146,9 +146,9 @@ async def test_every_reading_is_stored_once_after_many_kills(
 async def test_every_reading_is_stored_once_although_the_embedded_database_is_killed(engine: str) -> None:
     # In /tmp itself: where root has no user namespaces, `nobody` could not enter pytest's own directory.
     with tempfile.TemporaryDirectory(prefix="wattline-test-") as directory:
-        own = {"WATTLINE_DATA_DIR": directory, "WATTLINE_LOG_LEVEL": "error"}
         pid_file = Path(directory) / "postgres" / "postmaster.pid"
-        with serving("", WATTLINE_PG_BIN=str(available_engines()[engine].bin), **own) as process:
+        pg_bin = str(available_engines()[engine].bin)
+        with serving("", WATTLINE_DATA_DIR=directory, WATTLINE_PG_BIN=pg_bin, WATTLINE_LOG_LEVEL="error") as process:
 
             async def kill() -> None:
                 os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
