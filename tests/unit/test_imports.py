@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"errors"},
     "database": {"errors", "faults", "settings"},
     "broker": {"errors", "loops", "settings"},
-    "postgres": {"errors", "settings"},
+    "postgres": {"errors", "loops", "settings"},
     "simulator": {"telemetry"},
     "load": {"broker", "errors", "loops", "settings", "simulator"},
     "fleet": {*DATABASE, "csv_rows", "telemetry"},
