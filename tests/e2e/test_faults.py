@@ -105,6 +105,13 @@ def out_of_connections(database: Database) -> Iterator[None]:
 
 
 @contextmanager
+def killed(database: Database) -> Iterator[None]:
+    """Kills the postmaster; whoever holds the server starts it again."""
+    os.kill(database.processes()[0], signal.SIGKILL)
+    yield
+
+
+@contextmanager
 def often(database: Database, statement: str) -> Iterator[None]:
     """Executes a statement again and again."""
     over = threading.Event()
@@ -137,6 +144,7 @@ FAULTS: dict[str, Callable[[Database], AbstractContextManager[None]]] = {
     "out_of_connections": out_of_connections,
 }
 DISTURBANCES = FAULTS | {
+    "killed": killed,
     "terminated": lambda database: often(database, TERMINATE_SERVICE),
     "altered": lambda database: often(database, ALTER),
 }
