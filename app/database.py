@@ -36,7 +36,8 @@ _CONNECT_TIMEOUT_S = 5
 ANSWER_SECONDS = 30
 # An answer waits so long for a lock of someone else: most locks last some milliseconds.
 LOCK_MILLISECONDS = 700
-_LIMITS = f"SET LOCAL statement_timeout = '{ANSWER_SECONDS}s'; SET LOCAL lock_timeout = {LOCK_MILLISECONDS};"
+#: For the transaction of an answer.
+LIMITS = f"SET LOCAL statement_timeout = '{ANSWER_SECONDS}s'; SET LOCAL lock_timeout = {LOCK_MILLISECONDS};"
 OPTIONS: dict[str, Any] = {
     "application_name": "wattline",
     "connect_timeout": _CONNECT_TIMEOUT_S,
@@ -189,7 +190,7 @@ async def limited(connection: AsyncConnection) -> AsyncIterator[None]:
 
     The limits are those of the transaction: behind a pooling proxy, a session is shared.
     """
-    await connection.exec_driver_sql(f"BEGIN READ ONLY; {_LIMITS}")
+    await connection.exec_driver_sql(f"BEGIN READ ONLY; {LIMITS}")
     yield
     # After an error the pool rolls back.
     await connection.exec_driver_sql("COMMIT")
@@ -213,7 +214,7 @@ async def snapshot(connection: AsyncConnection) -> AsyncIterator[None]:
     # be found neither in its readings, which are gone at once, nor in what is kept of them, which is too new.
     await connection.exec_driver_sql(f"""
         BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
-        {_LIMITS}
+        {LIMITS}
         LOCK TABLE ONLY meter_reading, ONLY vehicle_reading IN ACCESS SHARE MODE;
     """)
     yield

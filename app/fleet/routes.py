@@ -17,7 +17,7 @@ from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.csv_rows import CSV, csv_of_structs, prefers_csv
-from app.database import driver_connection, of_driver, reading
+from app.database import LIMITS, driver_connection, of_driver, reading
 from app.errors import InvalidParameter, MalformedBody, UnsupportedMediaType
 from app.fleet.mapping import VehicleMapping, map_vehicle, mapping_history
 from app.fleet.states import MeterState, VehicleState, meter_states, vehicle_states
@@ -81,7 +81,8 @@ async def post_mapping(
     except InternalServerException:
         # The client has gone: nobody reads this answer, and it is not a bug.
         raise MalformedBody("The connection was closed before the end of the body.") from None
-    async with driver_connection(pool) as connection:
+    async with driver_connection(pool) as connection, connection.transaction():
+        await connection.execute(LIMITS)
         return await map_vehicle(connection, new, new_devices_per_hour=settings.new_devices_per_hour)
 
 

@@ -183,8 +183,8 @@ def test_a_fault_of_the_database_is_answered_by_its_name_while_it_lasts(
             assert (ready.status_code, ready.json()["status"]) == (503, fault)
             assert process.get("/health/live").status_code == httpx.codes.OK
             assert "wattline_request_seconds" in process.get("/metrics").text
-            for path in ANSWERS:
-                answer = process.get(path)
+            mapping = {"vehicleId": "V1", "meterId": "M1"}
+            for answer in (process.post("/v1/ingestion/mapping", json=mapping), *map(process.get, ANSWERS)):
                 if answer.status_code != httpx.codes.OK:
                     problem(answer, 503, fault)
         eventually(lambda: process.get("/health/ready").json()["status"] == "ok")
