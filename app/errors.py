@@ -7,6 +7,7 @@
         CrossSite                                                              403
         NotFound, NoChargingData, UnknownDevice                                404
         MethodNotAllowed                                                       405
+        BodyTooSlow                                                            408
         MappingOverlap                                                         409
         BodyTooLarge, BatchTooLarge                                            413
         UnsupportedMediaType                                                   415
@@ -14,7 +15,7 @@
         AllRejected                                                            422
         TooManyNewDevices                                                      429
         InternalError                                                          500
-        StoreBusy                                                              503
+        Busy                                                                   503
         StoreUnavailable                                                       503
           DatabaseAway, DatabaseFrozen, Locked, OutOfConnections, ReadOnly, DiskFull
 
@@ -124,6 +125,12 @@ class MethodNotAllowed(ServiceError):
     code, status = "method_not_allowed", 405
 
 
+class BodyTooSlow(ServiceError):
+    """The body did not arrive in time; send the request again."""
+
+    code, status = "body_too_slow", 408
+
+
 class MappingOverlap(ServiceError):
     """The vehicle is already mapped to a meter during part of that time."""
 
@@ -172,10 +179,10 @@ class InternalError(ServiceError):
     code, status = "internal_error", 500
 
 
-class StoreBusy(ServiceError):
-    """More readings are waiting than the service holds; send the batch again."""
+class Busy(ServiceError):
+    """The service has more to do than it can hold; send the request again."""
 
-    code, status, retry_after_seconds = "store_busy", 503, 1
+    code, status, retry_after_seconds = "busy", 503, 1
 
 
 class StoreUnavailable(ServiceError):

@@ -23,7 +23,7 @@ import psycopg
 import structlog
 
 from app.database import BEATS, TRANSIENT, UNAVAILABLE, Frozen, cause_of
-from app.errors import StoreBusy
+from app.errors import Busy
 from app.ingest.batch import Batch, Receipt, Source
 from app.ingest.counters import WAITING, count
 from app.ingest.quarantine.keep import keep_rejected
@@ -58,7 +58,7 @@ class Writer:
         self.fault: Exception | None = None
 
     async def store(self, batch: Batch, source: Source) -> Receipt:
-        """Stores a batch and returns its receipt, after COMMIT. Raises StoreBusy and the driver's errors.
+        """Stores a batch and returns its receipt, after COMMIT. Raises Busy and the driver's errors.
 
         The batch is stored even when the caller is cancelled.
         """
@@ -67,7 +67,7 @@ class Writer:
         if (beat := BEATS.get(self._url)) and beat.is_frozen:
             raise Frozen
         if self._closing or (self._queue and self._waiting_readings + batch.received > self._queue_max_readings):
-            raise StoreBusy
+            raise Busy
         pending = Pending(batch, source)
         # This is done here, not with the group, so that it happens while the database works on the group before.
         with suppress(KeyError):
