@@ -15,9 +15,8 @@
         AllRejected                                                            422
         TooManyNewDevices                                                      429
         InternalError                                                          500
-        Busy                                                                   503
-        StoreUnavailable                                                       503
-          DatabaseAway, DatabaseFrozen, Locked, OutOfConnections, ReadOnly, DiskFull
+        Busy, StoreUnavailable                                                 503
+        Away, DiskFull, Frozen, Locked, OutOfConnections, ReadOnly             503
 
 A class's docstring is its public sentence; `detail` says what was wrong this time.
 Duplicates, late readings and single bad readings are not errors: the receipt counts them.
@@ -191,37 +190,37 @@ class StoreUnavailable(ServiceError):
     code, status, retry_after_seconds = "store_unavailable", 503, 1
 
 
-class DatabaseAway(StoreUnavailable):
+class Away(ServiceError):
     """The database cannot be reached; ask again."""
 
-    code = "away"
+    code, status, retry_after_seconds = "away", 503, 1
 
 
-class DatabaseFrozen(StoreUnavailable):
-    """The database does not answer; ask again."""
-
-    code = "frozen"
-
-
-class Locked(StoreUnavailable):
-    """Someone else holds a lock on a table of the database; ask again."""
-
-    code = "locked"
-
-
-class OutOfConnections(StoreUnavailable):
-    """The database takes no more connections; ask again."""
-
-    code = "out_of_connections"
-
-
-class ReadOnly(StoreUnavailable):
-    """The database only lets read; send the batch again once it takes writes."""
-
-    code = "read_only"
-
-
-class DiskFull(StoreUnavailable):
+class DiskFull(ServiceError):
     """The database's disk is full; send the batch again once there is room."""
 
-    code, retry_after_seconds = "disk_full", 10
+    code, status, retry_after_seconds = "disk_full", 503, 10
+
+
+class Frozen(ServiceError):
+    """The database does not answer; ask again."""
+
+    code, status, retry_after_seconds = "frozen", 503, 1
+
+
+class Locked(ServiceError):
+    """Someone else holds a lock on a table of the database; ask again."""
+
+    code, status, retry_after_seconds = "locked", 503, 1
+
+
+class OutOfConnections(ServiceError):
+    """The database takes no more connections; ask again."""
+
+    code, status, retry_after_seconds = "out_of_connections", 503, 1
+
+
+class ReadOnly(ServiceError):
+    """The database only lets read; send the batch again once it takes writes."""
+
+    code, status, retry_after_seconds = "read_only", 503, 1

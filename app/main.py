@@ -33,8 +33,9 @@ from app.analytics.sessions.routes import get_sessions
 from app.browsers import keep_pages_out
 from app.dashboard.live import Hub, get_fleet_live
 from app.dashboard.routes import get_asset, get_page
-from app.database import Frozen, create_pool
+from app.database import create_pool
 from app.errors import SetupError
+from app.faults import NoAnswer, cause_of
 from app.fleet.routes import get_mappings, get_meter_states, get_vehicle_states, post_mapping
 from app.heads import answer_heads
 from app.ingest.http.memory import Memory
@@ -117,7 +118,7 @@ async def ingesting(
         asyncio.create_task(judge_forever(url, settings), name="alerts"),
         asyncio.create_task(deliver_forever(url, settings), name="webhooks"),
         asyncio.create_task(watch.run(), name="watch"),
-        asyncio.create_task(Pulse(url, lambda: writer.refuse_waiting(Frozen())).run(), name="pulse"),
+        asyncio.create_task(Pulse(url, lambda: writer.refuse_waiting(NoAnswer())).run(), name="pulse"),
     ]
     consuming = asyncio.create_task(consumer.run() if consumer else asyncio.sleep(0), name="mqtt_consumer")
     for task in (*loops, consuming):
@@ -183,6 +184,7 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
         route_handlers=ROUTES,
         dependencies={
             "writer": Provide(lambda: writer, sync_to_thread=False),
+            "store_fault": Provide(lambda: cause_of(writer.fault), sync_to_thread=False),
             "watch": Provide(lambda: watch, sync_to_thread=False),
             "hub": Provide(lambda: hub, sync_to_thread=False),
             "rankings": Provide(lambda: rankings, sync_to_thread=False),

@@ -13,13 +13,12 @@ from litestar.types.internal_types import PathParameterDefinition
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app.database import STORE_FAULTS, UNAVAILABLE, CannotStore, Cause, cause_of
 from app.errors import (
+    Away,
     BodyTooLarge,
     Busy,
-    DatabaseAway,
-    DatabaseFrozen,
     DiskFull,
+    Frozen,
     InternalError,
     InvalidParameter,
     Locked,
@@ -32,6 +31,7 @@ from app.errors import (
     ServiceError,
     StoreUnavailable,
 )
+from app.faults import STORE_FAULTS, UNAVAILABLE, CannotStore, Cause, cause_of
 from app.parameters import first_fault
 
 PARAMETER = "A parameter is invalid or unknown."
@@ -51,7 +51,7 @@ def answer_problem(request: Request[Any, Any, Any], error: Exception) -> Respons
         _log.error("unexpected_error", exc_info=error)
     # The line of the request has these.
     structlog.contextvars.bind_contextvars(code=ours.code)
-    if isinstance(ours, StoreUnavailable):
+    if ours.status == 503:
         structlog.contextvars.bind_contextvars(reason=str(error.orig if isinstance(error, DBAPIError) else error))
     return Response(ours.problem(), status_code=ours.status, headers=ours.headers, media_type=_MEDIA_TYPE)
 
@@ -88,10 +88,10 @@ def translated(error: Exception) -> ServiceError | None:
             return None
 
 
-_CAUSES: dict[Cause, type[StoreUnavailable]] = {
-    "away": DatabaseAway,
+_CAUSES: dict[Cause, type[ServiceError]] = {
+    "away": Away,
     "disk_full": DiskFull,
-    "frozen": DatabaseFrozen,
+    "frozen": Frozen,
     "locked": Locked,
     "out_of_connections": OutOfConnections,
     "read_only": ReadOnly,

@@ -4,14 +4,14 @@ from bisect import bisect_left
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
-from sqlalchemy import BigInteger, bindparam, cast, func, select
+from sqlalchemy import BigInteger, ColumnElement, FromClause, Select, bindparam, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.analytics.buckets import Buckets, of_zone
-from app.analytics.freshness import fetch_instants
+from app.analytics.freshness import Instants, fetch_instants
 from app.analytics.power import DEMAND_MINUTES, SETTLED_SECONDS, kilowatts
 from app.analytics.series import Series, fetch_columns
 from app.analytics.series_source import FLEET
@@ -54,23 +54,48 @@ class FleetPeak(msgspec.Struct, frozen=True):
 class FleetSeries(Series, frozen=True, rename="camel"):
     """The fleet's buckets that have readings, in order. All readings committed before `as_of` are included.
 
-    Buckets before `kept_from` are no longer kept; null means that all are kept.
+    Buckets before `kept_from` are no longer kept; null means that all are kept. With a `site`, they are those of its
+    meters and vehicles.
     """
 
+    site: str | None
     peak_kw: FleetPeak
     columns: FleetColumns
 
 
+class Moved(NamedTuple):
+    """Energy to be added to five minutes or an hour; the readings there for which that was found out, their energy."""
+
+    ac: int
+    dc: int
+    readings: int
+    read: int
+
+
+Spread: TypeAlias = dict[int, Moved] | None
+"""What to move, by the start of five minutes or hours; where a start is missing, that is not known. None: nothing."""
+
+
 async def fetch_fleet_series(pool: AsyncEngine, buckets: Buckets) -> FleetSeries:
     """Returns the series of all meters and vehicles together."""
-    wider = _wider(buckets)
+    wider = wider_of(buckets)
     async with pool.connect() as connection:
         instants = await fetch_instants(connection, *FLEET.aggregates[wider.source])
         buckets.refuse_dropped(instants.kept_from)
         async with snapshot(connection):
             sums = await fetch_columns(connection, FLEET, wider)
-            spread = await _fetch_spread(connection, wider)
-    now = datetime.now(UTC).timestamp()
+            spread = await fetch_spread(connection, wider, _SPREAD)
+    return series_of(sums, spread, buckets, instants)
+
+
+def series_of(
+    sums: list[list[Any]], spread: Spread, buckets: Buckets, instants: Instants, *, site: str | None = None
+) -> FleetSeries:
+    """Returns the series from the columns of wider_of(buckets), and from what is to be moved in them.
+
+    That of a site has no efficiency: its vehicles also charge elsewhere, and others charge there.
+    """
+    wider, now = wider_of(buckets), datetime.now(UTC).timestamp()
     power = _power(sums, spread, wider, now) if buckets.zone is None else _power_of_zone(sums, wider, now)
     peak = FleetPeak(*(_peak(side, buckets) for side in power))
     # Of a zone, each bucket has a power of its own.
@@ -79,11 +104,13 @@ async def fetch_fleet_series(pool: AsyncEngine, buckets: Buckets) -> FleetSeries
     ratios = _ratios(sums, buckets.seconds, now)[first:after]
     t, ac, dc, meter_readings, vehicle_readings = (column[first:after] for column in sums)
     powers = [[side.get(start // step * step) for start in t] for side in power]
+    if site is not None:
+        ratios = [None for _ in ratios]
     columns = FleetColumns(t, _kwh(ac), _kwh(dc), meter_readings, vehicle_readings, ratios, *powers)
-    return FleetSeries("fleet", *buckets[:3], *instants, peak, columns)
+    return FleetSeries("fleet", *buckets[:3], *instants, site, peak, columns)
 
 
-def _wider(buckets: Buckets) -> Buckets:
+def wider_of(buckets: Buckets) -> Buckets:
     """Returns the buckets with one on either side; minutes in whole fives, and with the hour before."""
     if buckets.zone is not None:
         tick = timedelta(microseconds=1)
@@ -96,33 +123,22 @@ def _wider(buckets: Buckets) -> Buckets:
     return buckets._replace(start=buckets.start - within - before - step, end=buckets.end + beyond + step)
 
 
-class _Moved(NamedTuple):
-    """Energy to be added to five minutes or an hour; the readings there for which that was found out, their energy."""
-
-    ac: int
-    dc: int
-    readings: int
-    read: int
-
-
-async def _fetch_spread(connection: AsyncConnection, buckets: Buckets) -> dict[int, _Moved] | None:
-    """Returns what to move, by the start of five minutes or hours; None for days, in which a silence is little."""
+async def fetch_spread(connection: AsyncConnection, buckets: Buckets, statement: Select[Any], **more: Any) -> Spread:
+    """Returns what to move, by a statement of spread_statement(); None for days, in which a silence is little."""
     if buckets.width in ("1d", "1mo"):
         return None
     step = timedelta(seconds=max(buckets.seconds, _FIVE_MINUTES))
-    values = {"step": step, "range_from": buckets.start, "range_to": buckets.end}
-    rows = (await connection.execute(_SPREAD, values)).one()
+    values = {"step": step, "range_from": buckets.start, "range_to": buckets.end, **more}
+    rows = (await connection.execute(statement, values)).one()
     t, *moved = (column or [] for column in rows)
-    return dict(zip(t, map(_Moved._make, zip(*moved, strict=True)), strict=True))
+    return dict(zip(t, map(Moved._make, zip(*moved, strict=True)), strict=True))
 
 
 Power = dict[int, float | None]
 """Power in kW by the start of five minutes, or of wider buckets."""
 
 
-def _power(
-    sums: list[list[Any]], spread: dict[int, _Moved] | None, buckets: Buckets, now: float
-) -> tuple[Power, Power]:
+def _power(sums: list[list[Any]], spread: Spread, buckets: Buckets, now: float) -> tuple[Power, Power]:
     """Returns the power of AC and of DC in full buckets, where energy is spread for each reading in them."""
     step = max(buckets.seconds, _FIVE_MINUTES)
     readings: defaultdict[int, int] = defaultdict(int)
@@ -211,17 +227,26 @@ def _kwh(milliwh: list[int | None]) -> list[float | None]:
     return [None if energy is None else energy / 1_000_000 for energy in milliwh]
 
 
-# What to add to the energy of the buckets of a width in [:range_from, :range_to), and their readings: as arrays.
-_IN_BUCKET = (
-    select(
-        cast(func.date_part("epoch", func.utc_bucket(bindparam("step"), fleet_spread.c.bucket)), BigInteger).label("t"),
-        cast(func.sum(fleet_spread.c.ac_milliwh), BigInteger).label("ac"),
-        cast(func.sum(fleet_spread.c.dc_milliwh), BigInteger).label("dc"),
-        cast(func.coalesce(func.sum(fleet_spread.c.readings), 0), BigInteger).label("readings"),
-        cast(func.coalesce(func.sum(fleet_spread.c.read_milliwh), 0), BigInteger).label("read"),
+def spread_statement(spread: FromClause) -> Select[Any]:
+    """Selects what rows like those of fleet_spread add to buckets in [:range_from, :range_to), and their readings.
+
+    The answer has an array for each column.
+    """
+    rows = spread.c
+    in_bucket = (
+        select(
+            cast(func.date_part("epoch", func.utc_bucket(bindparam("step"), rows.bucket)), BigInteger).label("t"),
+            cast(func.sum(rows.ac_milliwh), BigInteger).label("ac"),
+            cast(func.sum(rows.dc_milliwh), BigInteger).label("dc"),
+            cast(func.coalesce(func.sum(rows.readings), 0), BigInteger).label("readings"),
+            cast(func.coalesce(func.sum(rows.read_milliwh), 0), BigInteger).label("read"),
+        )
+        .where(rows.bucket >= bindparam("range_from"), rows.bucket < bindparam("range_to"))
+        .group_by("t")
+        .subquery()
     )
-    .where(fleet_spread.c.bucket >= bindparam("range_from"), fleet_spread.c.bucket < bindparam("range_to"))
-    .group_by("t")
-    .subquery()
-)
-_SPREAD = select(*(func.array_agg(column) for column in _IN_BUCKET.c))
+    arrays: list[ColumnElement[Any]] = [func.array_agg(column) for column in in_bucket.c]
+    return select(*arrays)
+
+
+_SPREAD = spread_statement(fleet_spread)

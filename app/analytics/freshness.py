@@ -4,12 +4,12 @@ from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import limited
+from app.database import fetch_all, limited
 from app.fleet.states import DEVICES_IN_SERVICE
-from app.tables import aggregate_freshness, aggregate_retention
+from app.tables import aggregate_freshness
 
 
 class Aggregate(msgspec.Struct, frozen=True, rename="camel"):
@@ -46,7 +46,7 @@ async def fetch_instants(connection: AsyncConnection, *aggregates: str) -> Insta
     The caller must therefore ask before it fetches data.
     """
     async with limited(connection):
-        rows = (await connection.execute(_INSTANTS, {"names": aggregates})).all()
+        rows = await fetch_all(connection, _INSTANTS, {"names": [*aggregates]})
     *complete, kept_from = zip(*rows, strict=True)
     first, through = (None if None in instants else min(instants) for instants in complete)
     return Instants(first, through, max(filter(None, kept_from), default=None))
@@ -65,11 +65,7 @@ async def fetch_freshness(connection: AsyncConnection) -> Freshness:
     )
 
 
-_INSTANTS = (
-    select(aggregate_freshness.c.as_of, aggregate_freshness.c.materialized_through, aggregate_retention.c.kept_from)
-    .join_from(aggregate_freshness, aggregate_retention, aggregate_freshness.c.name == aggregate_retention.c.name)
-    .where(aggregate_freshness.c.name.in_(bindparam("names", expanding=True)))
-)
+_INSTANTS = text("SELECT * FROM aggregate_instants(CAST(:names AS text[]))")
 _AGGREGATES = select(
     aggregate_freshness.c.name,
     aggregate_freshness.c.materialized_through,

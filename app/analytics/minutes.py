@@ -30,6 +30,17 @@ NO_BATTERY = -(2**15)
 _HEADER_BYTES = 20
 
 
+class Totals(NamedTuple):
+    """Sums over a vehicle's minutes; `readings` counts all, and each of the other two those with such a value."""
+
+    readings: int
+    dc_milliwh: int
+    soc_centipercent: int
+    soc_readings: int
+    battery_temp_centic: int
+    battery_temp_readings: int
+
+
 class Minutes(NamedTuple):
     """All that a device's minutes hold, in order of time.
 
@@ -47,11 +58,6 @@ class Minutes(NamedTuple):
         first, after = np.searchsorted(self.rows[0], bounds).tolist()
         inside = slice(first, after)
         return Minutes(self.rows[:, inside], self.milliwh[inside], self.quantities[:, inside])
-
-    def totals(self) -> tuple[int, int, list[list[int]]]:
-        """Returns the readings, the known energy, and of each quantity the sum and its number of readings."""
-        sums = self.quantities.sum(axis=1).reshape(-1, 4)[:, :2]
-        return int(self.rows[3].sum()), int(self.milliwh.sum()), sums.tolist()
 
     def columns(self) -> list[list[Any]]:
         """Returns a series' columns: start in seconds, kWh, readings, and each quantity's average, least and greatest.
@@ -89,7 +95,8 @@ async def fetch_rows(
     connection: AsyncConnection, stream: Stream, devices: Collection[int], range_from: datetime, range_to: datetime
 ) -> dict[int, Rows]:
     """Returns the rows of some devices in [range_from, range_to)."""
-    return await _fetch(connection, _ROWS[stream].format(more=""), devices, range_from, range_to)
+    parameters = {"devices": [*devices], "range_from": range_from, "range_to": range_to}
+    return _by_device(await _fetch(connection, _ROWS[stream].format(more=""), parameters))
 
 
 async def fetch_batteries(
@@ -99,7 +106,8 @@ async def fetch_batteries(
 
     That is the lowest and the highest state of charge and the highest temperature, in hundredths, or NO_BATTERY.
     """
-    found = await _fetch(connection, _ROWS[Stream.VEHICLE].format(more=_BATTERY), vehicles, range_from, range_to)
+    parameters = {"devices": [*vehicles], "range_from": range_from, "range_to": range_to}
+    found = _by_device(await _fetch(connection, _ROWS[Stream.VEHICLE].format(more=_BATTERY), parameters))
     rows = len(NO_ROWS)
     return (
         {vehicle_id: arrays[:rows] for vehicle_id, arrays in found.items()},
@@ -111,24 +119,36 @@ async def fetch_minutes(
     connection: AsyncConnection, stream: Stream, device: int, range_from: datetime, range_to: datetime
 ) -> Minutes:
     """Returns the minutes of a device in [range_from, range_to)."""
-    statement = _ROWS[stream].format(more=_MORE[stream])
-    found = await _fetch(connection, statement, [device], range_from, range_to)
+    parameters = {"devices": [device], "range_from": range_from, "range_to": range_to}
+    found = _by_device(await _fetch(connection, _ROWS[stream].format(more=_MORE[stream]), parameters))
     rows = len(NO_ROWS)
     arrays = found.get(device, np.empty((rows + 1 + 4 * _QUANTITIES[stream], 0), np.int64))
     return Minutes(arrays[:rows], arrays[rows], arrays[rows + 1 :])
 
 
-async def _fetch(
-    connection: AsyncConnection, statement: str, devices: Collection[int], range_from: datetime, range_to: datetime
-) -> dict[int, Integers]:
-    parameters = {"devices": [*devices], "range_from": range_from, "range_to": range_to}
+async def fetch_totals(
+    connection: AsyncConnection, vehicle: int, near: tuple[datetime, datetime], within: tuple[datetime, datetime]
+) -> tuple[Rows, Totals]:
+    """Returns a vehicle's rows near a range, and its totals within it, which are sums of whole minutes."""
+    names = "range_from", "range_to", "within_from", "within_to"
+    parameters = {"devices": [vehicle], **dict(zip(names, (*near, *within), strict=True))}
+    found = await _fetch(connection, _ROWS[Stream.VEHICLE].format(more=_TOTALS), parameters)
+    arrays = 1 + len(NO_ROWS)
+    return _by_device(found[:arrays]).get(vehicle, NO_ROWS), Totals(*found[arrays:])
+
+
+async def _fetch(connection: AsyncConnection, statement: str, parameters: dict[str, Any]) -> list[Any]:
     async with binary_cursor(connection) as cursor:
         for element in "int4", "int8", "timestamptz":
             cursor.adapters.register_loader(cursor.adapters.types[element].array_oid, _Numbers)
-        arrays = await (await cursor.execute(statement.encode(), parameters)).fetchone()
-    if arrays is None or arrays[0] is None:
-        return {}
+        (row,) = await (await cursor.execute(statement.encode(), parameters)).fetchall()
+    return [*row]
+
+
+def _by_device(arrays: list[Any]) -> dict[int, Integers]:
     device, *columns = arrays
+    if device is None:
+        return {}
     last, first, *_ = columns
     order = np.lexsort((first, last, device))
     minutes, device = np.stack(columns)[:, order], device[order]
@@ -183,4 +203,12 @@ _BATTERY = f""",
                array_agg(coalesce(soc_centipercent_max, {NO_BATTERY})),
                array_agg(coalesce(battery_temp_centic_max, {NO_BATTERY}))
 """
+# The totals of the minutes in [:within_from, :within_to).
+_TOTALS = "".join(
+    f", coalesce(sum({column}) FILTER (WHERE bucket >= %(within_from)s AND bucket < %(within_to)s), 0)::bigint"
+    for column in (
+        *("readings", "dc_milliwh", "soc_centipercent_sum", "soc_readings"),
+        *("battery_temp_centic_sum", "battery_temp_readings"),
+    )
+)
 _QUANTITIES = {Stream.VEHICLE: 2, Stream.METER: 1}

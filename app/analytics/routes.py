@@ -18,11 +18,11 @@ from app.analytics.export import MAX_EXPORT_DAYS, METER_READINGS, VEHICLE_READIN
 from app.analytics.fleet_series import FleetSeries, fetch_fleet_series
 from app.analytics.freshness import Freshness, fetch_freshness
 from app.analytics.series import MeterSeries, VehicleSeries, fetch_meter_series, fetch_vehicle_series
-from app.analytics.series_source import FLEET, METER, VEHICLE, BucketOrAuto
+from app.analytics.series_source import FLEET, METER, METERS, VEHICLE, BucketOrAuto
+from app.analytics.site_series import fetch_site_series
 from app.analytics.window import CALENDAR_HOURS, Window, window_of
 from app.csv_rows import CSV, csv_of_columns, prefers_csv, stamp
 from app.database import reading
-from app.errors import InvalidParameter
 from app.problem_answers import AWAY, PARAMETER, problems
 from app.settings import Settings
 
@@ -169,15 +169,16 @@ async def get_fleet_series(
     bucket: BucketParameter = "auto",
     max_points: MaxPoints = 1_500,
     tz: Zone = None,
-    site: Annotated[str | None, QueryParameter(description="There is no series of a site.")] = None,
+    site: Annotated[str | None, QueryParameter(description="Only the meters and vehicles of this site.")] = None,
 ) -> Response[FleetSeries]:
     """Returns all meters and vehicles over time, as columns; as CSV where `Accept` prefers text/csv."""
+    retained = await fetch_retained(pool, window, bucket)
     if site is not None:
-        raise InvalidParameter(
-            "site: The sums of the fleet are not kept by device, and vehicles also charge at other sites, so there is "
-            "no series of a site. Ask for the series of its meters, or for the efficiency of its devices."
+        return _as_accepted(
+            request,
+            await fetch_site_series(pool, site, choose_bucket(METERS, window, bucket, max_points, retained, tz)),
         )
-    buckets = choose_bucket(FLEET, window, bucket, max_points, await fetch_retained(pool, window, bucket), tz)
+    buckets = choose_bucket(FLEET, window, bucket, max_points, retained, tz)
     return _as_accepted(request, await fetch_fleet_series(pool, buckets))
 
 

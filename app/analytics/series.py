@@ -3,13 +3,11 @@
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import Dialect, Select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.analytics.buckets import Buckets
@@ -22,7 +20,7 @@ from app.analytics.freshness import fetch_instants
 from app.analytics.minutes import fetch_minutes, known_where
 from app.analytics.power import fetch_power_rows, power_columns, power_reach
 from app.analytics.series_source import METER, VEHICLE, Bucket, Source
-from app.database import binary_cursor, snapshot
+from app.database import fetch_all, snapshot
 from app.errors import InvalidTimeRange
 from app.fleet.limits import fetch_limits
 from app.fleet.registry import device_id_of
@@ -191,20 +189,11 @@ async def fetch_columns(
 ) -> list[list[Any]]:
     """Fetches each column as one array: no object per point is made between the database and the encoder."""
     statements = source.statements if buckets.zone is None else source.statements_of_zone
-    statement, constants = _compiled(statements[buckets.source], connection.dialect)
     bounds = buckets.bounds
     parameters = {"range_from": buckets.start, "range_to": buckets.end, "devices": devices, "bounds": [*bounds]}
-    async with binary_cursor(connection) as cursor:
-        (columns,) = await (await cursor.execute(statement, {**constants, **parameters})).fetchall()
+    (columns,) = await fetch_all(connection, statements[buckets.source], parameters, binary=True)
     starts, *values = [column or [] for column in columns]
     return [[int(bounds[number - 1].timestamp()) for number in starts] if bounds else starts, *values]
-
-
-@cache
-def _compiled(statement: Select[Any], dialect: Dialect) -> tuple[str, dict[str, Any]]:
-    """Returns a statement as psycopg takes it, and the constants in it."""
-    compiled = statement.compile(dialect=dialect)
-    return str(compiled), compiled.params
 
 
 def _efficiency(

@@ -85,8 +85,8 @@ def _vehicle_arrays(source: FromClause) -> Select[Any]:
     return _arrays(source, _kwh(source.c.dc_milliwh), source.c.readings, *soc, *temperature)
 
 
-def _of_zone(source: TableValuedAlias) -> Subquery:
-    """Selects one row for each two of :bounds; the bucket is as many seconds after 1970 as its number says."""
+def _merged(source: TableValuedAlias, bucket: ColumnElement[Any] | None = None) -> Subquery:
+    """Selects one row for each bucket, where a vehicle has one for each meter, or for each of the given buckets."""
     columns = {column.name: column for column in source.c if column.name.endswith(("_milliwh", "_sum", "readings"))}
     sums = (cast(func.sum(column), BigInteger).label(name) for name, column in columns.items())
     bounds = (
@@ -95,9 +95,14 @@ def _of_zone(source: TableValuedAlias) -> Subquery:
         for column in source.c
         if column.name.endswith(suffix)
     )
-    number = func.width_bucket(source.c.bucket, bindparam("bounds", type_=ARRAY(DateTime(timezone=True))))
-    bucket = func.to_timestamp(number)
+    bucket = source.c.bucket if bucket is None else bucket
     return select(bucket.label("bucket"), *sums, *bounds).group_by(bucket).subquery()
+
+
+def _of_zone(source: TableValuedAlias) -> Subquery:
+    """Selects one row for each two of :bounds; the bucket is as many seconds after 1970 as its number says."""
+    number = func.width_bucket(source.c.bucket, bindparam("bounds", type_=ARRAY(DateTime(timezone=True))))
+    return _merged(source, func.to_timestamp(number))
 
 
 def _fleet_arrays(source: FromClause) -> Select[Any]:
@@ -138,3 +143,20 @@ FLEET = Source(
         "1d": _fleet_arrays(_of_zone(fleet_day)),
     },
 )
+
+
+def _summed(energy: str, functions: dict[Width, TableValuedAlias]) -> Source:
+    """Returns the fleet's columns of one stream, summed over :devices; both streams make a site's series."""
+
+    def arrays(source: FromClause) -> Select[Any]:
+        return _arrays(source, source.c[energy], source.c.readings)
+
+    return Source(
+        {width: METER.aggregates[width] + VEHICLE.aggregates[width] for width in functions},
+        {width: arrays(_merged(function)) for width, function in functions.items()},
+        {width: arrays(_of_zone(function)) for width, function in functions.items()},
+    )
+
+
+METERS = _summed("ac_milliwh", {"1m": meter_minute, "1h": meter_hour, "1d": meter_day})
+VEHICLES = _summed("dc_milliwh", {"1m": vehicle_minute, "1h": vehicle_hour, "1d": vehicle_day})

@@ -22,6 +22,7 @@ _COMMANDS = {
     "device": "app.cli.fleet:device",
     "alerts": "app.cli.alerts:alerts",
     "sessions": "app.cli.sessions:sessions",
+    "report": "app.cli.report:report",
     "policy": "app.cli.policy:policy",
 }
 

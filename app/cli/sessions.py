@@ -20,6 +20,7 @@ _HEADINGS = ("vehicle", "meter", "start", "end", "kWh DC", "kWh AC", "efficiency
 @click.command()
 @click.option("--vehicle", help="Show only sessions of this vehicle.")
 @click.option("--meter", help="Show only sessions at this meter.")
+@click.option("--site", help="Show only sessions of the vehicles of this site, or at its meters.")
 @click.option("--from", "start", type=INSTANT, help="Show only sessions with time after this instant.")
 @click.option("--to", "end", type=INSTANT, help="Show only sessions that began before this instant.")
 @click.option("--status", type=click.Choice([status.value for status in Status]), help="Show only one verdict.")
@@ -28,6 +29,7 @@ _HEADINGS = ("vehicle", "meter", "start", "end", "kWh DC", "kWh AC", "efficiency
 def sessions(
     vehicle: str | None,
     meter: str | None,
+    site: str | None,
     start: datetime | None,
     end: datetime | None,
     status: str | None,
@@ -38,7 +40,7 @@ def sessions(
     """List the sessions of vehicles, the newest first. The database must be running."""
     gap = timedelta(minutes=Settings.from_environ(os.environ).pairing_gap_minutes)
     chosen = Status(status) if status else None
-    only = SessionFilter(vehicle, meter, _in_utc(start), _in_utc(end), chosen, limit=limit)
+    only = SessionFilter(vehicle, meter, site, _in_utc(start), _in_utc(end), chosen, limit=limit)
     found = on_database(lambda connection, _: fetch_sessions(connection, only, gap=gap))
     if as_json:
         click.echo(msgspec.json.encode(found))

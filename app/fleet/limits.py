@@ -2,10 +2,11 @@
 
 from collections.abc import Collection
 
-from sqlalchemy import Integer, any_, bindparam, func, select
+from sqlalchemy import ColumnElement, Integer, Table, any_, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.database import fetch_all
 from app.tables import meter, vehicle
 from app.telemetry.reading import Stream
 
@@ -16,8 +17,8 @@ async def fetch_limits(
     connection: AsyncConnection, stream: Stream, devices: Collection[int], *, max_power_kw: float
 ) -> dict[int, int]:
     """Returns the limit of each of these devices, in milliwatt; `max_power_kw` is that of devices without their own."""
-    rows = await connection.execute(_LIMITS[stream], {"devices": [*devices], "default": limit_of(max_power_kw)})
-    return {row.id: row.milliwatt for row in rows}
+    parameters = {"devices": [*devices], "default": limit_of(max_power_kw)}
+    return dict(await fetch_all(connection, _LIMITS[stream], parameters))
 
 
 def limit_of(kw: float) -> int:
@@ -25,9 +26,14 @@ def limit_of(kw: float) -> int:
     return round(kw * MILLIWATT_PER_KW)
 
 
+def max_milliwatt(device: Table) -> ColumnElement[int]:
+    """Returns the limit of a meter or vehicle as a column: its own, else :default."""
+    return func.coalesce(device.c.max_milliwatt, bindparam("default")).label("milliwatt")
+
+
 _LIMITS = {
-    Stream(device.name): select(
-        device.c.id, func.coalesce(device.c.max_milliwatt, bindparam("default")).label("milliwatt")
-    ).where(device.c.id == any_(bindparam("devices", type_=ARRAY(Integer))))
+    Stream(device.name): select(device.c.id, max_milliwatt(device)).where(
+        device.c.id == any_(bindparam("devices", type_=ARRAY(Integer)))
+    )
     for device in (meter, vehicle)
 }

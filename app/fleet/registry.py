@@ -5,10 +5,12 @@ from collections.abc import Iterable, Sequence
 import psycopg
 from psycopg import sql
 from psycopg.rows import scalar_row
-from sqlalchemy import Table, select
+from sqlalchemy import Table, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.database import fetch_all
 from app.errors import UnknownDevice
+from app.tables import meter, vehicle
 from app.telemetry.reading import Stream
 
 # Under the lock, changes come one at a time: the limit is exact over all processes, and a name means one device.
@@ -17,6 +19,8 @@ _REGISTERED_WITHIN_THE_HOUR = """
     SELECT (SELECT count(*) FROM meter WHERE registered_at > now() - INTERVAL '1 hour')
         + (SELECT count(*) FROM vehicle WHERE registered_at > now() - INTERVAL '1 hour')
 """
+# The id of the device of a table that is called :name.
+_ID = {table.name: select(table.c.id).where(table.c.external_id == bindparam("name")) for table in (meter, vehicle)}
 
 
 async def find_devices(connection: psycopg.AsyncConnection, stream: Stream, names: Sequence[str]) -> dict[str, int]:
@@ -34,10 +38,29 @@ async def find_devices(connection: psycopg.AsyncConnection, stream: Stream, name
 
 async def device_id_of(connection: AsyncConnection, device: Table, name: str) -> int:
     """Returns the id of the meter or vehicle that has this name today. Raises UnknownDevice."""
-    device_id: int | None = await connection.scalar(select(device.c.id).where(device.c.external_id == name))
-    if device_id is None:
+    found = await fetch_all(connection, _ID[device.name], {"name": name})
+    if not found:
         raise UnknownDevice(f"There is no {device.name} {name}.")
-    return device_id
+    ((device_id,),) = found
+    return int(device_id)
+
+
+async def refuse_unknown(
+    connection: psycopg.AsyncConnection, *, vehicle: str | None, meter: str | None, either: str | None = None
+) -> None:
+    """Raises UnknownDevice for a name that no vehicle, no meter, or neither of them has today; None is no name."""
+    names = {"vehicle": vehicle, "meter": meter, "either": either}
+    for stream, name in await (await connection.execute(_UNKNOWN, names)).fetchall():
+        raise UnknownDevice(f"There is no {stream} {name}.")
+
+
+_UNKNOWN = """
+    SELECT coalesce(stream, 'device'), name
+    FROM (VALUES ('vehicle', %(vehicle)s::text), ('meter', %(meter)s), (NULL, %(either)s)) AS asked (stream, name)
+    WHERE name IS NOT NULL
+        AND NOT EXISTS (SELECT FROM device
+                        WHERE external_id = name AND device.stream = coalesce(asked.stream, device.stream))
+"""
 
 
 async def register(

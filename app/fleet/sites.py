@@ -39,6 +39,18 @@ async def label(connection: psycopg.AsyncConnection, labels: Iterable[Label]) ->
             await connection.execute(update, [site, device])
 
 
+async def devices_at(connection: psycopg.AsyncConnection, site: str) -> tuple[list[int], list[int]]:
+    """Returns the ids of the meters and those of the vehicles that have this site, retired or not."""
+    cursor = await connection.execute(
+        """
+        SELECT ARRAY(SELECT id FROM meter WHERE site = %(site)s), ARRAY(SELECT id FROM vehicle WHERE site = %(site)s)
+        """,
+        {"site": site},
+    )
+    ((meters, vehicles),) = await cursor.fetchall()
+    return meters, vehicles
+
+
 def read_labels(text: str) -> Iterator[Label]:
     """Yields the labels of a CSV file with the columns stream, device and site, in any order; no site removes a label.
 

@@ -13,8 +13,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import __version__
-from app.database import FIND_STORE_FAULTS, LOCK_MILLISECONDS, cause_of, driver_connection, limited
-from app.ingest.store.writer import Writer
+from app.database import LOCK_MILLISECONDS, driver_connection, limited
+from app.faults import FIND_STORE_FAULTS
 from app.migrate import migrated, newest_revision
 from app.ops.watch import Watch
 from app.problem_answers import translated
@@ -68,11 +68,11 @@ async def get_live() -> Live:
     },
 )
 async def get_ready(
-    pool: NamedDependency[AsyncEngine], watch: NamedDependency[Watch], writer: NamedDependency[Writer]
+    pool: NamedDependency[AsyncEngine], watch: NamedDependency[Watch], store_fault: NamedDependency[str | None]
 ) -> Response[Ready]:
     """Returns 200 when the service can serve, else 503, with the engine, versions, migration and warnings."""
     try:
-        looking = asyncio.ensure_future(_look(pool, disk_full=cause_of(writer.fault) == "disk_full"))
+        looking = asyncio.ensure_future(_look(pool, disk_full=store_fault == "disk_full"))
         ready = await asyncio.wait_for(asyncio.shield(looking), LOOK_SECONDS)
     except TimeoutError:
         ready = Ready("frozen", __version__, newest_revision())

@@ -13,7 +13,7 @@ from typing import NoReturn
 import psycopg
 import structlog
 
-from app.database import BEATS, OPTIONS, Beat
+from app.database import BEATS, OPTIONS, Beat, Connection
 
 PERIOD_SECONDS = 0.5
 # A database that is busy answers within some milliseconds, and seldom takes longer than this.
@@ -29,39 +29,49 @@ class Pulse:
     def __init__(self, url: str, frozen: Callable[[], None]) -> None:
         self._url, self._frozen = url, frozen
         self.beat = Beat()
+        # It has no beat of its own, so that it goes on asking while the database is frozen.
+        self._connection: Connection | None = None
 
     async def run(self) -> NoReturn:
         """Asks again and again, until it is cancelled."""
         BEATS[self._url] = self.beat
-        connection: psycopg.AsyncConnection | None = None
+        asking: asyncio.Future[None] | None = None
         try:
             while True:
-                asking = asyncio.ensure_future(self._ask(connection))
+                asking = asyncio.ensure_future(self._ask())
                 await self._watch(asking)
-                connection = asking.result()
+                asking.result()
                 await asyncio.sleep(PERIOD_SECONDS)
         finally:
             if BEATS.get(self._url) is self.beat:
                 del BEATS[self._url]
-            if connection is not None:
-                await connection.close()
+            if asking:
+                asking.cancel()
+                await asyncio.wait({asking})
+            await self._close()
 
-    async def _ask(self, connection: psycopg.AsyncConnection | None) -> psycopg.AsyncConnection | None:
-        """Returns the connection that the database answered over; None when it refused, and so is not frozen."""
+    async def _ask(self) -> None:
+        """Returns when the database has answered; also when it refuses a connection, since then it is not frozen."""
         while True:
             try:
-                if connection is None or connection.closed:
-                    connection = await psycopg.AsyncConnection.connect(self._url, autocommit=True, **OPTIONS)
-                await connection.execute("SELECT")
-                return connection
+                if self._connection is None:
+                    self._connection = await Connection.connect(self._url, autocommit=True, **OPTIONS)
             except psycopg.errors.ConnectionTimeout:
                 continue
             except psycopg.Error:
-                if connection is not None:
-                    await connection.close()
-                return None
+                return
+            try:
+                await self._connection.execute("SELECT")
+                return
+            except psycopg.Error:
+                await self._close()
 
-    async def _watch(self, asking: "asyncio.Future[psycopg.AsyncConnection | None]") -> None:
+    async def _close(self) -> None:
+        if self._connection:
+            await self._connection.close()
+        self._connection = None
+
+    async def _watch(self, asking: "asyncio.Future[None]") -> None:
         """Waits for the answer; says that the database is frozen when neither it nor any other comes."""
         since = time.monotonic()
         while not asking.done():
@@ -72,6 +82,8 @@ class Pulse:
                 self.beat.is_frozen = True
                 _log.warning("database_frozen")
                 self._frozen()
+                if self._connection:
+                    self._connection.cut()  # If only this connection is dead, the next one is answered.
             if self.beat.is_frozen and now - last > CUT_SECONDS:
                 for connection in [*self.beat.waiting]:
                     connection.cut()

@@ -21,7 +21,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from types import MappingProxyType
 from typing import IO, Any
 
@@ -29,6 +31,7 @@ import psycopg
 
 from app.errors import SetupError
 from app.postgres.binaries import Binaries, find_binaries, matching, record
+from app.postgres.guard import keep_running
 from app.postgres.jobs import hold_jobs
 
 __all__ = ["Binaries", "find_binaries", "running"]
@@ -41,7 +44,7 @@ INITDB = ("--username=wattline", "--encoding=UTF8", "--locale=C", "--auth-local=
 DETACHED = ("-c", '"$@" >>"$0" 2>&1 &')
 # Recovery after a crash replays at most a checkpoint's distance of log (`max_wal_size`).
 WAIT_SECONDS = 60
-_NOT_RUNNING = "No database runs under {}: start it with `wattline serve`, or restart the service that lost it."
+_NOT_RUNNING = "No database runs under {}: start it with `wattline serve`. A service that runs says why it has none."
 # PostgreSQL refuses user id 0. In this namespace, root's files and processes appear as 65534's, so nothing needs a new
 # owner, and directories that only root can enter stay reachable.
 NAMESPACE = ("unshare", "--user", "--map-user=65534", "--map-group=65534")
@@ -58,9 +61,9 @@ def running(
     """Holds a server for this process and yields the URL of its database `wattline`, on a Unix socket.
 
     The first process makes and starts it, adding `settings` to its own; others share it as it runs; the last one out
-    stops it. Children may use the URL while this process holds the server. A killed process leaves the server to the
-    next one. Signals are left to the caller, which ends the use by leaving the context. Raises SetupError when the
-    server cannot run, or does not run and `start` is False.
+    stops it. Children may use the URL while this process holds the server. A server that dies is started again, unless
+    `start` is False. A killed process leaves the server to the next one. Signals are left to the caller, which ends the
+    use by leaving the context. Raises SetupError when the server cannot run, or does not run and `start` is False.
     """
     data_dir = data_dir.resolve()
     if not start and not data_dir.exists():
@@ -68,13 +71,18 @@ def running(
     with _user_errors(data_dir):
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         users = _open_lock(data_dir, "users")
+    ended = Event()
     with users:
         try:
             with _user_errors(data_dir), _alone(data_dir):
                 fcntl.flock(users, fcntl.LOCK_SH)
                 url = _serve(data_dir, pg_bin, settings, start)
+            if start:
+                start_again = partial(_start_again, data_dir, pg_bin, settings, ended)
+                Thread(target=keep_running, args=[start_again, ended], daemon=True).start()
             yield url
         finally:
+            ended.set()
             with _user_errors(data_dir), _alone(data_dir):
                 if _acquired(users):
                     _stop(data_dir)
@@ -107,6 +115,18 @@ def _serve(data_dir: Path, pg_bin: Path | None, settings: Mapping[str, str], sta
             # TimescaleDB's launcher connects to template1, which would delay the copy; nobody can connect to template0.
             connection.execute("CREATE DATABASE wattline TEMPLATE template0")
     return _url(socket_dir, "wattline")
+
+
+def _start_again(data_dir: Path, pg_bin: Path | None, settings: Mapping[str, str], ended: Event) -> str | None:
+    """Starts the server if nothing of it is left, and returns the last words of the one that died; else None."""
+    with _user_errors(data_dir), _alone(data_dir):
+        with _open_lock(data_dir, "server") as lock:
+            if ended.is_set() or not _acquired(lock):
+                return None
+        last_words = _log_tail(data_dir)
+        matching(data_dir, pg_bin)  # where the data are gone, this raises SetupError: no new server takes their place
+        _serve(data_dir, pg_bin, settings, True)
+        return last_words
 
 
 def _url(socket_dir: Path, database: str) -> str:

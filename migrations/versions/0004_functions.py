@@ -11,6 +11,7 @@ down_revision = "0003"
 
 def upgrade() -> None:
     run_sql("0004_functions.sql")
+    run_sql("0004_instants.sql")
     op.create_table(
         "fleet_spread",
         sa.Column("read_in", sa.DateTime(timezone=True), primary_key=True),
@@ -27,4 +28,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     run_sql("0004_spread.down.sql")
     op.drop_table("fleet_spread")
+    run_sql("0004_instants.down.sql")
     run_sql("0004_functions.down.sql")

@@ -2,10 +2,14 @@
 
 import pytest
 
-from tests.benchmarks.conftest import DEVICES, Ask, Measure
+from tests.benchmarks.conftest import AT_SITE, DEVICES, Ask, Measure
 
 SERIES = {
     "fleet": ("/v1/analytics/fleet/series?hours=24&bucket=1m", "series of the fleet, 24 h by minute"),
+    "site": (
+        "/v1/analytics/fleet/series?hours=24&bucket=1m&site=depot",
+        f"series of a site of {AT_SITE} devices, 24 h",
+    ),
     "vehicle": ("/v1/analytics/vehicles/vehicle-4711/series?hours=24", "series of a vehicle with efficiency, 24 h"),
     "meter": ("/v1/analytics/meters/meter-4711/series?hours=24", "series of a meter, 24 h"),
 }

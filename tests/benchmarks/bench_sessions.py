@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -11,13 +12,23 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from app.analytics.alerts.evaluator import judge_touched
 from app.database import create_pool
 from app.settings import Settings
-from tests.benchmarks.conftest import DEVICES, SESSIONS, Ask, Measure
+from tests.benchmarks.conftest import AT_SITE, DEVICES, SESSIONS, Ask, Measure
 from tests.benchmarks.history import store_day
+from tests.fixtures.sending import stamp
 
+DAY = datetime.now(UTC) - timedelta(days=10)
+OF_DAY = f"from={stamp(DAY)}&to={stamp(DAY + timedelta(days=1))}"
 PATHS = {
     "newest": ("/v1/analytics/sessions", f"the newest 100 of {SESSIONS:,} sessions"),
     "vehicle": ("/v1/analytics/sessions?vehicle=vehicle-7", f"a vehicle's of {SESSIONS:,} sessions"),
     "meter": ("/v1/analytics/sessions?meter=meter-7", f"a meter's of {SESSIONS:,} sessions"),
+    "day": (f"/v1/analytics/sessions?limit=100&{OF_DAY}", f"100 of a day's {2 * DEVICES:,} sessions"),
+    "month": (
+        f"/v1/analytics/sessions?vehicle=vehicle-7&from={stamp(DAY - timedelta(days=20))}",
+        f"a vehicle's of 30 days, of {SESSIONS:,} sessions",
+    ),
+    "site": ("/v1/analytics/sessions?site=depot", f"the newest 100 of a site of {AT_SITE} devices"),
+    "nowhere": ("/v1/analytics/sessions?site=nowhere", "sessions of a site without devices"),
 }
 
 # Readings of now touch the hour that is not over.
@@ -56,5 +67,5 @@ def test_running_sessions_of_the_whole_fleet(
 @pytest.mark.parametrize("what", PATHS)
 def test_answers(what: str, ask: Ask, measure: Measure) -> None:
     path, sentence = PATHS[what]
-    assert ask(path)["sessions"]
+    assert bool(ask(path)["sessions"]) == (what != "nowhere")
     measure(sentence, lambda _: path)

@@ -13,13 +13,14 @@ import psycopg
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from tests.benchmarks.history import CHARGED, HOURS, OPEN, store_day
+from tests.benchmarks.history import CHARGED, HOURS, LABELS, OPEN, store_day
 from tests.fixtures.database import Server
 from tests.fixtures.service import Process, serving
 
 DEVICES = 5_000
 ALERTS = 1_000
 SESSIONS = 57 * DEVICES
+AT_SITE = 40
 ROUNDS = 100
 INGEST_HZ = 10
 INGEST_READINGS = 100
@@ -55,6 +56,7 @@ def day_url(server: Server) -> Iterator[str]:
         connection.execute(OPEN, [ALERTS])
         connection.execute(CHARGED, [DEVICES])
         connection.execute("UPDATE installation SET judged_as_of = now()")
+        connection.execute(LABELS.encode(), [AT_SITE // 2] * 2)
         connection.execute("VACUUM ANALYZE efficiency_hour, alert, charging_session")
     yield url
     server.drop(url)

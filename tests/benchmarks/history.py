@@ -83,3 +83,8 @@ OPEN = """
     FROM generate_series(1, %s) AS id
     ON CONFLICT DO NOTHING
 """
+# These meters, and the vehicles that charge there.
+LABELS = """
+    WITH labelled AS (UPDATE meter SET site = 'depot' WHERE id <= %s)
+    UPDATE vehicle SET site = 'depot' WHERE id <= %s
+"""

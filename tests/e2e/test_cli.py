@@ -29,6 +29,7 @@ COMMANDS = [
     "seed",
     "device",
     "alerts",
+    "report",
 ]
 
 

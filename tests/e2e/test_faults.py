@@ -1,11 +1,14 @@
 """Faults of the database: each is answered soon and by its name, and over without a restart when it is over."""
 
+import asyncio
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from random import Random
 
 import httpx
 import psycopg
@@ -15,9 +18,10 @@ from psycopg import sql
 from app.migrate import migrate
 from app.postgres.embedded import running
 from tests.fixtures.database import available_engines
+from tests.fixtures.retrying import Load, check_stored
 from tests.fixtures.sending import meter, minutes_ago, problem, vehicle
 from tests.fixtures.service import Process, serving
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import eventually, eventually_here
 
 JSON = {"Content-Type": "application/json"}
 ANSWERS = (
@@ -54,7 +58,7 @@ class Database:
         with psycopg.connect(self.url, autocommit=True) as connection:
             name = sql.Identifier(connection.info.dbname)
             connection.execute("SET default_transaction_read_only = off")
-            connection.execute(sql.SQL(statement).format(name=name))  # type: ignore[arg-type]
+            connection.execute(sql.SQL(statement).format(name=name))
 
 
 @contextmanager
@@ -87,12 +91,41 @@ def read_only(database: Database) -> Iterator[None]:
 
 @contextmanager
 def out_of_connections(database: Database) -> Iterator[None]:
-    with psycopg.connect(database.url, autocommit=True) as connection:
-        connection.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT 0").format(sql.Identifier("wattline")))
-        connection.execute("ALTER ROLE wattline NOSUPERUSER")
+    with ExitStack() as taken:
+        first = taken.enter_context(psycopg.connect(database.url, autocommit=True))
+        with suppress(psycopg.OperationalError):
+            while True:
+                taken.enter_context(psycopg.connect(database.url))
+        # What the service opens again is refused.
+        first.execute(TERMINATE_SERVICE)
+        with suppress(psycopg.OperationalError):
+            while True:
+                taken.enter_context(psycopg.connect(database.url))
         yield
 
 
+@contextmanager
+def often(database: Database, statement: str) -> Iterator[None]:
+    """Executes a statement again and again."""
+    over = threading.Event()
+
+    def execute() -> None:
+        while not over.wait(0.1):
+            database.execute(statement)
+
+    thread = threading.Thread(target=execute)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+TERMINATE_SERVICE = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'wattline'
+"""
+ALTER = "ALTER TABLE meter_state ADD COLUMN added int; ALTER TABLE meter_state DROP COLUMN added"
 TERMINATE = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'
@@ -101,6 +134,11 @@ FAULTS: dict[str, Callable[[Database], AbstractContextManager[None]]] = {
     "frozen": frozen,
     "locked": locked,
     "read_only": read_only,
+    "out_of_connections": out_of_connections,
+}
+DISTURBANCES = FAULTS | {
+    "terminated": lambda database: often(database, TERMINATE_SERVICE),
+    "altered": lambda database: often(database, ALTER),
 }
 
 
@@ -151,3 +189,52 @@ def test_a_fault_of_the_database_is_answered_by_its_name_while_it_lasts(
     assert [fault] in [line["faults"] for line in lines if line["event"] == "store_unavailable"]
     with psycopg.connect(database.url) as connection:
         assert connection.execute("SELECT count(*) FROM meter_reading").fetchone() == (3,)
+
+
+def test_a_dead_connection_is_no_frozen_database(database: Database) -> None:
+    with serving(database.url) as process, psycopg.connect(database.url, autocommit=True) as connection:
+        backends = connection.execute("SELECT pid FROM pg_stat_activity WHERE query = 'SELECT'").fetchall()
+        for (backend,) in backends:
+            os.kill(backend, signal.SIGSTOP)
+        try:
+            assert len(backends) == 1
+            asked = "SELECT FROM pg_stat_activity WHERE query = 'SELECT' AND pid <> %s"
+            eventually(lambda: connection.execute(asked, backends[0]).rowcount)
+            eventually(lambda: post(process, 1).status_code == httpx.codes.OK)
+            assert process.get("/health/ready").json()["status"] == "ok"
+        finally:
+            for (backend,) in backends:
+                os.kill(backend, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("disturbance", DISTURBANCES)
+async def test_nothing_is_lost_and_everything_is_answered_under_load(
+    database: Database, disturbance: str, seconds: int
+) -> None:
+    with serving(database.url, WATTLINE_LOG_LEVEL="error") as process:
+        load = Load(process.base_url, Random(7))
+        sending = asyncio.create_task(load.run())
+        await more(load, sending)
+        before = process.peak_memory_bytes()
+        with DISTURBANCES[disturbance](database):
+            await asyncio.sleep(seconds)
+        await more(load, sending)
+        load.done = True
+        await sending
+        print(f"slowest answer {load.slowest_s:.1f} s")  # noqa: T201 - shown by -s
+        assert load.unanswered == 0
+        assert process.peak_memory_bytes() - before < 50 * 2**20
+    with psycopg.connect(database.url) as connection:
+        check_stored(connection, load)
+
+
+async def more(load: Load, sending: asyncio.Task[None]) -> None:
+    """Waits until more batches are acknowledged."""
+    enough = load.acknowledged + 20
+
+    def is_enough() -> bool:
+        assert not sending.done(), sending.result()
+        return load.acknowledged >= enough
+
+    await eventually_here(is_enough)

@@ -14,7 +14,7 @@ import httpx
 import psycopg
 import pytest
 
-from app.database import TRANSIENT
+from app.faults import TRANSIENT
 from app.ops.refresh import refresh_aggregates
 from tests.fixtures.engines import policy_jobs
 from tests.fixtures.readings import counted

@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from app.dashboard.assets import BASE
 from app.migrate import migrate
 from app.ops.server import STOP_SECONDS
 from app.postgres.embedded import running
-from tests.fixtures.database import available_engines, lock_waits
+from tests.fixtures.database import available_engines
 from tests.fixtures.engines import on_plain
 from tests.fixtures.sending import meter, minutes_ago, problem, vehicle
 from tests.fixtures.service import Process, serving
@@ -108,16 +108,35 @@ def test_compression_bombs_are_refused_in_bounded_memory(server_process: Process
     assert server_process.peak_memory_bytes() - before < 100 * MIB
 
 
+# A batch waits for a lock for a moment only, so a trigger holds it.
+HOLD = """
+    CREATE TABLE held AS SELECT 1;
+    CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            WHILE EXISTS (SELECT FROM held) LOOP PERFORM pg_sleep(0.01); END LOOP;
+            RETURN NULL;
+        END $$;
+    CREATE TRIGGER hold AFTER INSERT ON meter_state EXECUTE FUNCTION hold();
+"""
+HELD = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database())"
+
+
+@contextmanager
+def storing_is_held(connection: psycopg.Connection) -> Iterator[None]:
+    connection.execute(HOLD)
+    yield
+    connection.execute("DELETE FROM held")
+
+
 @pytest.mark.parametrize("stop", ["SIGTERM to the server", "SIGINT to the whole group"])
 def test_batches_in_flight_are_finished_before_the_server_stops(
     stop: str, server_process: Process, database_url: str, connection: psycopg.Connection
 ) -> None:
     batches = [[meter(minutes_ago(n), meter_id=f"M{batch}") for n in range(5)] for batch in range(8)]
     with ThreadPoolExecutor(len(batches)) as pool:
-        with psycopg.connect(database_url) as holder:
-            holder.execute("LOCK TABLE meter_state IN EXCLUSIVE MODE")
+        with storing_is_held(connection):
             answers = [pool.submit(post, server_process, json.dumps(batches[0]))]
-            eventually(lambda: lock_waits(connection))
+            eventually(lambda: connection.execute(HELD).fetchone() == (True,))
             answers += [pool.submit(post, server_process, json.dumps(batch)) for batch in batches[1:]]
             eventually(lambda: "\nwattline_readings_waiting 35.0\n" in server_process.get("/metrics").text)
             if stop.startswith("SIGTERM"):

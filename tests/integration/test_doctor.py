@@ -168,7 +168,7 @@ async def test_nothing_is_wrong_with_wattline_s_own_server(tmp_path: Path, own_s
         assert "reporting  1 of 1, in the last 10 minutes" in report
     report, healthy = examine(running(tmp_path, start=False), settings, {})
     assert listed(report, "What is wrong") == [
-        f"No database runs under {tmp_path}: start it with `wattline serve`, or restart the service that lost it."
+        f"No database runs under {tmp_path}: start it with `wattline serve`. A service that runs says why it has none."
     ]
     assert not healthy
     assert any(re.fullmatch(r"disk +\S+ \w+ free of \S+ \w+", line) for line in lines(report, "Database"))

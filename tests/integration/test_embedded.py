@@ -3,11 +3,13 @@
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ import pytest
 from app.errors import SetupError
 from app.postgres.embedded import Binaries, running
 from tests.fixtures.database import available_engines
+from tests.fixtures.waiting import eventually
 
 ROOT = Path(__file__).parent.parent.parent
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another identity")
@@ -152,20 +155,74 @@ def test_of_two_that_start_at_once_one_makes_the_server(binaries: Binaries) -> N
         assert not answers(url)
 
 
-def test_a_killed_server_recovers_what_was_committed(data_dir: Path, binaries: Binaries) -> None:
-    with running(data_dir, pg_bin=binaries.bin) as url:
+# The second is an immediate shutdown. Of a server whose main process alone is killed, the other processes end.
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT])
+def test_a_server_that_dies_is_started_again_once(data_dir: Path, binaries: Binaries, number: int) -> None:
+    log, log_before = data_dir / "postgres" / "server.log", data_dir / "postgres" / "server.log.1"
+    with holder(data_dir, binaries.bin) as other, running(data_dir, pg_bin=binaries.bin) as url:
+        assert line(other) == url
         with psycopg.connect(url) as connection:
             connection.execute("CREATE TABLE survivor AS SELECT 42 AS answer")
-        os.kill(server_pid(data_dir), signal.SIGKILL)
-        # The holder is still there, and may go on once anyone has started the server again.
-        with running(data_dir, pg_bin=binaries.bin):
-            pass
-        assert one(url, "SELECT answer FROM survivor") == 42
-        os.kill(server_pid(data_dir), signal.SIGKILL)
-    with running(data_dir, pg_bin=binaries.bin) as url:
-        assert one(url, "SELECT answer FROM survivor") == 42
+        killed, its_log = server_pid(data_dir), log.stat().st_ino
+        os.kill(killed, number)
+        eventually(lambda: log_before.stat().st_ino == its_log and answers(url))
+        assert server_pid(data_dir) != killed
         with psycopg.connect(url) as connection:
+            assert connection.execute("TABLE survivor").fetchall() == [(42,)]
             connection.execute("DROP TABLE survivor")
+        other.communicate()
+        assert log.read_text().count("starting PostgreSQL") == 1
+        assert log_before.stat().st_ino == its_log
+    assert not answers(url)
+
+
+def test_who_leaves_a_dying_server_leaves_none(data_dir: Path, binaries: Binaries) -> None:
+    for _ in range(3):
+        with running(data_dir, pg_bin=binaries.bin) as url:
+            os.kill(server_pid(data_dir), signal.SIGKILL)
+        eventually(lambda: not answers(url))
+    with running(data_dir, pg_bin=binaries.bin) as url:
+        assert answers(url)
+
+
+def test_who_only_attaches_starts_nothing(data_dir: Path, binaries: Binaries) -> None:
+    with holder(data_dir, binaries.bin) as process:
+        url = line(process)
+        threads = threading.active_count()
+        with running(data_dir, start=False):
+            assert threading.active_count() == threads  # nothing here looks after the server
+            process.kill()
+            process.wait()
+            os.kill(server_pid(data_dir), signal.SIGKILL)
+            eventually(lambda: not answers(url))
+            with pytest.raises(SetupError, match="No database runs"), running(data_dir, start=False):
+                pass
+    with running(data_dir, pg_bin=binaries.bin):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("lost", "why"),
+    [("postgres", "is not complete .* restore it"), ("postgres/global/pg_control", "PostgreSQL died while it started")],
+)
+def test_data_that_are_gone_are_not_replaced_but_waited_for(
+    data_dir: Path, binaries: Binaries, capsys: pytest.CaptureFixture[str], lost: str, why: str
+) -> None:
+    said: list[str] = []
+
+    def complains() -> bool:
+        said.append(capsys.readouterr().err)
+        return re.search(f"cannot be started again yet: .*{why}", "".join(said)) is not None
+
+    with running(data_dir, pg_bin=binaries.bin) as url:
+        pid = server_pid(data_dir)
+        (data_dir / lost).rename(data_dir / "moved away")
+        os.kill(pid, signal.SIGKILL)
+        eventually(complains, shown=lambda: said)
+        assert not (data_dir / lost).exists()
+        (data_dir / "moved away").rename(data_dir / lost)
+        eventually(lambda: answers(url))
+    assert not answers(url)
 
 
 def test_a_stale_process_id_that_someone_else_has_now_is_no_server(data_dir: Path, binaries: Binaries) -> None:

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from app import __version__
-from app.database import STORE_FAULTS
+from app.faults import STORE_FAULTS
 from app.migrate import migrate, newest_revision
 from app.postgres.embedded import running
 from app.settings import Settings

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import httpx
 import psycopg
 
-from app.database import TRANSIENT, connect
+from app.database import connect
+from app.faults import TRANSIENT
 from app.ingest.batch import Source
 from app.ops.maintenance import maintain
 from app.telemetry.reading import MeterReading, VehicleReading

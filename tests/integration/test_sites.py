@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.fixtures.alerts import judge_all
 from tests.fixtures.commands import command
-from tests.fixtures.readings import midnight, store
+from tests.fixtures.readings import midnight, store, vehicle_reading
 from tests.fixtures.sending import meter, minutes_ago, problem, send, vehicle
-from tests.integration.test_alerts import HOUR, session
+from tests.integration.test_alerts import HOUR, MINUTE, session
 
 DAY = midnight(2)
 
@@ -82,6 +81,33 @@ async def test_the_ranking_and_alerts_are_those_of_a_site(database_url: str, cli
     assert listed.splitlines()[-1].startswith("1 alert;")
 
 
+async def test_sessions_of_a_site_are_those_of_its_vehicles_and_those_at_its_meters(
+    database_url: str, client: httpx.AsyncClient
+) -> None:
+    for number, (name, meter_id) in enumerate([("one", "here"), ("one", "there"), ("two", "here"), ("two", "there")]):
+        await store(database_url, *session(DAY + 5 * number * HOUR, 60, name, efficiency=0.9, meter_id=meter_id))
+    taken = (vehicle_reading(DAY + minute * MINUTE, vehicle_id="lost", meter_id=None) for minute in range(60))
+    await store(database_url, *taken)
+    await judge_all(database_url)
+    device(database_url, "label", "one", "Depot", "--stream", "vehicle")
+    device(database_url, "label", "here", "Depot", "--stream", "meter")
+    device(database_url, "label", "lost", "elsewhere", "--stream", "vehicle")
+
+    async def listed(**query: str) -> list[tuple[str, str | None]]:
+        answer = (await client.get("/v1/analytics/sessions", params=query)).json()
+        return [(one["vehicleId"], one["meterId"]) for one in answer["sessions"]]
+
+    assert await listed(site="Depot") == [("two", "here"), ("one", "there"), ("one", "here")]
+    assert await listed(site="Depot", vehicle="two") == [("two", "here")]
+    assert await listed(site="elsewhere") == [("lost", None)]
+    assert await listed(site="depot") == []
+    page = await client.get("/v1/analytics/sessions", params={"site": "Depot", "limit": 2})
+    (last,) = (await client.get(page.links["next"]["url"])).json()["sessions"]
+    assert (last["vehicleId"], last["meterId"]) == ("one", "here")
+    printed = command("sessions", "--site", "Depot", DATABASE_URL=database_url).stdout
+    assert printed.splitlines()[-1].startswith("3 sessions;")
+
+
 async def test_many_devices_are_labelled_from_a_file_or_none_of_them(
     database_url: str, client: httpx.AsyncClient, tmp_path: Path
 ) -> None:
@@ -120,9 +146,8 @@ async def test_what_is_no_site_is_refused(database_url: str, client: httpx.Async
     assert "There is no meter M2." in refused(database_url, "label", "M2", "a", "--stream", "meter")
 
 
-@pytest.mark.parametrize("path", ["fleet/series", "meters/M1/series"])
-async def test_a_series_of_a_site_is_refused_by_name(client: httpx.AsyncClient, path: str) -> None:
+async def test_a_device_s_series_takes_no_site(client: httpx.AsyncClient) -> None:
     await send(client, meter(minutes_ago(1)))
-    answer = await client.get(f"/v1/analytics/{path}?site=Depot")
+    answer = await client.get("/v1/analytics/meters/M1/series?site=Depot")
     problem(answer, 400, "invalid_parameter")
     assert answer.json()["detail"].startswith("site: ")

@@ -19,10 +19,11 @@ from tests.fixtures.readings import AGGREGATES, Reading, answer, counted, midnig
 pytestmark = needs_timescale
 
 DOCUMENTED = {
-    *AGGREGATES, "aggregate_freshness", "aggregate_retention", "refresh_aggregates", "prepare_days", "drop_expired",
+    *AGGREGATES, "aggregate_freshness", "aggregate_retention", "aggregate_instants", "refresh_aggregates",
+    "prepare_days", "drop_expired",
     "background_jobs", "job_scheduler", "storage_sizes", "storage_parts", "engine_parts", "prepared_until",
     "importable_from", "in_service", "utc_bucket", "engine_fault", "chunks_not_compressed",
-    "spread_fleet", "spread_between", "spread_missing",
+    "spread_fleet", "spread_of", "spread_between", "spread_missing",
 }  # fmt: skip
 FIRST_DAY, DAYS = 6, 5
 # Objects that only one engine needs are left out: triggers, and helpers over continuous aggregates.

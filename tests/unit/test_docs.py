@@ -16,6 +16,7 @@ from app.analytics.efficiency.evidence import MAX_SHARED_MINUTES
 from app.analytics.efficiency.verdict import ENOUGH_AC_MILLIWH, POSSIBLE_RATIO, Status
 from app.analytics.export import MAX_EXPORT_DAYS
 from app.analytics.series import EFFICIENCY_REACH
+from app.analytics.site_series import MAX_SITE_BUCKETS
 from app.analytics.window import MAX_HOURS
 from app.broker import RECEIVE_MAXIMUM
 from app.cli import cli
@@ -58,6 +59,8 @@ NAMES = (
     "gateways.md",
     "import.md",
     "operations.md",
+    "report.md",
+    "sessions.md",
     "webhooks.md",
 )
 TEXT = {name: (ROOT / "docs" / name).read_text() for name in NAMES}
@@ -223,6 +226,9 @@ def test_numbers_in_sentences_are_those_of_the_code() -> None:
         ("architecture.md", f"with the temporary table for {STAGED_SECONDS} seconds"),
         ("architecture.md", f"{EFFICIENCY_REACH.days} days of a series, {MAX_HOURS // 24} of performance"),
         ("architecture.md", f"{MAX_SHARED_MINUTES:,} minutes of vehicles that share"),
+        ("api.md", f"times that of the buckets, may be {MAX_SITE_BUCKETS:,} at most"),
+        ("api.md", f"such as {MAX_SITE_BUCKETS // (24 * 60)} devices over 24 hours by minute"),
+        ("api.md", f"{MAX_SITE_BUCKETS // (24 * 31):,} over a month by hour"),
         ("architecture.md", f"rests on the {TRANSACTION_SECONDS} seconds that bound a store transaction"),
         ("architecture.md", f"none of them takes longer than {ANSWER_SECONDS} s"),
         ("api.md", f"too slow: {ANSWER_SECONDS} s for an answer, {TRANSACTION_SECONDS} s for storing"),

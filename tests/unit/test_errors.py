@@ -24,12 +24,14 @@ LEAVES = [error for error in ALL if issubclass(error, ServiceError) and error is
 
 
 def used_names(tree: ast.AST) -> Iterator[str]:
-    """Yields the names that are raised, returned as an error, or constructed for a problem document."""
+    """Yields the names that are raised, returned as an error, constructed for a problem document, or in a table."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Name):
             yield node.exc.id
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             yield node.func.id
+        if isinstance(node, ast.Dict):
+            yield from (value.id for value in node.values if isinstance(value, ast.Name))
 
 
 def used_in_app() -> set[str]:

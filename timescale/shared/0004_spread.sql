@@ -4,35 +4,39 @@
 -- sums their energies. It tells when it is out of date: the fleet's minutes have another number or sum then, or it was
 -- negated, since a reading before it arrived late.
 
--- Makes the rows for readings in [range_from, range_to) anew; the bounds are whole five minutes. Longer than four hours
--- before a reading nothing is known of its device, and such energy is only taken out.
-CREATE FUNCTION spread_between(range_from timestamptz, range_to timestamptz) RETURNS void
-LANGUAGE plpgsql
+-- Returns the rows of some meters and vehicles (NULL: of all) for readings in [range_from, range_to); the bounds are
+-- whole five minutes. Longer than four hours before a reading nothing is known of its device, and such energy is only
+-- taken out.
+CREATE FUNCTION spread_of(
+    range_from timestamptz, range_to timestamptz, meters integer[] DEFAULT NULL, vehicles integer[] DEFAULT NULL
+) RETURNS TABLE (
+    read_in timestamptz, bucket timestamptz, readings bigint, read_milliwh bigint, ac_milliwh bigint, dc_milliwh bigint)
+LANGUAGE plpgsql STABLE
 SET plan_cache_mode = force_custom_plan -- so that the range excludes chunks and partitions
 AS $$
+#variable_conflict use_column
 DECLARE
-    near      CONSTANT timestamptz := range_from - INTERVAL '3 minutes';
+    near             CONSTANT timestamptz := range_from - INTERVAL '3 minutes';
     -- The devices whose first reading in the range has none shortly before it: in most minutes, that is few.
-    meters    CONSTANT integer[] := ARRAY(
-        SELECT meter_id FROM meter_minute(near, range_to) GROUP BY meter_id HAVING min(bucket) >= range_from);
-    vehicles  CONSTANT integer[] := ARRAY(
-        SELECT vehicle_id FROM vehicle_minute(near, range_to) GROUP BY vehicle_id HAVING min(bucket) >= range_from);
+    silent_meters    CONSTANT integer[] := ARRAY(
+        SELECT meter_id FROM meter_minute(near, range_to, meters) GROUP BY meter_id HAVING min(bucket) >= range_from);
+    silent_vehicles  CONSTANT integer[] := ARRAY(
+        SELECT vehicle_id FROM vehicle_minute(near, range_to, vehicles)
+        GROUP BY vehicle_id HAVING min(bucket) >= range_from);
 BEGIN
-    DELETE FROM fleet_spread WHERE read_in >= range_from AND read_in < range_to;
-
-    INSERT INTO fleet_spread (read_in, bucket, readings, read_milliwh, ac_milliwh, dc_milliwh)
+    RETURN QUERY
     WITH minute AS (
         SELECT meter_id AS device, true AS is_meter, bucket, first_ts, last_ts, readings, ac_milliwh AS milliwh
-        FROM meter_minute(near, range_to)
+        FROM meter_minute(near, range_to, meters)
         UNION ALL
         SELECT meter_id, true, bucket, first_ts, last_ts, readings, ac_milliwh
-        FROM meter_minute(range_from - INTERVAL '4 hours', near, meters)
+        FROM meter_minute(range_from - INTERVAL '4 hours', near, silent_meters)
         UNION ALL
         SELECT vehicle_id, false, bucket, first_ts, last_ts, readings, dc_milliwh
-        FROM vehicle_minute(near, range_to)
+        FROM vehicle_minute(near, range_to, vehicles)
         UNION ALL
         SELECT vehicle_id, false, bucket, first_ts, last_ts, readings, dc_milliwh
-        FROM vehicle_minute(range_from - INTERVAL '4 hours', near, vehicles)
+        FROM vehicle_minute(range_from - INTERVAL '4 hours', near, silent_vehicles)
     ), follows AS MATERIALIZED (
         SELECT *, lag(last_ts) OVER (PARTITION BY is_meter, device ORDER BY last_ts) AS previous FROM minute
     ), span AS (
@@ -61,10 +65,20 @@ BEGIN
         SELECT utc_bucket('5 minutes', bucket), utc_bucket('5 minutes', bucket), readings, milliwh, 0, 0
         FROM follows WHERE bucket >= range_from
     )
-    SELECT read_in, bucket, sum(readings), sum(read_milliwh), sum(ac_milliwh), sum(dc_milliwh)
+    SELECT read_in, bucket, sum(readings)::bigint, sum(read_milliwh)::bigint, sum(ac_milliwh)::bigint,
+           sum(dc_milliwh)::bigint
     FROM part
     GROUP BY read_in, bucket;
 END
+$$;
+
+-- Makes the rows for readings in [range_from, range_to) anew.
+CREATE FUNCTION spread_between(range_from timestamptz, range_to timestamptz) RETURNS void
+LANGUAGE sql AS $$
+    DELETE FROM fleet_spread WHERE read_in >= range_from AND read_in < range_to;
+
+    INSERT INTO fleet_spread (read_in, bucket, readings, read_milliwh, ac_milliwh, dc_milliwh)
+    SELECT read_in, bucket, readings, read_milliwh, ac_milliwh, dc_milliwh FROM spread_of(range_from, range_to);
 $$;
 
 -- Returns the five minutes in the range whose rows are missing or out of date, and whether readings arrived late there

@@ -12,7 +12,8 @@ from app.analytics.alerts.judge import Kind
 from app.analytics.alerts.sentence import sentence_of
 from app.analytics.efficiency.cost import cost
 from app.csv_rows import stamp
-from app.errors import InvalidParameter, UnknownDevice
+from app.errors import InvalidParameter
+from app.fleet.registry import refuse_unknown
 from app.settings import Settings
 from app.telemetry.reading import Stream
 
@@ -105,8 +106,7 @@ async def fetch_alerts(
 ) -> AlertPage:
     """Returns alerts of devices in service. Raises UnknownDevice, and InvalidParameter when `after` is not an id."""
     parameters = {**only._asdict(), **_position(only.after)}
-    for stream, name in await (await connection.execute(_UNKNOWN, parameters)).fetchall():
-        raise UnknownDevice(f"There is no {stream} {name}.")
+    await refuse_unknown(connection, vehicle=only.vehicle_id, meter=only.meter_id, either=only.device_id)
     ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
     rows = await (await connection.execute(_ALERTS, parameters)).fetchall()
     return AlertPage(as_of, settings.currency, [_listed(settings.price_per_kwh, *row) for row in rows])
@@ -182,16 +182,6 @@ def _position(after: str | None) -> dict[str, Any]:
     key |= {"closed": found[1] == "closed", "loss": int(found[2])}
     return {f"after_{name}": value for name, value in key.items()}
 
-
-# The requested devices that are not known under that name today.
-_UNKNOWN = """
-    SELECT coalesce(stream, 'device'), name
-    FROM (VALUES ('vehicle', %(vehicle_id)s::text), ('meter', %(meter_id)s), (NULL, %(device_id)s))
-        AS asked (stream, name)
-    WHERE name IS NOT NULL
-        AND NOT EXISTS (SELECT FROM device
-                        WHERE external_id = name AND device.stream = coalesce(asked.stream, device.stream))
-"""
 
 # An alert also belongs to a vehicle, or a meter, that its evidence names at the other end.
 # The LIMIT makes each lookup go by key, instead of joining all devices.

@@ -22,10 +22,11 @@ from app.analytics.efficiency.pairs import Pairs, pair_counters
 from app.analytics.efficiency.rhythm import MEAN_POWER_US, MINUTE_US
 from app.analytics.efficiency.rows import NO_ROWS, Mapping, Rows, counter_of, in_order
 from app.analytics.minutes import fetch_rows
+from app.database import fetch_all
 from app.errors import InvalidTimeRange
-from app.fleet.limits import fetch_limits, limit_of
+from app.fleet.limits import fetch_limits, limit_of, max_milliwatt
 from app.settings import Settings
-from app.tables import vehicle_meter
+from app.tables import vehicle, vehicle_meter
 from app.telemetry.instant import EPOCH_US, MAX_AHEAD, instant
 from app.telemetry.reading import Stream
 
@@ -77,7 +78,8 @@ async def fetch_sides(
     if {*vehicles} == settled(sides, vehicles, *close, settings):
         return sides
     known = {*vehicles}.union(*sides.sharers.values())
-    further = sides._replace(mappings=await _fetch_mappings(connection, known, *far))
+    mappings, _ = await _fetch_vehicles(connection, known, *far, settings)
+    further = sides._replace(mappings=mappings)
     if any(
         vehicle_id not in sides.vehicles or further.meters_of(vehicle_id) - sides.meters_of(vehicle_id)
         for vehicle_id in vehicles
@@ -111,14 +113,10 @@ async def fetch_near(
     InvalidTimeRange when there are more than `most_others` other vehicles.
     """
     bounds = {"range_from": range_from, "range_to": range_to}
-    own = Sides(
-        await fetch_rows(connection, Stream.VEHICLE, vehicles, **bounds) if rows is None else rows,
-        {},
-        await _fetch_mappings(connection, vehicles, **bounds),
-        await fetch_limits(connection, Stream.VEHICLE, vehicles, max_power_kw=settings.max_power_kw),
-        {},
-        defaultdict(set),
-    )
+    if rows is None:
+        rows = await fetch_rows(connection, Stream.VEHICLE, vehicles, **bounds)
+    mappings, limits = await _fetch_vehicles(connection, vehicles, **bounds, settings=settings)
+    own = Sides(rows, {}, mappings, limits, {}, defaultdict(set))
     meters = {meter_id for vehicle_id in own.vehicles for meter_id in own.meters_of(vehicle_id)}
     if not meters:
         return own
@@ -136,8 +134,8 @@ async def fetch_near(
         own.sharers[meter_id].add(vehicle_id)
     if others:
         own.vehicles.update(await fetch_rows(connection, Stream.VEHICLE, others, **bounds))
-        own.mappings.update(await _fetch_mappings(connection, others, **bounds))
-        limits = await fetch_limits(connection, Stream.VEHICLE, others, max_power_kw=settings.max_power_kw)
+        mappings, limits = await _fetch_vehicles(connection, others, **bounds, settings=settings)
+        own.mappings.update(mappings)
         own.vehicle_limits.update(limits)
     return own
 
@@ -218,17 +216,25 @@ def pair_each(vehicles: Iterable[int], sides: Sides, settings: Settings) -> dict
     return {vehicle_id: pairs(vehicle_id) for vehicle_id in vehicles}
 
 
-async def _fetch_mappings(
-    connection: AsyncConnection, vehicles: Collection[int], range_from: datetime, range_to: datetime
-) -> dict[int, list[Mapping]]:
-    parameters = {"devices": [*vehicles], "mapped_from": range_from, "mapped_to": range_to}
-    found = await connection.execute(_MAPPINGS, parameters)
+async def _fetch_vehicles(
+    connection: AsyncConnection,
+    vehicles: Collection[int],
+    range_from: datetime,
+    range_to: datetime,
+    settings: Settings,
+) -> tuple[dict[int, list[Mapping]], dict[int, int]]:
+    """Returns the mappings in [range_from, range_to) and the limits of some vehicles."""
+    bounds = {"mapped_from": range_from, "mapped_to": range_to}
+    parameters = {"devices": [*vehicles], "default": limit_of(settings.max_power_kw), **bounds}
     mappings: defaultdict[int, list[Mapping]] = defaultdict(list)
-    for vehicle_id, meter_id, valid in found:
-        from_us = us(valid.lower) if valid.lower else -_FAR_US
-        to_us = us(valid.upper) if valid.upper else _FAR_US
-        mappings[vehicle_id].append(Mapping(vehicle_id, meter_id, from_us, to_us))
-    return dict(mappings)
+    limits: dict[int, int] = {}
+    for vehicle_id, milliwatt, meter_id, valid in await fetch_all(connection, _VEHICLES, parameters):
+        limits[vehicle_id] = milliwatt
+        if valid is not None:
+            from_us = us(valid.lower) if valid.lower else -_FAR_US
+            to_us = us(valid.upper) if valid.upper else _FAR_US
+            mappings[vehicle_id].append(Mapping(vehicle_id, meter_id, from_us, to_us))
+    return dict(mappings), limits
 
 
 def us(at: datetime) -> int:
@@ -241,7 +247,9 @@ def instant_of(since_1970_us: int) -> datetime:
     return instant(since_1970_us - EPOCH_US)
 
 
-# The mappings of :devices that hold in [:mapped_from, :mapped_to).
-_MAPPINGS = select(vehicle_meter.c.vehicle_id, vehicle_meter.c.meter_id, vehicle_meter.c.valid).where(
-    one_of(vehicle_meter.c.vehicle_id, "devices"), MAPPED
+# The limits of :devices, with the mappings that hold in [:mapped_from, :mapped_to).
+_VEHICLES = (
+    select(vehicle.c.id, max_milliwatt(vehicle), vehicle_meter.c.meter_id, vehicle_meter.c.valid)
+    .join_from(vehicle, vehicle_meter, (vehicle_meter.c.vehicle_id == vehicle.c.id) & MAPPED, isouter=True)
+    .where(one_of(vehicle.c.id, "devices"))
 )

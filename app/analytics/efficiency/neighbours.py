@@ -8,6 +8,7 @@ from sqlalchemy import ARRAY, ColumnElement, CompoundSelect, Integer, any_, bind
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.analytics.efficiency.counter import REACH_US
+from app.database import fetch_all
 from app.tables import efficiency_hour, vehicle_meter, vehicle_minute
 
 REACH = timedelta(microseconds=REACH_US)
@@ -19,8 +20,7 @@ async def fetch_at_meters(
     """Returns the vehicles at these meters within REACH of a range, but for the known ones, each with the meter."""
     start, end = range_from - REACH, range_to + REACH
     bounds = {"range_from": start, "range_to": end, "mapped_from": start, "mapped_to": end}
-    found = await connection.execute(_AT_METERS, {"meters": [*meters], "known": [*known], **bounds})
-    return [(*row,) for row in found]
+    return await fetch_all(connection, _AT_METERS, {"meters": [*meters], "known": [*known], **bounds})
 
 
 async def fetch_sharers(

@@ -11,14 +11,13 @@ from app.analytics.efficiency.evidence import fetch_sides, near, pair_in_thread,
 from app.analytics.efficiency.pairs import evidence_between, total
 from app.analytics.efficiency.verdict import Coverage, Status, coverage_of, efficiency_ratio, uncertainty, verdict
 from app.analytics.freshness import fetch_instants
-from app.analytics.minutes import fetch_minutes
+from app.analytics.minutes import fetch_totals
 from app.analytics.window import Window
 from app.database import snapshot
 from app.errors import NoChargingData, UnknownDevice
 from app.fleet.registry import device_id_of
 from app.settings import Settings
 from app.tables import vehicle
-from app.telemetry.reading import Stream
 
 
 class Performance(msgspec.Struct, frozen=True, rename="camel"):
@@ -62,16 +61,15 @@ async def fetch_performance(pool: AsyncEngine, vehicle_id: str, window: Window, 
     async with pool.connect() as connection:
         instants = await fetch_instants(connection, "vehicle_minute", "meter_minute")
         async with snapshot(connection):
-            readings = 0
+            totals = None
             with suppress(UnknownDevice):
                 device = await device_id_of(connection, vehicle, vehicle_id)
-                minutes = await fetch_minutes(connection, Stream.VEHICLE, device, *near(*bounds, settings))
-                readings, milliwh, (soc, battery_temp) = minutes.between(*bounds).totals()
-            if not readings:
+                rows, totals = await fetch_totals(connection, device, near(*bounds, settings), bounds)
+            if totals is None or not totals.readings:
                 raise NoChargingData(
                     f"No charging data found in last {window.hours:g} hours", vehicleId=vehicle_id, asOf=instants.as_of
                 )
-            sides = await fetch_sides(connection, [device], *bounds, settings, rows={device: minutes.rows})
+            sides = await fetch_sides(connection, [device], *bounds, settings, rows={device: rows})
 
     pairs = (await pair_in_thread(sides, [device], settings))[device]
     by_meter = evidence_between(pairs, us(bounds[0]), us(bounds[1]))
@@ -84,13 +82,13 @@ async def fetch_performance(pool: AsyncEngine, vehicle_id: str, window: Window, 
         from_=window.start,
         to=window.end,
         total_ac_consumption=evidence.paired_ac_milliwh / 1_000_000,
-        total_dc_delivery=milliwh / 1_000_000,
+        total_dc_delivery=totals.dc_milliwh / 1_000_000,
         paired_dc_delivery=evidence.paired_dc_milliwh / 1_000_000,
         efficiency_ratio=efficiency_ratio(evidence),
         uncertainty=uncertainty(evidence),
-        avg_soc=_average(*soc),
-        avg_battery_temp=_average(*battery_temp),
-        data_points=readings,
+        avg_soc=_average(totals.soc_centipercent, totals.soc_readings),
+        avg_battery_temp=_average(totals.battery_temp_centic, totals.battery_temp_readings),
+        data_points=totals.readings,
         energy_loss_kwh=loss / 1_000_000,
         loss_cost=cost(loss, settings.price_per_kwh),
         currency=settings.currency,

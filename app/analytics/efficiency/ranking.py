@@ -95,20 +95,21 @@ class Rankings:
         if start or end or site is not None:
             async with reading(self._pool) as pooled:
                 connection = await of_driver(pooled)
-                return await self._rank(connection, await _judged_as_of(connection), by, start, end, site, worst)
+                judged = await fetch_judged_to(connection, self._settings)
+                return await self._rank(connection, judged, by, start, end, site, worst)
         async with self._one_at_a_time, reading(self._pool) as pooled:
             connection = await of_driver(pooled)
-            as_of = await _judged_as_of(connection)
+            judged = await fetch_judged_to(connection, self._settings)
             until, ranking = self._cached.get(by, (0.0, None))
-            if ranking is None or ranking.as_of != as_of or time.monotonic() > until:
-                ranking = await self._rank(connection, as_of, by, None, None, None, None)
+            if ranking is None or ranking.as_of != judged[0] or time.monotonic() > until:
+                ranking = await self._rank(connection, judged, by, None, None, None, None)
                 self._cached[by] = time.monotonic() + _CACHE_SECONDS, ranking
         return msgspec.structs.replace(ranking, ranking=ranking.ranking[:worst])
 
     async def _rank(
         self,
         connection: Connection,
-        as_of: datetime | None,
+        judged: tuple[datetime | None, datetime | None],
         by: By,
         start: datetime | None,
         end: datetime | None,
@@ -116,26 +117,44 @@ class Rankings:
         worst: int | None,
     ) -> EfficiencyRanking:
         now = datetime.now(UTC)
-        judged_to = as_of and _floor(as_of - timedelta(minutes=self._settings.pairing_gap_minutes))
+        as_of, judged_to = judged
         window = window_of(start, end or judged_to or _floor(now), None, now=now, max_hours=CALENDAR_HOURS)
         window = Window(_floor(window.start), _floor(window.end + _HOUR - _TICK))
-        statement = _RANKING.format(
-            id=sql.Identifier(f"{by}_id"),
-            sums=_each("sum({column})::bigint AS {column}"),
-            totals=_each("coalesce(sum({column}), 0)::bigint"),
-            columns=_each("{column}"),
-        )
-        bounds = {"from": window.start, "to": window.end, "worst": worst, "enough": ENOUGH_AC_MILLIWH}
-        parameters = {"by": by, "site": site, **bounds}
-        (_, _, *totals), *rows = await (await connection.execute(statement, parameters)).fetchall()
-        ranked = [_ranked(self._settings, *row) for row in rows]
-        totalled = _totals(self._settings.price_per_kwh, *totals[:2])
-        return EfficiencyRanking(by, *window, as_of, judged_to, self._settings.currency, totalled, ranked)
+        ranked = await rank(connection, self._settings, by, window, site=site, worst=worst)
+        return EfficiencyRanking(by, *window, as_of, judged_to, self._settings.currency, *ranked)
 
 
-async def _judged_as_of(connection: Connection) -> datetime | None:
+async def rank(
+    connection: Connection,
+    settings: Settings,
+    by: By,
+    window: Window,
+    *,
+    site: str | None = None,
+    meters: list[int] | None = None,
+    retired: bool = False,
+    worst: int | None,
+) -> tuple[Totals, list[Ranked]]:
+    """Returns the totals and the worst devices over whole hours: those in service, or all of them with `retired`.
+
+    With `site`, they are only devices of this site; with `meters`, all energy is that at these meters.
+    """
+    statement = _RANKING.format(
+        id=sql.Identifier(f"{by}_id"),
+        sums=_each("sum({column})::bigint AS {column}"),
+        totals=_each("coalesce(sum({column}), 0)::bigint"),
+        columns=_each("{column}"),
+    )
+    bounds = {"from": window.start, "to": window.end, "worst": worst, "enough": ENOUGH_AC_MILLIWH}
+    parameters = {"by": by, "site": site, "meters": meters, "retired": retired, **bounds}
+    (_, _, *totals), *rows = await (await connection.execute(statement, parameters)).fetchall()
+    return totals_of(settings.price_per_kwh, *totals[:2]), [_ranked(settings, *row) for row in rows]
+
+
+async def fetch_judged_to(connection: Connection, settings: Settings) -> tuple[datetime | None, datetime | None]:
+    """Returns `as_of` and `judged_to` of every answer that is made from judged hours."""
     ((as_of,),) = await (await connection.execute("SELECT judged_as_of FROM installation")).fetchall()
-    return as_of  # type: ignore[no-any-return]
+    return as_of, as_of and _floor(as_of - timedelta(minutes=settings.pairing_gap_minutes))
 
 
 def _floor(at: datetime) -> datetime:
@@ -143,7 +162,8 @@ def _floor(at: datetime) -> datetime:
     return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
-def _totals(price_per_kwh: float | None, ac: int, dc: int) -> Totals:
+def totals_of(price_per_kwh: float | None, ac: int, dc: int) -> Totals:
+    """Returns the totals of these paired energies, in thousandths of a Wh."""
     loss_cost = cost(ac - dc, price_per_kwh)
     return Totals(ac / 1_000_000, dc / 1_000_000, (ac - dc) / 1_000_000, loss_cost, dc / ac if ac else None)
 
@@ -178,10 +198,11 @@ _RANKING = sql.SQL("""
             SELECT {id} AS id, max(meter_id) > 0 AS has_meter, {sums}
             FROM efficiency_hour
             WHERE hour >= %(from)s AND hour < %(to)s
+                AND (%(meters)s::integer[] IS NULL OR meter_id = ANY (%(meters)s))
             GROUP BY {id}
         ) AS summed
         JOIN device USING (id)
-        WHERE stream = %(by)s AND in_service AND (%(site)s::text IS NULL OR site = %(site)s)
+        WHERE stream = %(by)s AND (in_service OR %(retired)s) AND (%(site)s::text IS NULL OR site = %(site)s)
     )
     SELECT NULL, false, {totals} FROM known
     UNION ALL

@@ -11,7 +11,9 @@ from app.analytics.efficiency.verdict import Status
 from app.analytics.sessions.answer import SessionAnswer
 from app.analytics.sessions.tables import COLUMNS, Row
 from app.csv_rows import stamp
-from app.errors import InvalidParameter, UnknownDevice
+from app.errors import InvalidParameter
+from app.fleet.registry import refuse_unknown
+from app.fleet.sites import devices_at
 
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -28,10 +30,14 @@ class SessionPage(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class SessionFilter(NamedTuple):
-    """The choice of sessions; a member that is None excludes none. They have time in [start, end)."""
+    """The choice of sessions; a member that is None excludes none. They have time in [start, end).
+
+    Those of a `site` are of its vehicles, wherever these charge, and those at its meters.
+    """
 
     vehicle: str | None = None
     meter: str | None = None
+    site: str | None = None
     start: datetime | None = None
     end: datetime | None = None
     status: Status | None = None
@@ -46,9 +52,9 @@ async def fetch_sessions(
 
     `gap` is the longest one that is no silence: an hour is over after it.
     """
-    parameters = {**only._asdict(), **_position(only.after)}
-    for stream, name in await (await connection.execute(_UNKNOWN, parameters)).fetchall():
-        raise UnknownDevice(f"There is no {stream} {name}.")
+    meters, vehicles = ([], []) if only.site is None else await devices_at(connection, only.site)
+    parameters = {**only._asdict(), **_position(only.after), "site_meters": meters, "site_vehicles": vehicles}
+    await refuse_unknown(connection, vehicle=only.vehicle, meter=only.meter)
     instants = await connection.execute("SELECT sessions_as_of, judged_as_of FROM installation")
     ((as_of, judged_as_of),) = await instants.fetchall()
     rows = await (await connection.execute(_SESSIONS, parameters)).fetchall()
@@ -72,21 +78,17 @@ def _position(after: str | None) -> dict[str, Any]:
         raise InvalidParameter("after: Expected the value that a Link has.") from None
 
 
-# The requested devices that are not known under that name today.
-_UNKNOWN = """
-    SELECT stream, name
-    FROM (VALUES ('vehicle', %(vehicle)s::text), ('meter', %(meter)s)) AS asked (stream, name)
-    WHERE name IS NOT NULL
-        AND NOT EXISTS (SELECT FROM device WHERE external_id = name AND device.stream = asked.stream)
-"""
-
+# The devices of a site come as ids: by the site's name, PostgreSQL reads all sessions, which takes 85 ms with 285,000.
+# Sessions that began at once are sorted before the limit, and their meters are looked up after it: with a fleet of
+# 5,000 that all begin together, a page reads half as many buffers.
 _SESSIONS = sql.SQL("""
-    SELECT vehicle.external_id, meter.external_id, {columns}
+    SELECT vehicle.external_id, (SELECT external_id FROM meter WHERE meter.id = session.meter_id), {columns}
     FROM charging_session AS session
     JOIN vehicle ON vehicle.id = session.vehicle_id
-    LEFT JOIN meter ON meter.id = session.meter_id
     WHERE (%(vehicle)s::text IS NULL OR vehicle_id = (SELECT id FROM vehicle WHERE external_id = %(vehicle)s))
         AND (%(meter)s::text IS NULL OR meter_id = (SELECT id FROM meter WHERE external_id = %(meter)s))
+        AND (%(site)s::text IS NULL
+             OR vehicle_id = ANY (%(site_vehicles)s::integer[]) OR meter_id = ANY (%(site_meters)s::integer[]))
         AND (%(start)s::timestamptz IS NULL OR until > %(start)s)
         AND (%(end)s::timestamptz IS NULL OR started < %(end)s)
         AND (%(status)s::text IS NULL OR status = %(status)s)

@@ -31,6 +31,9 @@ async def get_sessions(
     settings: NamedDependency[Settings],
     vehicle: Annotated[str | None, QueryParameter(description="Only sessions of this vehicle.")] = None,
     meter: Annotated[str | None, QueryParameter(description="Only sessions at this meter.")] = None,
+    site: Annotated[
+        str | None, QueryParameter(description="Only sessions of the vehicles of this site, or at its meters.")
+    ] = None,
     start: Annotated[
         datetime | None, QueryParameter(name="from", description="Only sessions with time after this instant.")
     ] = None,
@@ -46,11 +49,10 @@ async def get_sessions(
     """Returns the sessions of vehicles, the newest first; CSV if `Accept` prefers text/csv."""
     if any(at is not None and at.tzinfo is None for at in (start, end)):
         raise InvalidTimeRange("`from` and `to` need a time zone.")
-    only = SessionFilter(vehicle, meter, start, end, status, after, limit)
+    only = SessionFilter(vehicle, meter, site, start, end, status, after, limit)
+    gap = timedelta(minutes=settings.pairing_gap_minutes)
     async with reading(pool) as connection:
-        answer = await fetch_sessions(
-            await of_driver(connection), only, gap=timedelta(minutes=settings.pairing_gap_minutes)
-        )
+        answer = await fetch_sessions(await of_driver(connection), only, gap=gap)
     headers = {"Vary": "Accept"}
     if len(answer.sessions) == limit:
         query = {**dict(request.query_params), "after": position_of(answer.sessions[-1])}

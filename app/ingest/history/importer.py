@@ -20,8 +20,8 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import psycopg
 from psycopg.rows import scalar_row
 
-from app.database import TRANSIENT, UNAVAILABLE
 from app.errors import SetupError
+from app.faults import TRANSIENT, UNAVAILABLE
 from app.fleet.registry import register
 from app.ingest.batch import RejectedReading, Row, Source, StreamRows
 from app.ingest.history import journal

@@ -14,7 +14,8 @@ import structlog
 from psycopg.rows import scalar_row
 from psycopg.types.numeric import Int8BinaryLoader
 
-from app.database import FIND_STORE_FAULTS, LOCK_MILLISECONDS, TRANSACTION_SECONDS, CannotStore
+from app.database import LOCK_MILLISECONDS, TRANSACTION_SECONDS
+from app.faults import FIND_STORE_FAULTS, CannotStore
 from app.ingest.batch import Row
 from app.ingest.store.conflicts import Differing, differing
 from app.telemetry.instant import DAY_US, HOUR_US, LATE_US, instant

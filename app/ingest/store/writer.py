@@ -9,8 +9,7 @@ lone batch does not wait.
 3. When a transaction fails on its data, its batches are stored singly: one batch never fails another.
 4. Rejected readings and conflicts go to quarantine, in a transaction of their own; then the receipts go out.
 
-When the database does nothing at all (database.cause_of), the group fails, and with it all that wait. Until a group is
-stored again, one batch at a time tries, and the others are refused at once.
+When the database does nothing at all (faults.cause_of), the group fails, and with it all that wait.
 """
 
 import asyncio
@@ -22,8 +21,9 @@ from contextlib import suppress
 import psycopg
 import structlog
 
-from app.database import BEATS, TRANSIENT, UNAVAILABLE, Frozen, cause_of
+from app.database import BEATS
 from app.errors import Busy
+from app.faults import TRANSIENT, UNAVAILABLE, NoAnswer, cause_of
 from app.ingest.batch import Batch, Receipt, Source
 from app.ingest.counters import WAITING, count
 from app.ingest.quarantine.keep import keep_rejected
@@ -53,7 +53,6 @@ class Writer:
         self._closing = False
         self._ids = DeviceIds(new_devices_per_hour)
         self._group_readings = GROUP_READINGS
-        self._is_storing = False
         #: What has kept the database from storing anything since then; None while it stores.
         self.fault: Exception | None = None
 
@@ -62,10 +61,8 @@ class Writer:
 
         The batch is stored even when the caller is cancelled.
         """
-        if self.fault and (self._queue or self._is_storing):
-            raise self.fault.with_traceback(None)
         if (beat := BEATS.get(self._url)) and beat.is_frozen:
-            raise Frozen
+            raise NoAnswer
         if self._closing or (self._queue and self._waiting_readings + batch.received > self._queue_max_readings):
             raise Busy
         pending = Pending(batch, source)
@@ -86,7 +83,6 @@ class Writer:
                 await self._wake.wait()
                 continue
             group = self._take_group()
-            self._is_storing = True
             try:
                 await self._store_group(group)
                 self._group_readings = min(2 * self._group_readings, GROUP_READINGS)
@@ -103,7 +99,6 @@ class Writer:
                     self.refuse_waiting(error)
                 else:
                     self.fault = None
-            self._is_storing = False
             for pending in group:
                 if not pending.answered.done():
                     receipt = pending.receipt()
@@ -118,7 +113,7 @@ class Writer:
 
     def refuse_waiting(self, error: Exception) -> None:
         """Answers all batches that wait with the error, which keeps the database from storing anything."""
-        if self.fault is None:
+        if cause_of(error) != cause_of(self.fault):
             _log.warning("store_unavailable", faults=[cause_of(error)], error=str(error))
         self.fault = error
         while self._queue:

@@ -12,8 +12,9 @@ import psycopg
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from app.database import FIND_STORE_FAULTS, command_connection, shown_url
+from app.database import command_connection, shown_url
 from app.errors import SetupError
+from app.faults import FIND_STORE_FAULTS
 from app.fleet.states import DEVICES_IN_SERVICE
 from app.migrate import migrated, newest_revision
 from app.ops.doctor.broker import ask_broker

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from datetime import UTC, timedelta
 
 from app.analytics.alerts.sentence import LOOKS_LIKE, TO_DO
-from app.database import STORE_FAULTS, most_connections
+from app.database import most_connections
+from app.faults import STORE_FAULTS
 from app.fleet.states import REPORTING_MINUTES
 from app.migrate import OTHER_SQL
 from app.ops.doctor.facts import Facts, Finding
