@@ -137,7 +137,7 @@ class MappingOverlap(ServiceError):
 
 
 class BodyTooLarge(ServiceError):
-    """The decoded body is larger than 16 MiB."""
+    """The body is too large: a batch has at most 16 MiB decoded, any other body 64 KiB."""
 
     code, status = "body_too_large", 413
 

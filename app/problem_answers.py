@@ -107,7 +107,7 @@ def _of_framework(request: Request[Any, Any, Any], error: Exception) -> ServiceE
             allowed = (error.headers or {}).get("allow", "")
             return MethodNotAllowed(headers={"Allow": allowed.replace("GET", "GET, HEAD")})
         case HTTPException(status_code=413):
-            return BodyTooLarge("The body is larger than this call takes.")
+            return BodyTooLarge()
         case HTTPException(status_code=400):
             return InvalidParameter(first_fault(request, error))
         case _:
