@@ -17,15 +17,13 @@ A client that is no browser sends neither `Origin` nor `Sec-Fetch-Site`; one of 
 import re
 from collections.abc import AsyncIterator, Collection, Iterator
 from ipaddress import ip_address
-from typing import Any
 
-from litestar import Request
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from app.errors import CrossSite, MisdirectedRequest, ServiceError
 from app.ingest.http.body import drain
-from app.problem_answers import answer_problem
+from app.problem_answers import refuse
 from app.settings import Settings
 
 # An answer that sets such a header itself keeps its own.
@@ -58,9 +56,7 @@ def keep_pages_out(app: ASGIApp, settings: Settings) -> ASGIApp:
             await app(scope, receive, send_protected)
         else:
             await drain(_body(receive))
-            request = Request[None, None, Any](scope)
-            answer = answer_problem(request, refusal).to_asgi_response(None, request)
-            await answer(scope, receive, send_protected)
+            await refuse(scope, receive, send_protected, refusal)
 
     return middleware
 

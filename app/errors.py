@@ -7,6 +7,7 @@
         CrossSite                                                              403
         NotFound, NoChargingData, UnknownDevice                                404
         MethodNotAllowed                                                       405
+        BodyTooSlow                                                            408
         MappingOverlap                                                         409
         BodyTooLarge, BatchTooLarge                                            413
         UnsupportedMediaType                                                   415
@@ -14,7 +15,7 @@
         AllRejected                                                            422
         TooManyNewDevices                                                      429
         InternalError                                                          500
-        StoreBusy, StoreUnavailable                                            503
+        Busy, StoreUnavailable                                                 503
         Away, DiskFull, Frozen, Locked, OutOfConnections, ReadOnly             503
 
 A class's docstring is its public sentence; `detail` says what was wrong this time.
@@ -123,6 +124,12 @@ class MethodNotAllowed(ServiceError):
     code, status = "method_not_allowed", 405
 
 
+class BodyTooSlow(ServiceError):
+    """The body did not arrive in time; send the request again."""
+
+    code, status = "body_too_slow", 408
+
+
 class MappingOverlap(ServiceError):
     """The vehicle is already mapped to a meter during part of that time."""
 
@@ -130,7 +137,7 @@ class MappingOverlap(ServiceError):
 
 
 class BodyTooLarge(ServiceError):
-    """The decoded body is larger than 16 MiB."""
+    """The body is too large: a batch has at most 16 MiB decoded, any other body 64 KiB."""
 
     code, status = "body_too_large", 413
 
@@ -171,10 +178,10 @@ class InternalError(ServiceError):
     code, status = "internal_error", 500
 
 
-class StoreBusy(ServiceError):
-    """More readings are waiting than the service holds; send the batch again."""
+class Busy(ServiceError):
+    """The service has more to do than it can hold; send the request again."""
 
-    code, status, retry_after_seconds = "store_busy", 503, 1
+    code, status, retry_after_seconds = "busy", 503, 1
 
 
 class StoreUnavailable(ServiceError):

@@ -38,10 +38,12 @@ from app.errors import SetupError
 from app.faults import NoAnswer, cause_of
 from app.fleet.routes import get_mappings, get_meter_states, get_vehicle_states, post_mapping
 from app.heads import answer_heads
+from app.ingest.http.memory import Memory
 from app.ingest.http.openapi import READINGS
 from app.ingest.http.routes import post_batch, post_meter_batch, post_vehicle_batch
 from app.ingest.mqtt import Consumer
 from app.ingest.store.writer import Writer
+from app.ops.connections import Connections, connection_limit
 from app.ops.health import get_live, get_ready
 from app.ops.logging import configure_logging, log_requests
 from app.ops.maintenance import maintain_forever
@@ -164,13 +166,17 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
     consumer = Consumer(settings, writer) if mqtt else None
     watch = Watch(url, settings)
     hub = Hub(pool)
+    memory = Memory(settings.queue_max_readings)
+    connections = Connections(connection_limit(settings))
     rankings = Rankings(pool, settings)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         before_stop(hub.close)
+        ending_idle = asyncio.create_task(connections.run())
         async with ingesting(url, settings, writer, consumer, watch):
             yield
+        ending_idle.cancel()
         hub.close()
         await pool.dispose()
 
@@ -182,6 +188,7 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
             "watch": Provide(lambda: watch, sync_to_thread=False),
             "hub": Provide(lambda: hub, sync_to_thread=False),
             "rankings": Provide(lambda: rankings, sync_to_thread=False),
+            "memory": Provide(lambda: memory, sync_to_thread=False),
             "pool": Provide(lambda: pool, sync_to_thread=False),
             "settings": Provide(lambda: settings, sync_to_thread=False),
         },
@@ -194,7 +201,7 @@ def create_app(settings: Settings, *, mqtt: bool = False) -> ASGIApp:
     # Litestar knows the schemas of what it decodes itself; batches are decoded by us.
     app.openapi_schema.components.schemas |= READINGS
     # These go around the router, not inside, so that they see the requests that the router refuses too.
-    return log_requests(keep_pages_out(answer_heads(app), settings))
+    return log_requests(keep_pages_out(connections.limited(answer_heads(app)), settings))
 
 
 def from_environ(*, mqtt: bool = False) -> ASGIApp:

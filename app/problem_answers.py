@@ -8,7 +8,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.types import Method
+from litestar.types import Method, Receive, Scope, Send
 from litestar.types.internal_types import PathParameterDefinition
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -16,6 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from app.errors import (
     Away,
     BodyTooLarge,
+    Busy,
     DiskFull,
     Frozen,
     InternalError,
@@ -28,7 +29,6 @@ from app.errors import (
     Problem,
     ReadOnly,
     ServiceError,
-    StoreBusy,
     StoreUnavailable,
 )
 from app.faults import STORE_FAULTS, UNAVAILABLE, CannotStore, Cause, cause_of
@@ -56,6 +56,12 @@ def answer_problem(request: Request[Any, Any, Any], error: Exception) -> Respons
     return Response(ours.problem(), status_code=ours.status, headers=ours.headers, media_type=_MEDIA_TYPE)
 
 
+async def refuse(scope: Scope, receive: Receive, send: Send, error: ServiceError) -> None:
+    """Sends that answer for a request which is not passed on."""
+    request = Request[None, None, Any](scope)
+    await answer_problem(request, error).to_asgi_response(None, request)(scope, receive, send)
+
+
 def translated(error: Exception) -> ServiceError | None:
     """Returns the error as one of ours: itself, or the meaning of a driver's or the pool's error; None for a bug."""
     match error.orig if isinstance(error, DBAPIError) else error:
@@ -77,7 +83,7 @@ def translated(error: Exception) -> ServiceError | None:
         case away if isinstance(away, UNAVAILABLE):
             return StoreUnavailable()
         case PoolTimeout():
-            return StoreBusy("All database connections are in use.")
+            return Busy("All database connections are in use.")
         case _:
             return None
 

@@ -35,6 +35,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pool_max_size: int = 8
     #: Readings that may wait for the writer, 200 bytes each; a batch beyond them is answered with 503.
     queue_max_readings: int = 200_000
+    #: Connections of clients at once, 25 kB each; further ones wait. A process with few file descriptors takes fewer.
+    max_connections: int = 4_000
+    #: An idle connection is ended after this time: gateways that send each minute keep theirs. It is also the time in
+    #: which the head of a request must arrive.
+    keep_alive_seconds: int = 75
     #: The broker: `mqtt://user@host:1883`, or `mqtts://` for TLS; a password in it must be URL-escaped.
     mqtt_url: str | None = None
     #: The password of the user in `mqtt_url`. It needs no escaping here; without a user, it is an error.
@@ -98,6 +103,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for field, low, high in (
             ("pool_max_size", 1, 1_000),
             ("queue_max_readings", 50_000, 10_000_000),
+            ("max_connections", 100, 100_000),
+            ("keep_alive_seconds", 1, 3_600),
             ("new_devices_per_hour", 0, 10_000_000),
             ("pairing_gap_minutes", 3, 60),
             ("low_efficiency", 0, 1),

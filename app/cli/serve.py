@@ -37,7 +37,7 @@ def serve(host: str, port: int, mqtt: bool) -> None:
         create_client(settings, settings.mqtt_client_id, persistent=True)  # reports a fault in the settings first
     with open_database(settings, migrated=True) as url:
         threading.Thread(target=_announce_when_ready, args=[_url(host, port)], daemon=True).start()
-        run_server(url, host, port, mqtt=mqtt)
+        run_server(url, host, port, settings, mqtt=mqtt)
 
 
 def _announce_when_ready(url: str) -> None:
@@ -68,7 +68,7 @@ def demo(host: str, port: int, chargers: int) -> None:
                 refresh_aggregates(url, None, None)
 
         with feeding(_url(host, port), chargers, refresh):
-            run_server(url, host, port)
+            run_server(url, host, port, settings)
 
 
 def _refuse_address(host: str, port: int, settings: Settings) -> None:

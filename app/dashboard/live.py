@@ -18,9 +18,9 @@ from app.analytics.buckets import Buckets
 from app.analytics.fleet_series import FleetColumns, fetch_fleet_series
 from app.analytics.freshness import fetch_freshness
 from app.database import reading
-from app.errors import StoreBusy
+from app.errors import Busy
 from app.fleet.states import VehicleState, vehicle_states
-from app.ops.server import cut_off
+from app.ops.connections import cut_off
 from app.problem_answers import AWAY, problems, translated
 from app.telemetry.instant import MAX_AHEAD
 
@@ -195,7 +195,7 @@ def _encoded(name: str, data: object) -> bytes:
 async def get_fleet_live(hub: NamedDependency[Hub], request: Request[Any, Any, Any]) -> Stream:
     """Sends server-sent events: `fleet` about once a second, `states` and `alerts` when they have news."""
     if hub.is_full:
-        raise StoreBusy("There are too many listeners.")
+        raise Busy("There are too many listeners.")
     return Stream(
         hub.listen(request.client and (request.client.host, int(request.client.port))),  # the server's port is a str
         media_type="text/event-stream",

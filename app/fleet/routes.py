@@ -59,11 +59,13 @@ class MappingOperation(Operation):
     "/v1/ingestion/mapping",
     tags=["mapping"],
     status_code=200,
+    request_max_body_size=64 * 1024,
     operation_class=MappingOperation,
     responses=problems(
         {
             400: "The body is not a mapping, or its times are not a range.",
             403: "A web page of another origin sent the request.",
+            408: "The body did not arrive in time.",
             409: "The vehicle is mapped already during part of that time.",
             413: "The body is too large.",
             415: "The content type is missing or not supported.",

@@ -17,7 +17,7 @@ import structlog
 from msgspec.structs import replace
 
 from app.broker import Message, Session, shown_address
-from app.errors import BodyTooLarge, InternalError, ServiceError, StoreBusy, UnsupportedMediaType
+from app.errors import BodyTooLarge, Busy, InternalError, ServiceError, UnsupportedMediaType
 from app.ingest import counters
 from app.ingest.batch import PAYLOAD_LIMIT_BYTES, Batch, Receipt, RejectedReading, Source, warnings_of
 from app.ingest.decode import MediaType, decode_batch
@@ -43,7 +43,7 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
 
 # These errors pass without a change to the message; all others, and OF_DATA among them, are due to its data.
-PASSING = (StoreBusy, psycopg.Error)
+PASSING = (Busy, psycopg.Error)
 OF_DATA = (psycopg.DataError, psycopg.IntegrityError)
 
 _log = structlog.get_logger()

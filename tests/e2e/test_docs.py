@@ -233,7 +233,10 @@ def test_the_sender_gives_up_on_what_cannot_succeed(server_process: Process, tmp
     (tmp_path / "readings.ndjson").write_text(reading)
     sender = send(tmp_path, server_process.base_url)
     _, said = sender.communicate()
-    assert (sender.returncode, said) == (1, "413 body_too_large: The decoded body is larger than 16 MiB.\n")
+    assert (sender.returncode, said) == (
+        1,
+        "413 body_too_large: The body is too large: a batch has at most 16 MiB decoded, any other body 64 KiB.\n",
+    )
     assert server_process.get("/v1/analytics/meters/states").json() == []
 
 

@@ -169,7 +169,7 @@ async def test_a_slow_listener_is_sent_away_and_the_others_stay(hub: Hub) -> Non
 @on_plain
 async def test_listeners_are_bounded(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MAX_LISTENERS", 0)
-    problem(await client.get(PATH), 503, "store_busy")
+    problem(await client.get(PATH), 503, "busy")
 
 
 @on_plain

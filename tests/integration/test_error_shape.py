@@ -188,7 +188,7 @@ async def test_a_pool_without_a_free_connection_is_503_and_when_to_come_again(
             (refused,), _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
         assert sorted([(await task).status_code for task in asked]) == [200, 503]
     answer = refused.result()
-    assert problem(answer, 503, "store_busy")["detail"] == "All database connections are in use."
+    assert problem(answer, 503, "busy")["detail"] == "All database connections are in use."
     assert int(answer.headers["retry-after"]) > 0
 
 
@@ -201,7 +201,7 @@ async def test_a_full_queue_is_503_and_when_to_come_again(database_url: str) -> 
             refused, _ = await asyncio.wait(sent, return_when=asyncio.FIRST_COMPLETED)
         answers = [await task for task in sent]
     for answer in (task.result() for task in refused):
-        problem(answer, 503, "store_busy")
+        problem(answer, 503, "busy")
         assert int(answer.headers["retry-after"]) > 0
     assert {answer.status_code for answer in answers} == {200, 503}
 

@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 
 from app.database import TRANSACTION_SECONDS
-from app.errors import StoreBusy
+from app.errors import Busy
 from app.faults import UNAVAILABLE
 from app.ingest.batch import Batch, Conflict, Receipt, Source
 from app.ingest.store import statements, writer
@@ -418,7 +418,7 @@ async def until_stored(to: Writer, batch: Batch) -> Receipt:
     while True:
         try:
             return await to.store(batch, Source.HTTP)
-        except (*UNAVAILABLE, StoreBusy):
+        except (*UNAVAILABLE, Busy):
             await asyncio.sleep(0.005)
 
 
@@ -447,7 +447,7 @@ async def test_a_full_queue_refuses_and_recovers(database_url: str, connection: 
             await until_waiting(connection)
             waiting = asyncio.create_task(small.store(many("m3", 90), Source.HTTP))
             await asyncio.sleep(0)
-            with pytest.raises(StoreBusy) as caught:
+            with pytest.raises(Busy) as caught:
                 await small.store(many("m4", 11), Source.HTTP)
             assert caught.value.headers == {"Retry-After": "1"}
             fits = asyncio.create_task(small.store(many("m5", 10), Source.HTTP))
@@ -463,11 +463,11 @@ async def test_close_finishes_what_is_in_flight_and_then_refuses(database_url: s
     callers = [asyncio.create_task(store(closing, m(f"m{n}"))) for n in range(8)]
     await asyncio.sleep(0)
     closing.close()
-    with pytest.raises(StoreBusy):
+    with pytest.raises(Busy):
         await store(closing, m("m9"))
     await running
     assert [counts(await caller) for caller in callers] == [(1, 0, 0, 0)] * 8
-    with pytest.raises(StoreBusy):
+    with pytest.raises(Busy):
         await store(closing, m("m9"))
     assert stored(connection) == {m(f"m{n}") for n in range(8)}
 

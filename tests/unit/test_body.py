@@ -7,11 +7,14 @@ import sys
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Iterable
+from contextlib import ExitStack
 
 import pytest
 
-from app.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType
+from app.errors import BodyTooLarge, Busy, MalformedBody, UnsupportedMediaType
+from app.ingest.batch import Batch, RejectedReading
 from app.ingest.http.body import DRAIN_BYTES, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES, drain, read_body
+from app.ingest.http.memory import Memory
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -45,7 +48,8 @@ def in_pieces(body: bytes, size: int = 65_536) -> Request:
 
 async def read(body: bytes | Request, encoding: str = "", length: int | None = None) -> bytes:
     request = in_pieces(body) if isinstance(body, bytes) else body
-    return await read_body(request, content_encoding=encoding, content_length=length)
+    with Memory(0).share() as share:
+        return await read_body(request, share, content_encoding=encoding, content_length=length)
 
 
 def compress(body: bytes, encoding: str) -> bytes:
@@ -248,3 +252,39 @@ async def test_other_tasks_run_while_a_body_is_decompressed(encoding: str) -> No
     await read(Request([zeros(encoding, 16)]), encoding)
     counting.cancel()
     assert turns >= 15
+
+
+async def test_a_body_takes_its_share_before_it_is_read_and_gives_it_back() -> None:
+    memory = Memory(0)
+    with ExitStack() as open_shares:
+        for _ in range(6):  # six times 16 MiB are three quarters of the memory
+            open_shares.enter_context(memory.share()).take(MAX_BODY_BYTES)
+        for body, encoding in ((bytes(3 * MIB), ""), (zeros("gzip", 3), "gzip"), (zeros("zstd", 3), "zstd")):
+            request = in_pieces(body)
+            length = len(body) if encoding == "" else None
+            with memory.share() as share, pytest.raises(Busy):
+                await read_body(request, share, content_encoding=encoding, content_length=length)
+            with pytest.raises(StopAsyncIteration):  # the rest was dropped
+                await anext(request)
+        with memory.share() as share:
+            small = in_pieces(bytes(MIB))
+            assert len(await read_body(small, share, content_encoding="", content_length=MIB)) == MIB
+    with memory.share() as share:
+        share.take(MAX_BODY_BYTES * 6)
+
+
+def test_what_a_batch_takes_counts_rejected_readings_and_their_payloads() -> None:
+    memory = Memory(0)
+    rejected = [RejectedReading(index, "malformed", None, "", None, bytes(100)) for index in range(50_000)]
+    batch = Batch(50_000, [], [], rejected)
+    with memory.share() as first, memory.share() as second:
+        first.hold(batch)
+        with pytest.raises(Busy):
+            second.hold(batch)
+        first.give_back()
+        second.hold(batch)
+
+
+def test_more_readings_that_may_wait_get_more_memory() -> None:
+    with Memory(2_000_000).share() as share:
+        share.hold(Batch(1_900_000, [], [], []))

@@ -26,12 +26,14 @@ from app.fleet.states import REPORTING_MINUTES
 from app.ingest.batch import PAYLOAD_LIMIT_BYTES, REJECTIONS, WARNINGS
 from app.ingest.decode import MAX_READINGS, MediaType
 from app.ingest.http.body import DRAIN_BYTES, DRAIN_SECONDS, MAX_BODY_BYTES, MAX_COMPRESSED_BYTES, MAX_FRAMES
+from app.ingest.http.memory import LARGE_BYTES, MEMORY_BYTES
 from app.ingest.members import MAX_READING_BYTES
 from app.ingest.names import SYNONYMS
 from app.ingest.store.conflicts import MOST_KEPT
 from app.ingest.store.session import STAGED_SECONDS
 from app.ingest.store.writer import GROUP_READINGS
 from app.main import create_app
+from app.ops.connections import BODY_BYTES_PER_SECOND, BODY_SECONDS
 from app.ops.maintenance import QUARANTINE_ROWS
 from app.policies.desired import Table
 from app.policies.invariants import (
@@ -162,6 +164,12 @@ def test_limits_are_those_of_the_code() -> None:
         "gzip members or zstd frames of a body": f"{MAX_FRAMES:,}",
         "readings of a batch": f"{MAX_READINGS:,}",
         "reading with other names": f"{MAX_READING_BYTES // 1024} KiB",
+        "time for a body": f"{BODY_SECONDS:g} s, more while {BODY_BYTES_PER_SECOND // 1024} KiB come each second; "
+        f"never {BODY_SECONDS:g} s without a byte",
+        "bodies and batches in memory, all together": f"{MEMORY_BYTES // MIB} MiB; {MEMORY_BYTES * 3 // 4 // MIB} MiB "
+        f"for those above {LARGE_BYTES // MIB} MiB",
+        "connections": f"{settings.max_connections:,}",
+        "idle connection": f"{settings.keep_alive_seconds} s",
         "characters of an id": "64",
         "timestamp ahead": f"{MAX_AHEAD.seconds // 60} minutes",
         "timestamp back": f"{MAX_AGE.days} days",

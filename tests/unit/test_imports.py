@@ -122,7 +122,7 @@ def test_a_forbidden_import_is_caught(file: str, source: str) -> None:
     ("file", "source"),
     [
         ("app/ingest/store/writer.py", "import asyncio, httpx\nfrom app.telemetry import Stream\nfrom . import decode"),
-        ("app/ingest/store/writer.py", "from ..decode import decode_batch\nfrom ...errors import StoreBusy"),
+        ("app/ingest/store/writer.py", "from ..decode import decode_batch\nfrom ...errors import Busy"),
         ("app/cli/serve.py", "from app.main import from_environ\nimport app.ingest, app.analytics"),
     ],
 )

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Protocol
 
-from app.errors import BodyTooLarge, MalformedBody, ServiceError, UnsupportedMediaType
+from app.errors import BodyTooLarge, BodyTooSlow, MalformedBody, ServiceError, UnsupportedMediaType
+from app.ingest.http.memory import Share
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -31,18 +32,26 @@ DRAIN_SECONDS = 10.0
 _INPUT_BYTES = 64 * 1024
 _OUTPUT_BYTES = 1024 * 1024
 
+# RFC 9659: with Content-Encoding, a zstd window is at most 8 MiB. A frame may ask for 2 GiB.
+_WINDOW_LOG = 23
+_WINDOW_BYTES = 1 << _WINDOW_LOG
 
-async def read_body(chunks: AsyncIterator[bytes], *, content_encoding: str, content_length: int | None) -> bytes:
+
+async def read_body(
+    chunks: AsyncIterator[bytes], share: Share, *, content_encoding: str, content_length: int | None
+) -> bytes:
     """Reads the decoded body, at most MAX_BODY_BYTES; `content_encoding` is empty, identity, gzip or zstd.
 
-    Raises BodyTooLarge, UnsupportedMediaType and MalformedBody, each after the rest of the request was dropped:
-    a client that is still sending would otherwise see a broken connection instead of the answer.
+    The share grows with the body. Raises Busy, BodyTooLarge, UnsupportedMediaType and MalformedBody, each after the
+    rest of the request was dropped: a client that is still sending would otherwise see a broken connection instead of
+    the answer.
     """
     try:
-        body = await _collect(chunks, content_encoding.strip().lower(), content_length or 0)
+        body = await _collect(chunks, share, content_encoding.strip().lower(), content_length or 0)
     except ServiceError as error:
         # The error's frames hold what was read so far, up to 18 MiB, and draining may take a while.
         traceback.clear_frames(error.__traceback__)
+        share.give_back()
         await drain(chunks)
         raise
     return bytes(body)
@@ -53,7 +62,7 @@ async def drain(
 ) -> None:
     """Reads and drops the rest of a request, up to a number of bytes or seconds."""
     dropped = 0
-    with suppress(TimeoutError):
+    with suppress(TimeoutError, BodyTooSlow):
         async with asyncio.timeout(at_most_seconds):
             async for chunk in chunks:
                 dropped += len(chunk)
@@ -61,31 +70,34 @@ async def drain(
                     return
 
 
-async def _collect(chunks: AsyncIterator[bytes], encoding: str, content_length: int) -> bytearray:
+async def _collect(chunks: AsyncIterator[bytes], share: Share, encoding: str, content_length: int) -> bytearray:
     if encoding in ("", "identity"):
-        return await _read_plain(chunks, content_length)
+        return await _read_plain(chunks, share, content_length)
     if encoding not in _FRAMES:
         raise UnsupportedMediaType("The content encoding must be gzip, zstd or identity.")
     if content_length > MAX_COMPRESSED_BYTES:
         raise BodyTooLarge
     try:
-        return await _decompress(chunks, _FRAMES[encoding])
+        return await _decompress(chunks, share, _FRAMES[encoding])
     except (zlib.error, zstd.ZstdError):
         raise MalformedBody(_INVALID[encoding]) from None
 
 
-async def _read_plain(chunks: AsyncIterator[bytes], content_length: int) -> bytearray:
+async def _read_plain(chunks: AsyncIterator[bytes], share: Share, content_length: int) -> bytearray:
     if content_length > MAX_BODY_BYTES:
         raise BodyTooLarge
+    # Now, not as it grows: of many large bodies at once, each would else be refused half-way.
+    share.take(content_length)
     body = bytearray()
     async for chunk in chunks:
         if len(body) + len(chunk) > MAX_BODY_BYTES:
             raise BodyTooLarge
+        share.take(len(body) + len(chunk))
         body += chunk
     return body
 
 
-async def _decompress(chunks: AsyncIterator[bytes], new_frame: Callable[[], "_Frame"]) -> bytearray:
+async def _decompress(chunks: AsyncIterator[bytes], share: Share, new_frame: Callable[[], "_Frame"]) -> bytearray:
     frames = _Frames(new_frame)
     compressed = 0
     async for chunk in chunks:
@@ -96,6 +108,7 @@ async def _decompress(chunks: AsyncIterator[bytes], new_frame: Callable[[], "_Fr
             rest: bytes | None = chunk[start : start + _INPUT_BYTES]
             while rest is not None:
                 rest = frames.step(rest)
+                share.take(len(frames.body) + min(len(frames.body), _WINDOW_BYTES))
                 if rest is not None or start:
                     await asyncio.sleep(0)
     if frames.frame is not None:
@@ -165,8 +178,7 @@ class _Frames:
 
 
 def _zstd_frame() -> _Frame:
-    # RFC 9659: with Content-Encoding, a zstd window is at most 8 MiB. A frame may ask for 2 GiB.
-    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 23})
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG})
 
 
 _FRAMES: dict[str, Callable[[], _Frame]] = {"gzip": _GzipMember, "zstd": _zstd_frame}

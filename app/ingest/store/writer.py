@@ -22,7 +22,7 @@ import psycopg
 import structlog
 
 from app.database import BEATS
-from app.errors import StoreBusy
+from app.errors import Busy
 from app.faults import TRANSIENT, UNAVAILABLE, NoAnswer, cause_of
 from app.ingest.batch import Batch, Receipt, Source
 from app.ingest.counters import WAITING, count
@@ -57,14 +57,14 @@ class Writer:
         self.fault: Exception | None = None
 
     async def store(self, batch: Batch, source: Source) -> Receipt:
-        """Stores a batch and returns its receipt, after COMMIT. Raises StoreBusy and the driver's errors.
+        """Stores a batch and returns its receipt, after COMMIT. Raises Busy and the driver's errors.
 
         The batch is stored even when the caller is cancelled.
         """
         if (beat := BEATS.get(self._url)) and beat.is_frozen:
             raise NoAnswer
         if self._closing or (self._queue and self._waiting_readings + batch.received > self._queue_max_readings):
-            raise StoreBusy
+            raise Busy
         pending = Pending(batch, source)
         # This is done here, not with the group, so that it happens while the database works on the group before.
         with suppress(KeyError):
