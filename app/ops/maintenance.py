@@ -82,8 +82,8 @@ async def _step(
 
 # Old rows, and the surplus. The newest row of each device comes first, then the second of each, and so on: who floods
 # the quarantine loses only what is beyond an equal share. Names are cheap to make up, so rows of devices that are not
-# registered share by their reason. With 100,000 rows this takes 10 ms, with some more 0.3 s, and with 1,000,000 2 to 5 s
-# of two busy cores, in which nothing waits for it; hashes take half the time of texts.
+# registered share by their reason. With 100,000 rows this takes 10 ms, with some more 0.3 s, and with 1,000,000 it took
+# 2 to 5 s on two busy cores, while nothing waited for it; hashes take half the time of texts.
 _FIND_SURPLUS = """
     WITH ranked AS (
         SELECT quarantine.id, row_number() OVER (
