@@ -10,8 +10,10 @@ from app.loops import repeat
 from app.policies.desired import Table
 
 PERIOD_SECONDS = 60
-# This bounds the disk that a hostile client can fill: at 64 KiB each, 6 GB. policies.toml bounds the age of rows.
+# This bounds the disk that a hostile client can fill for long: at 64 KiB each, 6 GB. policies.toml bounds their age.
 QUARANTINE_ROWS = 100_000
+# A batch with a reading that is being dropped waits for the end of the transaction, and would fail after seconds.
+QUARANTINE_ROWS_AT_ONCE = 10_000
 
 _log = structlog.get_logger()
 
@@ -33,7 +35,13 @@ async def maintain(connection: psycopg.AsyncConnection) -> bool:
     stored = await connection.execute("SELECT name, drop_after FROM retention")
     retention: dict[str, Any] = dict.fromkeys(get_args(Table)) | dict(await stored.fetchall())
     for statement in _STEPS:
-        if await _step(connection, statement, {**retention, "rows": QUARANTINE_ROWS}) is None:
+        if await _step(connection, statement, retention) is None:
+            return False
+    found = await connection.execute(_FIND_SURPLUS, {**retention, "rows": QUARANTINE_ROWS})
+    surplus = [row_id for (row_id,) in await found.fetchall()]
+    for start in range(0, len(surplus), QUARANTINE_ROWS_AT_ONCE):
+        ids = surplus[start : start + QUARANTINE_ROWS_AT_ONCE]
+        if await _step(connection, _DROP_QUARANTINED, {"ids": ids}) is None:
             return False
     # This step comes after them, since it may not get its locks. It drops one partition per call.
     while (dropped := await _step(connection, "SELECT drop_expired()", {})) is not None:
@@ -72,20 +80,31 @@ async def _step(
         return await connection.execute(statement.encode(), parameters)
 
 
+# Old rows, and the surplus. The newest row of each device comes first, then the second of each, and so on: who floods
+# the quarantine loses only what is beyond an equal share. Names are cheap to make up, so rows of devices that are not
+# registered share by their reason. With 100,000 rows this takes 10 ms, with some more 0.3 s, and with 1,000,000 it took
+# 2 to 5 s on two busy cores, while nothing waited for it; hashes take half the time of texts.
+_FIND_SURPLUS = """
+    WITH ranked AS (
+        SELECT quarantine.id, row_number() OVER (
+            PARTITION BY hashtextextended(source || ' ' || coalesce(known.external_id, code), 0)
+            ORDER BY quarantine.id DESC) AS place
+        FROM quarantine
+        LEFT JOIN (SELECT external_id FROM meter UNION SELECT external_id FROM vehicle) AS known
+            ON known.external_id = device
+        WHERE (SELECT count(*) FROM quarantine) > %(rows)s
+    )
+    SELECT id FROM quarantine WHERE last_at < now() - %(quarantine)s::interval
+    UNION ALL (SELECT id FROM ranked ORDER BY place, id DESC OFFSET %(rows)s)
+"""
+_DROP_QUARANTINED = """
+    WITH dropped AS (DELETE FROM quarantine WHERE id = ANY (%(ids)s) RETURNING id)
+    UPDATE installation SET quarantine_dropped = quarantine_dropped + (SELECT count(*) FROM dropped)
+"""
 # Each table's retention is a parameter by its name; it is NULL, so that no row is too old, for a table kept for good.
 _STEPS = [
     # Tomorrow's partitions must exist before the first reading of the day, which would have to wait for them.
     "SELECT prepare_days(now(), now() + INTERVAL '2 days')",
-    """
-    WITH dropped AS (
-        DELETE FROM quarantine
-        WHERE last_at < now() - %(quarantine)s::interval
-            OR id <= (SELECT id FROM quarantine ORDER BY id DESC OFFSET %(rows)s LIMIT 1)
-        RETURNING id
-    )
-    UPDATE installation SET quarantine_dropped = quarantine_dropped + (SELECT count(*) FROM dropped)
-    WHERE EXISTS (SELECT FROM dropped)
-    """,
     "DELETE FROM import_journal WHERE isempty(touched) AND updated_at < now() - %(import_journal)s::interval",
     "DELETE FROM fleet_spread WHERE read_in < now() - %(fleet_spread)s::interval",
     "DELETE FROM efficiency_hour WHERE hour < now() - %(efficiency_hour)s::interval",

@@ -19,7 +19,7 @@ from app.ops.doctor.ask import disk_bytes, find_out
 from app.ops.doctor.checks import wrong
 from app.ops.doctor.facts import Facts
 from app.ops.doctor.report import examine
-from app.ops.maintenance import maintain
+from app.ops.maintenance import QUARANTINE_ROWS, maintain
 from app.ops.refresh import refresh_aggregates
 from app.policies.desired import Policies
 from app.postgres.embedded import running
@@ -551,6 +551,31 @@ def test_rejected_readings_are_counted_and_nothing_wrong(database_url: str, conn
         "rejected             2 in quarantine: wattline quarantine list",
         "energy_out_of_range  1 in the last day",
     ]
+
+
+@pytest.mark.parametrize(
+    ("is_registered", "whose", "option"),
+    [
+        (True, "of device M1", "--device 'M1'"),
+        (False, "of devices that are not registered, as malformed", "--reason malformed"),
+    ],
+)
+def test_a_full_quarantine_names_who_fills_it(
+    database_url: str, connection: psycopg.Connection, is_registered: bool, whose: str, option: str
+) -> None:
+    if is_registered:
+        connection.execute("INSERT INTO meter (external_id) VALUES ('M1')")
+    fill = """
+        INSERT INTO quarantine (source, device, code, message, payload, hash)
+        SELECT 'http', 'M1', 'malformed', '', '', n::text::bytea FROM generate_series(%s::int, %s) AS n
+    """
+    connection.execute("INSERT INTO quarantine (source, code, message, payload, hash) VALUES ('mqtt', 'x', '', '', '')")
+    connection.execute(fill, [2, QUARANTINE_ROWS - 1])
+    assert complaints(database_url) == []
+    connection.execute(fill, [QUARANTINE_ROWS, QUARANTINE_ROWS])
+    (sentence,) = complaints(database_url)
+    assert f"{QUARANTINE_ROWS - 1}, came over http and is {whose}: " in sentence
+    assert f"`wattline quarantine list --source http {option}`" in sentence
 
 
 def test_topics_that_name_no_device(database_url: str, connection: psycopg.Connection) -> None:

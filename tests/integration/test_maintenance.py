@@ -2,8 +2,10 @@
 
 import asyncio
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any, get_args
 
 import msgspec
@@ -207,24 +209,92 @@ def both_at(*instants: datetime) -> list[Reading]:
     return [make(at) for at in instants for make in (meter_reading, vehicle_reading)]
 
 
-@pytest.mark.parametrize("rows", [10, QUARANTINE_ROWS + 7])
-async def test_quarantine_is_bounded_in_age_and_rows(
-    connection: psycopg.Connection, database_url: str, rows: int
-) -> None:
+def reject(connection: psycopg.Connection, source: str, device: str | None, count: int, **more: Any) -> None:
+    """Puts so many readings into quarantine, whose payloads are numbered after those of before."""
     connection.execute(
         """
-        INSERT INTO quarantine (source, code, message, payload, hash, last_at)
-        SELECT 'http', 'malformed', '', '', n::text::bytea,
-               now() - make_interval(days => CASE WHEN n %% 5 = 0 THEN 31 ELSE 29 END)
-        FROM generate_series(1, %s) AS n
+        INSERT INTO quarantine (source, device, code, message, payload, hash, last_at)
+        SELECT %(source)s, replace(%(device)s, '*', n::text), %(code)s, '', '', n::text::bytea,
+               now() - make_interval(days => %(days)s)
+        FROM (SELECT count(*) AS before FROM quarantine) AS known, generate_series(before + 1, before + %(count)s) AS n
         """,
-        [rows],
+        {"code": "malformed", "days": 0} | more | {"source": source, "device": device, "count": count},
     )
+
+
+def left(connection: psycopg.Connection) -> dict[tuple[str, str | None, str], int]:
+    """Returns the number of readings in quarantine by source, device and reason; made-up devices are `x`."""
+    rows = connection.execute(
+        "SELECT source, regexp_replace(device, '^x.*', 'x'), code, count(*) FROM quarantine GROUP BY 1, 2, 3"
+    )
+    return {(source, device, code): count for source, device, code, count in rows}
+
+
+async def test_quarantine_is_bounded_in_age_and_rows(connection: psycopg.Connection, database_url: str) -> None:
+    reject(connection, "http", "M1", 5, days=31)
+    reject(connection, "http", "M1", QUARANTINE_ROWS + 7, days=29)
     assert await maintain_once(database_url)
     kept = column(connection, "SELECT convert_from(hash, 'UTF8')::int FROM quarantine ORDER BY id")
-    assert kept == [n for n in range(max(1, rows - QUARANTINE_ROWS + 1), rows + 1) if n % 5]
+    assert kept == list(range(5 + 7 + 1, 5 + 7 + QUARANTINE_ROWS + 1))
     assert await maintain_once(database_url)
-    assert column(connection, "SELECT quarantine_dropped FROM installation") == [rows - len(kept)]
+    assert column(connection, "SELECT quarantine_dropped FROM installation") == [5 + 7]
+
+
+async def test_one_device_does_not_push_the_readings_of_others_out_of_quarantine(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    connection.execute("INSERT INTO meter (external_id) VALUES ('M1'), ('M2'), ('both')")
+    connection.execute("INSERT INTO vehicle (external_id) VALUES ('V1'), ('both')")
+    evidence = {
+        ("http", "M2", "malformed"): 30,
+        ("http", "V1", "too_old"): 20,
+        ("http", "both", "malformed"): 4,
+        ("mqtt", "M1", "malformed"): 10,
+        ("mqtt", None, "malformed"): 6,
+        ("http", None, "malformed"): 5,
+    }
+    for (source, device, code), count in evidence.items():
+        reject(connection, source, device, count, code=code)
+    reject(connection, "http", "M1", QUARANTINE_ROWS)
+    assert await maintain_once(database_url)
+    kept = left(connection)
+    assert kept.pop(("http", "M1", "malformed")) == QUARANTINE_ROWS - sum(evidence.values())
+    assert kept == evidence
+    assert column(connection, "SELECT quarantine_dropped FROM installation") == [sum(evidence.values())]
+
+
+async def test_the_quarantine_is_shared_equally_by_devices_that_have_more_than_their_share(
+    connection: psycopg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = Random(5)
+    connection.execute("INSERT INTO meter (external_id) SELECT 'M' || n FROM generate_series(0, 5) AS n")
+    sent: Counter[tuple[str, str | None, str]] = Counter()
+    for _ in range(60):
+        source, device, count = random.choice(["http", "mqtt"]), f"M{random.randrange(6)}", random.randrange(1, 12)
+        reject(connection, source, device, count)
+        sent[source, device, "malformed"] += count
+    for bound in 300, 100, 40, 5, 0:
+        monkeypatch.setattr("app.ops.maintenance.QUARANTINE_ROWS", bound)
+        assert await maintain_once(database_url)
+        kept = left(connection)
+        assert sum(kept.values()) == min(bound, sum(sent.values()))
+        cut = [kept.get(group, 0) for group in sent if kept.get(group, 0) < sent[group]]
+        # Who lost a reading has at most one less than anybody else.
+        assert max(kept.values(), default=0) <= min(cut, default=bound) + 1
+
+
+async def test_made_up_devices_share_one_place_in_quarantine_for_each_reason(
+    connection: psycopg.Connection, database_url: str
+) -> None:
+    connection.execute("INSERT INTO meter (external_id) VALUES ('M1')")
+    evidence = {("http", "M1", "malformed"): 50, ("http", "x", "malformed"): 40, ("http", None, "malformed"): 1}
+    for (source, device, code), count in evidence.items():
+        reject(connection, source, device, count, code=code)
+    reject(connection, "http", "x-*", QUARANTINE_ROWS, code="too_many_new_devices")
+    assert await maintain_once(database_url)
+    kept = left(connection)
+    assert kept.pop(("http", "x", "too_many_new_devices")) == QUARANTINE_ROWS - sum(evidence.values())
+    assert kept == evidence
 
 
 async def test_an_import_is_forgotten_once_it_is_refreshed_and_older_than_readings_are_kept(

@@ -18,7 +18,7 @@ from app.errors import Busy
 from app.faults import UNAVAILABLE
 from app.ingest.batch import Batch, Conflict, Receipt, Source
 from app.ingest.store import statements, writer
-from app.ingest.store.writer import TRANSIENT_ATTEMPTS, Writer
+from app.ingest.store.writer import KEPT_AT_ONCE, TRANSIENT_ATTEMPTS, Writer
 from app.ingest.written import members_of
 from app.telemetry.reading import MeterReading, Stream, VehicleReading
 from tests.fixtures.readings import Reading, batch_of, rejected, writing
@@ -537,6 +537,16 @@ async def test_transient_errors_around_the_readings_are_retried(
 
 
 # Latest states
+
+
+async def test_a_batch_of_bad_readings_alone_is_kept_in_transactions_that_are_short_enough(
+    one: Writer, connection: Connection
+) -> None:
+    bad = [rejected(b"%d" % n) for n in range(2 * KEPT_AT_ONCE + 1)]
+    receipt = await one.store(Batch(len(bad), [], [], bad), Source.HTTP)
+    assert len(receipt.rejected) == len(bad)
+    kept = rows(connection, "SELECT count(*) FROM quarantine GROUP BY xmin::text ORDER BY 1")
+    assert kept == [(1,), (KEPT_AT_ONCE,), (KEPT_AT_ONCE,)]
 
 
 async def test_states_never_move_backwards(one: Writer, connection: Connection) -> None:

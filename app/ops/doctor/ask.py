@@ -24,12 +24,14 @@ from app.ops.doctor.facts import (
     Devices,
     Facts,
     Finding,
+    Flood,
     ImplausibleDevices,
     Job,
     Scheduler,
     Server,
     Size,
 )
+from app.ops.maintenance import QUARANTINE_ROWS
 from app.policies.invariants import read_policies
 from app.policies.plan import plan_policies
 from app.settings import Settings
@@ -226,6 +228,18 @@ def _quarantine(connection: Connection, facts: Facts) -> None:
         """)
     )
     facts.rejected_today = [(code, count) for code, count in codes]
+    if facts.quarantined >= QUARANTINE_ROWS:
+        # Grouped as maintenance shares the quarantine.
+        of_each = """
+            SELECT source, known.external_id AS device, max(code) AS code, count(*) AS count
+            FROM quarantine
+            LEFT JOIN (SELECT external_id FROM meter UNION SELECT external_id FROM vehicle) AS known
+                ON known.external_id = device
+            WHERE last_at > now() - INTERVAL '1 day'
+            GROUP BY source, known.external_id, CASE WHEN known.external_id IS NULL THEN code END
+            ORDER BY count(*) DESC, source, coalesce(known.external_id, max(code)) LIMIT 1
+        """
+        facts.flood = next(iter(_rows(connection, Flood, of_each)), None)
 
 
 # The policies come after the migration state, which names the engine.

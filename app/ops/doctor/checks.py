@@ -197,6 +197,19 @@ def _registry(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _flood(facts: Facts) -> Iterator[Finding]:
+    if flood := facts.flood:
+        whose = f"of device {flood.device}" if flood.device else f"of devices that are not registered, as {flood.code}"
+        option = f"--device '{flood.device}'" if flood.device else f"--reason {flood.code}"
+        yield Finding(
+            "quarantine_full",
+            f"The quarantine is full, so that it drops readings. The largest part of the last day's, {flood.count}, "
+            f"came over {flood.source} and is {whose}: `wattline quarantine list --source {flood.source} {option}` "
+            "shows them. Mend their sender; `purge` then makes room.",
+            f"{flood.source} {flood.device or flood.code}",
+        )
+
+
 def _topics(facts: Facts) -> Iterator[Finding]:
     if rejected := dict(facts.rejected_today).get("no_device_in_topic"):
         yield Finding(
@@ -252,6 +265,7 @@ _CHECKS = (
     _broker,
     _silence,
     _registry,
+    _flood,
     _topics,
     _alike_ids,
     _implausible,

@@ -118,6 +118,15 @@ class ImplausibleDevices(msgspec.Struct, frozen=True):
     count: int
 
 
+class Flood(msgspec.Struct, frozen=True):
+    """The registered device, or else the reason, with the most of the last day's readings in a full quarantine."""
+
+    source: str
+    device: str | None
+    code: str
+    count: int
+
+
 class Grants(msgspec.Struct, frozen=True):
     """The limits in the broker's CONNACK; where it names none, only those of the protocol apply."""
 
@@ -162,6 +171,7 @@ class Facts(msgspec.Struct, kw_only=True):
     sizes: list[Size] = []
     quarantined: int = 0
     rejected_today: list[tuple[str, int]] = []
+    flood: Flood | None = None
     unread: list[Finding] = []
     grants: Grants | None = None
     broker_away: str | None = None
