@@ -105,9 +105,8 @@ class Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
 
     def cut(self) -> None:
         """Ends the connection without a word to the database; whoever waits for it gets an error at once."""
-        if not self.closed:
-            with socket.socket(fileno=os.dup(self.pgconn.socket)) as end, suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.pgconn.socket)) as end:
+            end.shutdown(socket.SHUT_RDWR)
 
 
 async def connect(url: str) -> Connection:
@@ -151,8 +150,9 @@ async def connected(url: str) -> AsyncIterator[Connection]:
 
 def most_connections(settings: Settings) -> int:
     """Returns how many connections a serving process opens at most, with or without an MQTT consumer."""
-    # Besides the two pools, the writer, the maintenance loop and the watch have one each; so have webhooks, if set.
-    return settings.pool_max_size + ALERTS_POOL_SIZE + 3 + (settings.webhook_url is not None)
+    # Besides the two pools, the writer, the maintenance loop, the watch and the pulse have one each; so have webhooks,
+    # if set.
+    return settings.pool_max_size + ALERTS_POOL_SIZE + 4 + (settings.webhook_url is not None)
 
 
 class _Pool(AsyncEngine):

@@ -33,8 +33,16 @@ async def repeat(
                     await work(resource)
                     await asyncio.sleep(period_seconds)
         except survives as error:
+            raise_if_cancelled(error)
             failed(error)
             await asyncio.sleep(period_seconds)
+
+
+def raise_if_cancelled(error: Exception) -> None:
+    """Raises CancelledError if the error has taken its place: a rollback that follows it may find a lost connection."""
+    task = asyncio.current_task()
+    if task and task.cancelling():
+        raise asyncio.CancelledError from error
 
 
 def backoff_seconds(pauses: int, *, first: float, longest: float) -> float:

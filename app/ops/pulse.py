@@ -14,6 +14,7 @@ import psycopg
 import structlog
 
 from app.database import BEATS, OPTIONS, Beat, Connection
+from app.loops import raise_if_cancelled
 
 PERIOD_SECONDS = 0.5
 # A database that is busy answers within some milliseconds, and seldom takes longer than this.
@@ -63,8 +64,11 @@ class Pulse:
             try:
                 await self._connection.execute("SELECT")
                 return
-            except psycopg.Error:
+            except psycopg.Error as error:
                 await self._close()
+                raise_if_cancelled(error)
+                if not self.beat.is_frozen:
+                    return
 
     async def _close(self) -> None:
         if self._connection:

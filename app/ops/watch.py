@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.database import create_pool, unreachable
 from app.errors import SetupError
+from app.loops import raise_if_cancelled
 from app.ops.doctor.ask import ask_database, disk_bytes, unasked
 from app.ops.doctor.checks import wrong
 from app.ops.doctor.facts import Facts, Finding
@@ -48,6 +49,7 @@ class Watch:
                 except SetupError as error:
                     facts.away = str(error)
                 except (SQLAlchemyError, TimeoutError) as error:
+                    raise_if_cancelled(error)
                     reason = error.orig if isinstance(error, DBAPIError) else f"no answer within {ROUND_SECONDS} s"
                     facts.away = str(unreachable(self._url, reason))
                 self._learn(facts)

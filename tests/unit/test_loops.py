@@ -122,3 +122,26 @@ def test_a_process_ends_with_its_parent() -> None:
         parent.kill()
         # The process holds the other end of the pipe as long as it lives.
         assert parent.stdout.read() == ""
+
+
+async def test_an_error_in_place_of_a_cancellation_ends_a_loop() -> None:
+    working = asyncio.Event()
+
+    async def work(_: None) -> None:
+        try:
+            working.set()
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError  # as a rollback does that finds its connection lost
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[None]:
+        yield
+
+    survived = list[Exception]()
+    loop = asyncio.create_task(repeat(work, opened, period_seconds=0.01, survives=ValueError, failed=survived.append))
+    await working.wait()
+    loop.cancel()
+    await asyncio.wait({loop}, timeout=DEADLINE_S)
+    assert loop.cancelled()
+    assert survived == []
