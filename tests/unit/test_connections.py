@@ -79,6 +79,24 @@ async def test_the_body_that_has_been_silent_for_longest_makes_room_for_a_new_on
         task.cancel()
 
 
+async def test_a_body_that_is_ending_by_itself_makes_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections_module, "BODY_SECONDS", 0.01)
+    app = Connections(3).limited(read_all)
+    ending = asyncio.Event()
+
+    async def end_slowly() -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await asyncio.sleep(0.1)
+
+    first = asyncio.create_task(ask(app, 0, receive=end_slowly))
+    await ending.wait()
+    results = await asyncio.gather(first, ask(app, 1), return_exceptions=True)
+    assert [type(result) for result in results] == [BodyTooSlow, BodyTooSlow]
+
+
 async def test_a_body_may_take_longer_while_it_comes_fast_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections_module, "BODY_SECONDS", 0.2)
     monkeypatch.setattr(connections_module, "BODY_BYTES_PER_SECOND", 1_000)
