@@ -89,7 +89,7 @@ class Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
         if beat is None:
             return await super().wait(gen, interval, timeout)
         if beat.is_frozen:
-            self.cut()
+            self.pgconn.finish()  # It may be in the middle of a COPY, and would be used again like this.
             raise NoAnswer
         beat.waiting.add(self)
         try:
