@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from select import select
 
 import httpx
 import psycopg
@@ -74,10 +75,10 @@ def test_a_full_service_answers_health_and_makes_room(database_url: str) -> None
         assert process.get("/health/live").status_code == httpx.codes.OK
         assert process.get("/health/ready").status_code == httpx.codes.OK
         assert send(process, 1) == httpx.codes.OK
-        assert answered(idle[0]) == b""
+        eventually(lambda: len(select(idle, [], [], 0)[0]) >= 90)
         stalled[-1].sendall(b" " * 999)
-        ended = codes([answered(client) for client in stalled])
-        assert ended.pop((400, "malformed_body")) == 1
+        assert stalled[-1].recv(65_536).startswith(b"HTTP/1.1 400 ")
+        ended = codes([answered(client) for client in stalled[:-1]])
         assert set(ended) <= {(408, "body_too_slow"), (503, "busy")}
 
 
