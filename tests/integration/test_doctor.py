@@ -224,7 +224,7 @@ def test_a_server_that_is_set_up_badly(tmp_path: Path) -> None:
             "default_transaction_read_only is on",
             "full_page_writes is off",
             "synchronous_commit is off",
-            "The service may open 13 connections",
+            "The service may open 14 connections",
             "TimescaleDB runs with the licence 'apache'",
             "The server has 1 background workers for TimescaleDB",
         ]
