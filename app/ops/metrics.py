@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, gen
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.analytics.alerts.judge import Kind
 from app.database import reading
@@ -71,17 +71,15 @@ async def get_metrics(pool: NamedDependency[AsyncEngine], watch: NamedDependency
 
 async def _gauge(pool: AsyncEngine, registry: CollectorRegistry) -> None:
     async with reading(pool) as connection:
-        await _gauge_with(connection, registry)
-
-
-async def _gauge_with(connection: AsyncConnection, registry: CollectorRegistry) -> None:
-    for name, (meaning, statement) in _STATEMENTS.items():
-        Gauge(name, meaning, registry=registry).set(await connection.scalar(text(statement)))
+        values = {name: await connection.scalar(text(statement)) for name, (_, statement) in _STATEMENTS.items()}
+        open_alerts = (await connection.execute(_OPEN_ALERTS)).all()
+    for name, (meaning, _) in _STATEMENTS.items():
+        Gauge(name, meaning, registry=registry).set(values[name])
     alerts = Gauge("wattline_alerts_open", "Open alerts.", ["kind", "acknowledged"], registry=registry)
     for kind in Kind:
         for acknowledged in "false", "true":
             alerts.labels(kind, acknowledged)
-    for kind, acknowledged, count in await connection.execute(_OPEN_ALERTS):
+    for kind, acknowledged, count in open_alerts:
         alerts.labels(kind, str(acknowledged).lower()).set(count)
 
 

@@ -19,8 +19,8 @@ from app.analytics.alerts.loss import sum_energies
 from app.analytics.alerts.reported import judge_reported
 from app.analytics.alerts.silence import replace_silent
 from app.analytics.freshness import fetch_instants
-from app.analytics.sessions.make import make_running
 from app.analytics.sessions.parts import replace_judged
+from app.analytics.sessions.running import make_running
 from app.database import ALERTS_POOL_SIZE, create_pool, driver_connection
 from app.fleet.states import REPORTING_MINUTES
 from app.loops import repeat

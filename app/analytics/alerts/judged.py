@@ -72,6 +72,8 @@ async def judge_running(
         judged: list[Judged] = []
         for is_near, margin in (True, settled_margin(settings)), (False, REACH):
             others = vehicles.difference(*(one.vehicles for one in judged))
+            if not others:
+                break
             sharers = await fetch_sharers(connection, others, set(), _instants(hours), *_instants(hours, margin))
             judged.append(await _judge(connection, settings, others, sharers, hours, is_near=is_near))
         return judged
@@ -107,10 +109,8 @@ async def _judge(
         sides = await fetch_near(connection, some, *bounds, settings, rows=rows, sharers=sharers)
         if judging:
             _add(judged, await judging)
-        chosen = settled(sides, some, *bounds, settings) if is_near else {*some}
-        judging = asyncio.create_task(
-            asyncio.to_thread(_judge_slice, sides, batteries, [one for one in some if one in chosen], hours, settings)
-        )
+        near = bounds if is_near else None
+        judging = asyncio.create_task(asyncio.to_thread(_judge_slice, sides, batteries, some, hours, near, settings))
     if judging:
         _add(judged, await judging)
     return judged
@@ -123,8 +123,16 @@ def _side_by_side(vehicles: set[int], sharers: Mapping[int, set[int]]) -> list[i
 
 
 def _judge_slice(
-    sides: Sides, batteries: dict[int, Integers], vehicles: Sequence[int], hours: range, settings: Settings
+    sides: Sides,
+    batteries: dict[int, Integers],
+    some: Sequence[int],
+    hours: range,
+    near: tuple[datetime, datetime] | None,
+    settings: Settings,
 ) -> Judged:
+    """Judges some vehicles, in their order; with the bounds of `near` rows, only those that are settled there."""
+    chosen = settled(sides, some, *near, settings) if near else {*some}
+    vehicles = [one for one in some if one in chosen]
     rule, bounds = rule_of(settings), [hour * HOUR_US for hour in (*hours, hours.stop)]
     rows: Hours = {}
     parts: dict[int, list[tuple[Part, Battery]]] = {}

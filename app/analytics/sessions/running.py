@@ -13,7 +13,7 @@ from app.database import snapshot
 from app.settings import Settings
 from app.telemetry.instant import MAX_AHEAD
 
-# Those of 4,000 vehicles that charge take some seconds of CPU.
+# Those of 5,000 vehicles that charge took 2.5 s of this process's CPU.
 RUNNING_PERIOD = timedelta(minutes=5)
 
 
